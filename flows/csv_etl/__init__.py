@@ -1,0 +1,1 @@
+"""Integers from CSV to CSV: the smallest useful flow."""

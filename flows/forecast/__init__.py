@@ -1,0 +1,1 @@
+"""Weekly series: the best model, and next week."""

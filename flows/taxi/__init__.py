@@ -1,0 +1,1 @@
+"""New York taxi rides: tips."""

@@ -1,0 +1,1 @@
+"""IT tickets: how well a model predicts the time to close."""

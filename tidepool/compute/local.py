@@ -1,0 +1,76 @@
+"""Dask clusters on this machine."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import distributed
+from prefect.logging import get_logger
+
+from tidepool.settings import SizeSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_log = get_logger("tidepool.compute")
+
+
+def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any) -> distributed.LocalCluster:  # noqa: ANN401 - LocalCluster's own
+    """A Dask cluster of that size on this machine; no more worker processes than cores.
+
+    Args:
+        size: Workers, threads each, and memory limit each (GiB).
+        processes: Workers are processes (a crash loses one worker) or threads of this process.
+        options: Passed on to `distributed.LocalCluster`.
+    """
+    workers = min(size.workers, os.cpu_count() or 1) if processes else size.workers
+    return distributed.LocalCluster(
+        n_workers=workers,
+        threads_per_worker=size.threads,
+        memory_limit=f"{size.memory_gib}GiB" if processes else None,
+        processes=processes,
+        # Only this machine can see it, and any free port: several runs go on at a time.
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        **options,
+    )
+
+
+@contextmanager
+def cluster(size: SizeSettings, *, processes: bool) -> Iterator[distributed.LocalCluster]:
+    """A local cluster for the time of the block; its start and its end are in the log."""
+    with local_cluster(size, processes=processes) as started:
+        _run_log().info("Dask cluster %s: %s workers at %s", started.name, len(started.workers), started.scheduler_address)
+        try:
+            yield started
+        finally:
+            _run_log().info("Dask cluster %s: closing", started.name)
+    _run_log().info("Dask cluster %s: closed", started.name)
+
+
+@contextmanager
+def client(to: distributed.LocalCluster) -> Iterator[distributed.Client]:
+    """A client of a cluster, the default one of this thread inside the block."""
+    with distributed.Client(to, set_as_default=False) as connected, connected.as_current():
+        yield connected
+
+
+@contextmanager
+def existing(address: str) -> Iterator[distributed.Client]:
+    """A client of a scheduler that runs already, and goes on afterwards."""
+    with distributed.Client(address, set_as_default=False) as connected, connected.as_current():
+        _run_log().info("Dask cluster at %s: connected", address)
+        yield connected
+
+
+def _run_log() -> Any:  # noqa: ANN401 - Logger or LoggerAdapter
+    """The logger of the run that this is part of, or the platform's own outside of one."""
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return _log

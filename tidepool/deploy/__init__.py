@@ -1,0 +1,1 @@
+"""From Git to the server: what prefect.yaml says, and what becomes of it."""

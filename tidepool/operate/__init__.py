@@ -1,0 +1,1 @@
+"""What looks after runs: status, clean-up, metrics."""

@@ -1,0 +1,138 @@
+"""What a person sees of a run in the Prefect UI: tables, pages with pictures, links to outputs, progress.
+
+Keys are global in Prefect, so every key starts with the flow's name (`weekly-forecast-report`); the page of a key is its history.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+from tidepool import storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Prefect has no limit of its own, and its Artifacts page loads every body: 100 KiB keep that page fast.
+LIMIT_BYTES = 100 * 1024
+# Tables cannot be sorted in the UI and show ten rows a page: more belongs into a file.
+TABLE_ROWS = 200
+OUTPUTS_KEY_SUFFIX = "-outputs"
+
+
+def table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """Publishes a table; rows beyond `TABLE_ROWS` are left out and the description says so."""
+    from prefect.artifacts import create_table_artifact
+
+    if len(rows) > TABLE_ROWS:
+        description = f"{description} (the first {TABLE_ROWS} of {len(rows)} rows)"
+    create_table_artifact(table=[dict(row) for row in rows[:TABLE_ROWS]], key=key, description=description)
+
+
+def page(key: str, text: str, description: str) -> None:
+    """Publishes a page of Markdown.
+
+    Args:
+        key: The artifact's key.
+        text: GitHub-flavoured Markdown; pictures as made by `picture`.
+        description: One line, the result in words: it is what the list of artifacts shows.
+
+    Raises:
+        ValueError: the page is larger than `LIMIT_BYTES`.
+    """
+    from prefect.artifacts import create_markdown_artifact
+
+    length = len(text.encode())
+    if length > LIMIT_BYTES:
+        raise ValueError(f"artifact {key!r} has {length} bytes; a page may have {LIMIT_BYTES}: put the rest into a file")
+    create_markdown_artifact(markdown=text, key=key, description=description)
+
+
+def outputs(flow: str, targets: Iterable[str]) -> list[str]:
+    """Publishes the files that a run wrote, with size and content hash, as the artifact `<flow>-outputs`.
+
+    Args:
+        flow: The flow's name.
+        targets: Keys or URLs of the files.
+
+    Returns:
+        Their URLs.
+    """
+    rows = [
+        {"url": storage.url(target), "bytes": storage.size(target), "content": storage.content_hash(target)}
+        for target in targets
+    ]
+    table(f"{flow}{OUTPUTS_KEY_SUFFIX}", rows, f"{len(rows)} file{'s' if len(rows) != 1 else ''} written")
+    return [row["url"] for row in rows]
+
+
+def axes(width: float = 8, height: float = 3) -> tuple[Figure, Axes]:
+    """A figure with one set of axes, in inches, that reads well on the UI's light and dark ground."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.add_subplot()
+    grey = "#808080"
+    axis.tick_params(colors=grey, which="both")
+    for part in (axis.xaxis.label, axis.yaxis.label, axis.title):
+        part.set_color(grey)
+    for name, spine in axis.spines.items():
+        spine.set_color(grey)
+        spine.set_visible(name in {"left", "bottom"})
+    axis.grid(color=grey, alpha=0.2, linewidth=0.5)
+    return figure, axis
+
+
+def picture(figure: Figure, title: str) -> str:
+    """A figure as Markdown, inside the page (the UI shows data URIs): no second file, nothing to fetch.
+
+    Args:
+        figure: A matplotlib figure, best made by `axes`.
+        title: Says what it shows, for those who cannot see it.
+    """
+    import matplotlib as mpl
+
+    legend_grey = {"text.color": "#808080", "svg.hashsalt": "tidepool"}
+    buffer = io.BytesIO()
+    with mpl.rc_context(legend_grey):
+        for axis in figure.axes:
+            if (legend := axis.get_legend()) is not None:
+                legend.get_frame().set_alpha(0)
+                for text in legend.get_texts():
+                    text.set_color("#808080")
+        # The date would make the same data another file.
+        figure.savefig(buffer, format="png", dpi=110, transparent=True, metadata={"Software": None})
+    return f"![{title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+
+
+class Progress:
+    """A progress bar of the run, updated in place; use it for work over ten seconds.
+
+    Args:
+        key: The artifact's key.
+        total: How many items there are.
+        description: What an item is.
+    """
+
+    def __init__(self, key: str, total: int, description: str) -> None:
+        from prefect.artifacts import create_progress_artifact
+
+        self._total = max(total, 1)
+        self._shown = 0
+        self._description = description
+        self._id = create_progress_artifact(progress=0.0, key=key, description=description)
+
+    def update(self, done: int) -> None:
+        """Shows that `done` items are done; whole percents only, to spare the server."""
+        from prefect.artifacts import update_progress_artifact
+
+        percent = int(100 * done / self._total)
+        if percent > self._shown:
+            self._shown = percent
+            update_progress_artifact(
+                artifact_id=self._id, progress=float(percent), description=f"{self._description}: {done} of {self._total}"
+            )
