@@ -1,0 +1,77 @@
+# tidepool: the commands of this repository. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help
+help: ## Show the commands
+	@awk 'BEGIN {FS = ":.*##"; printf "usage: make COMMAND\n"} \
+	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-zA-Z_-]+:.*##/ {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Every day
+
+.PHONY: setup
+setup: $(READY) ## Make .venv with the locked dependencies (again only when they changed)
+
+# The installer comes by pip with its hash, and installs the rest in seconds; nothing unlocked is fetched.
+$(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "tidepool needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked dependencies into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/bootstrap.txt
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Run all six flows here, on real samples, and show them in the Prefect UI (DEMO_ARGS=--exit ends afterwards)
+	@$(BIN)/tidepool demo $(DEMO_ARGS)
+
+.PHONY: run
+run: setup ## Run one deployment's flow here and now: make run FLOW=csv-etl [ARGS="-p increment=2"]
+	@test -n "$(FLOW)" || { echo "say which: make run FLOW=csv-etl"; exit 2; }
+	@$(BIN)/tidepool run $(FLOW) $(ARGS)
+
+##@ Before a pull request
+
+.PHONY: test
+test: setup ## Run the tests with coverage (T=tests/unit/test_x.py for some)
+	@if test -n "$(T)"; then $(BIN)/python -m pytest $(T); else \
+	  $(BIN)/python -m coverage erase; \
+	  $(BIN)/python -m pytest --ignore=tests/cluster --cov --cov-report=term:skip-covered --cov-fail-under=90; fi
+
+.PHONY: check
+check: setup ## Lint, types, and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## Format, and mend what the linter can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+##@ Now and then
+
+.PHONY: lock
+lock: setup ## Lock the dependencies anew from requirements/*.in (UPGRADE=--upgrade for newer versions)
+	@for name in bootstrap runtime dev; do \
+	  $(BIN)/uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    requirements/$$name.in --output-file requirements/$$name.txt; done
+
+.PHONY: clean
+clean: ## Remove the environment, caches, and what the demo left
+	@rm -rf $(VENV) .tidepool .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* htmlcov build
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+include $(wildcard make/*.mk)
