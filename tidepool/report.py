@@ -1,18 +1,20 @@
-"""What a person sees of a run in the Prefect UI: tables, pages with pictures, links to outputs, progress.
+"""What a person sees of a run in the Prefect UI: tables, pages with pictures, the outputs, progress.
 
-Keys are global in Prefect, so every key starts with the flow's name (`weekly-forecast-report`); the page of a key is its history.
+Keys are global in Prefect, so every key starts with the flow's name (`weekly-forecast-report`); the page of a key is
+its history.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tidepool import storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from uuid import UUID
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -22,6 +24,8 @@ LIMIT_BYTES = 100 * 1024
 # Tables cannot be sorted in the UI and show ten rows a page: more belongs into a file.
 TABLE_ROWS = 200
 OUTPUTS_KEY_SUFFIX = "-outputs"
+# Legible on the UI's light and dark ground.
+_GREY = "#808080"
 
 
 def table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
@@ -48,7 +52,9 @@ def page(key: str, text: str, description: str) -> None:
 
     length = len(text.encode())
     if length > LIMIT_BYTES:
-        raise ValueError(f"artifact {key!r} has {length} bytes; a page may have {LIMIT_BYTES}: put the rest into a file")
+        raise ValueError(
+            f"artifact {key!r} has {length} bytes; a page may have {LIMIT_BYTES}: put the rest into a file"
+        )
     create_markdown_artifact(markdown=text, key=key, description=description)
 
 
@@ -62,12 +68,10 @@ def outputs(flow: str, targets: Iterable[str]) -> list[str]:
     Returns:
         Their URLs.
     """
-    rows = [
-        {"url": storage.url(target), "bytes": storage.size(target), "content": storage.content_hash(target)}
-        for target in targets
-    ]
+    urls = [storage.url(target) for target in targets]
+    rows = [{"url": url, "bytes": storage.size(url), "content": storage.content_hash(url)} for url in urls]
     table(f"{flow}{OUTPUTS_KEY_SUFFIX}", rows, f"{len(rows)} file{'s' if len(rows) != 1 else ''} written")
-    return [row["url"] for row in rows]
+    return urls
 
 
 def axes(width: float = 8, height: float = 3) -> tuple[Figure, Axes]:
@@ -76,14 +80,13 @@ def axes(width: float = 8, height: float = 3) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axis = figure.add_subplot()
-    grey = "#808080"
-    axis.tick_params(colors=grey, which="both")
+    axis.tick_params(colors=_GREY, which="both")
     for part in (axis.xaxis.label, axis.yaxis.label, axis.title):
-        part.set_color(grey)
+        part.set_color(_GREY)
     for name, spine in axis.spines.items():
-        spine.set_color(grey)
+        spine.set_color(_GREY)
         spine.set_visible(name in {"left", "bottom"})
-    axis.grid(color=grey, alpha=0.2, linewidth=0.5)
+    axis.grid(color=_GREY, alpha=0.2, linewidth=0.5)
     return figure, axis
 
 
@@ -94,18 +97,13 @@ def picture(figure: Figure, title: str) -> str:
         figure: A matplotlib figure, best made by `axes`.
         title: Says what it shows, for those who cannot see it.
     """
-    import matplotlib as mpl
-
-    legend_grey = {"text.color": "#808080", "svg.hashsalt": "tidepool"}
+    for axis in figure.axes:
+        if (legend := axis.get_legend()) is not None:
+            legend.get_frame().set_alpha(0)
+            for text in legend.get_texts():
+                text.set_color(_GREY)
     buffer = io.BytesIO()
-    with mpl.rc_context(legend_grey):
-        for axis in figure.axes:
-            if (legend := axis.get_legend()) is not None:
-                legend.get_frame().set_alpha(0)
-                for text in legend.get_texts():
-                    text.set_color("#808080")
-        # The date would make the same data another file.
-        figure.savefig(buffer, format="png", dpi=110, transparent=True, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=110, transparent=True)
     return f"![{title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
@@ -124,7 +122,7 @@ class Progress:
         self._total = max(total, 1)
         self._shown = 0
         self._description = description
-        self._id = create_progress_artifact(progress=0.0, key=key, description=description)
+        self._id = cast("UUID", create_progress_artifact(progress=0.0, key=key, description=description))
 
     def update(self, done: int) -> None:
         """Shows that `done` items are done; whole percents only, to spare the server."""
@@ -134,5 +132,7 @@ class Progress:
         if percent > self._shown:
             self._shown = percent
             update_progress_artifact(
-                artifact_id=self._id, progress=float(percent), description=f"{self._description}: {done} of {self._total}"
+                artifact_id=self._id,
+                progress=float(percent),
+                description=f"{self._description}: {done} of {self._total}",
             )

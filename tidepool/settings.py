@@ -1,7 +1,7 @@
 """Every setting of tidepool: one frozen model, read from `TIDEPOOL_*` variables. Nothing else reads the environment.
 
-A setting's variable is `TIDEPOOL_<GROUP>_<FIELD>`: `TIDEPOOL_STORAGE_ROOT` is `settings().storage.root`. A `TIDEPOOL_*` name that
-is no setting is an error with the nearest right name, because a misspelt one would otherwise be ignored without a word.
+A setting's variable is `TIDEPOOL_<GROUP>_<FIELD>`: `TIDEPOOL_STORAGE_ROOT` is `settings().storage.root`. A `TIDEPOOL_*`
+name that is no setting is an error with the nearest right name: a misspelt one would otherwise be ignored silently.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class ComputeSettings(_Group):
     argument_limit_bytes: int = Field(
         default=256 * 1024,
         gt=0,
-        description="Bytes that one argument or result of a mapped task may have, serialised; larger data travels by reference.",
+        description="Bytes that one argument or result of a mapped task may have, serialised; "
+        "larger data travels by reference.",
     )
 
 
@@ -105,7 +106,9 @@ class Settings(BaseSettings):
 
     storage: StorageSettings = StorageSettings()
     compute: ComputeSettings = ComputeSettings()
-    small: Annotated[SizeSettings, Field(description="Size `small`: per-item work of seconds.")] = SizeSettings(workers=2)
+    small: Annotated[SizeSettings, Field(description="Size `small`: per-item work of seconds.")] = SizeSettings(
+        workers=2
+    )
     medium: Annotated[SizeSettings, Field(description="Size `medium`: minutes of work.")] = SizeSettings(
         workers=4, memory_gib=2.0
     )

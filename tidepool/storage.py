@@ -1,8 +1,8 @@
 """Files and objects by URL: written atomically, read, listed, compared by content.
 
-A *target* is a key (`tickets/trials/x.json`, meaning `TIDEPOOL_STORAGE_ROOT/tickets/trials/x.json`), a URL (`file://`, `s3://`,
-`memory://`, and to read also `http(s)://`) or a path of this machine. A reader never sees half a file: local files are written
-beside the target and renamed, and on an object store the put is the commit.
+A *target* is a key (`tickets/trials/x.json`, meaning `TIDEPOOL_STORAGE_ROOT/tickets/trials/x.json`), a URL (`file://`,
+`s3://`, `memory://`, and to read also `http(s)://`) or a path of this machine. A reader never sees half a file: local
+files are written beside the target and renamed, and on an object store the put is the commit.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def create(target: str, data: bytes) -> str:
     """
     if exists(target):
         if content_hash(target) != _digest(io.BytesIO(data)):
-            raise StorageError(f"{url(target)} exists with other content and is not overwritten; name another destination")
+            raise StorageError(
+                f"{url(target)} exists with other content and is not overwritten; name another destination"
+            )
         return url(target)
     return write(target, data)
 
@@ -160,10 +162,7 @@ def delete(target: str) -> None:
 def listing(target: str) -> list[str]:
     """The URLs of all objects below the target, or of all that match when it holds `*`, sorted."""
     filesystem, path = _open(target)
-    if "*" in path:
-        found = filesystem.glob(path)
-    else:
-        found = filesystem.find(path) if filesystem.exists(path) else []
+    found = filesystem.glob(path) if "*" in path else filesystem.find(path)
     scheme = _scheme(target)
     return sorted(_with_scheme(scheme, str(name)) for name in found)
 

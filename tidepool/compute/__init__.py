@@ -1,9 +1,9 @@
 """Where mapped tasks run.
 
-`@flow(task_runner=dask_runner("small"))` runs the tasks that a flow maps or submits on a Dask cluster of that size; tasks that it
-simply calls run in the flow-run process. `with dask_client("small") as client:` is a cluster inside one task. Which kind of cluster
-(`local`, `threads`, `address`, `kubernetes`) is the setting `TIDEPOOL_COMPUTE_PROVIDER`, not the flow's concern. The cluster
-starts with the first task that is submitted: a run that submits none costs none.
+`@flow(task_runner=dask_runner("small"))` runs the tasks that a flow maps or submits on a Dask cluster of that size;
+tasks that it simply calls run in the flow-run process. `with dask_client("small") as client:` is a cluster inside one
+task. Which kind of cluster (`local`, `threads`, `address`, `kubernetes`) is the setting `TIDEPOOL_COMPUTE_PROVIDER`,
+not the flow's concern. The cluster starts with the first task that is submitted: a run that submits none costs none.
 """
 
 from tidepool.compute.providers import dask_client, dask_runner

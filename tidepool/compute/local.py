@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import distributed
 from prefect.logging import get_logger
 
-from tidepool.settings import SizeSettings
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tidepool.settings import SizeSettings
 
 _log = get_logger("tidepool.compute")
 
@@ -42,7 +42,9 @@ def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any)
 def cluster(size: SizeSettings, *, processes: bool) -> Iterator[distributed.LocalCluster]:
     """A local cluster for the time of the block; its start and its end are in the log."""
     with local_cluster(size, processes=processes) as started:
-        _run_log().info("Dask cluster %s: %s workers at %s", started.name, len(started.workers), started.scheduler_address)
+        _run_log().info(
+            "Dask cluster %s: %s workers at %s", started.name, len(started.workers), started.scheduler_address
+        )
         try:
             yield started
         finally:

@@ -1,9 +1,9 @@
-"""From a size and the settings to a task runner or a Dask client. Imports nothing heavy: every flow module imports it."""
+"""From a size and the settings to a task runner or a Dask client. Every flow imports it: nothing heavy at the top."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -32,7 +32,7 @@ def dask_runner(size: str = "small") -> TaskRunner[PrefectFuture[Any]]:
 class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
     """Stands for the runner of a flow until the flow runs; Prefect asks every runner for a duplicate then.
 
-    Importing Dask takes as long as importing Prefect, and `prefect deploy` and every-minute flows import flows that map nothing.
+    Importing Dask takes as long as importing Prefect, and every-minute flows seldom map anything.
 
     Args:
         size: Name of the cluster's size.
@@ -40,9 +40,10 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     def __init__(self, size: str) -> None:
         self.size = size
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # Prefect leaves it unannotated
 
-    def duplicate(self) -> TaskRunner[PrefectFuture[Any]]:  # type: ignore[override] # the one place where it becomes another class
+    # Prefect calls this for every run: the one place where the stand-in becomes the real runner.
+    def duplicate(self) -> TaskRunner[PrefectFuture[Any]]:  # type: ignore[override]
         """The runner of one run, as the settings say.
 
         Raises:
@@ -90,7 +91,7 @@ def dask_client(size: str = "small", workers: int | None = None) -> Iterator[Cli
 def _runner(size: SizeSettings) -> TaskRunner[PrefectFuture[Any]]:
     provider = settings().compute.provider
     if provider == "threads":
-        return ThreadPoolTaskRunner(max_workers=size.workers * size.threads)
+        return cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=size.workers * size.threads))
 
     from tidepool.compute.runner import TidepoolTaskRunner
 
