@@ -87,8 +87,10 @@ def read(target: str) -> bytes:
     Raises:
         StorageError: there is none.
     """
-    with reader(target) as stream:
-        return stream.read()
+    filesystem, path = _open(target)
+    with _absent_is_an_error(target):
+        # One request: a stream would fail when the object is replaced between two of its requests.
+        return cast("bytes", filesystem.cat_file(path))
 
 
 @contextmanager
@@ -142,11 +144,18 @@ def writer(target: str) -> Iterator[IO[bytes]]:
         with _local_writer(Path(path)) as stream:
             yield stream
         return
+    if _scheme(target) == "memory":
+        # fsspec's memory files are visible from their first byte.
+        buffer = io.BytesIO()
+        yield buffer
+        filesystem.pipe_file(path, buffer.getvalue())
+        return
     stream = filesystem.open(path, "wb", autocommit=False)
     try:
         yield cast("IO[bytes]", stream)
     except BaseException:
         stream.discard()
+        stream.closed = True  # or its finaliser would upload what it still buffers
         raise
     stream.close()
     stream.commit()
@@ -162,9 +171,9 @@ def delete(target: str) -> None:
 def listing(target: str) -> list[str]:
     """The URLs of all objects below the target, or of all that match when it holds `*`, sorted."""
     filesystem, path = _open(target)
-    found = filesystem.glob(path) if "*" in path else filesystem.find(path)
+    found = filesystem.glob(path, detail=True) if "*" in path else filesystem.find(path, detail=True)
     scheme = _scheme(target)
-    return sorted(_with_scheme(scheme, str(name)) for name in found)
+    return sorted(_with_scheme(scheme, name) for name, info in found.items() if info["type"] == "file")
 
 
 def content_hash(target: str) -> str:

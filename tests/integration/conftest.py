@@ -15,14 +15,20 @@ import pytest
 from tidepool import settings as settings_module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Gives a port of this machine that nobody listens on."""
+    return _free_port
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +37,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     home = tmp_path_factory.mktemp("prefect")
-    port = free_port()
+    port = _free_port()
     api = f"http://127.0.0.1:{port}/api"
     environment = {
         **os.environ,

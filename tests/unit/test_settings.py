@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import ValidationError
+
+from tidepool import settings as module
+from tidepool.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in module.variables():
+        monkeypatch.delenv(name, raising=False)
+    module.settings.cache_clear()
+    yield
+    module.settings.cache_clear()
+
+
+def test_a_variable_sets_its_group_and_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_STORAGE_ROOT", "s3://bucket/prefix")
+    monkeypatch.setenv("TIDEPOOL_SMALL_MEMORY_GIB", "0.5")
+    current = module.settings()
+    assert current.storage.root == "s3://bucket/prefix"
+    assert current.small.memory_gib == 0.5
+    assert current.small.workers == 2, "the group's other fields keep their defaults"
+
+
+def test_a_misspelt_variable_is_an_error_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_STORAGE_ROTO", "s3://bucket")
+    with pytest.raises(
+        UsageError, match=r"^TIDEPOOL_STORAGE_ROTO is no setting, did you mean TIDEPOOL_STORAGE_ROOT\?$"
+    ):
+        module.settings()
+
+
+def test_a_name_like_no_other_points_to_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_XYZZY", "1")
+    with pytest.raises(UsageError, match=r"TIDEPOOL_XYZZY is no setting \(`tidepool settings` lists them\)"):
+        module.settings()
+
+
+def test_a_value_that_is_not_accepted_names_variable_and_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_COMPUTE_PROVIDER", "cloud")
+    with pytest.raises(UsageError) as error:
+        module.settings()
+    assert str(error.value) == (
+        "TIDEPOOL_COMPUTE_PROVIDER: input should be 'local', 'threads', 'address' or 'kubernetes', not 'cloud'"
+    )
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        module.settings().storage.root = "s3://elsewhere"  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for variable, (group, field) in module.variables().items():
+        annotation = module.Settings.model_fields[group].annotation
+        assert annotation is not None
+        assert annotation.model_fields[field].description, f"{variable} has no description"
+
+
+def test_effective_tells_value_and_origin_and_masks_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_NOTIFY_URLS", "slack://T1/B2/C3")
+    rows = {variable: (value, origin) for variable, value, origin in module.effective()}
+    assert rows["TIDEPOOL_NOTIFY_URLS"] == ("**********", "environment")
+    assert rows["TIDEPOOL_COMPUTE_PROVIDER"] == ("local", "default")
+    assert set(rows) == set(module.variables())
+
+
+def test_an_unknown_size_names_the_sizes() -> None:
+    with pytest.raises(UsageError, match="size 'huge' is unknown; the sizes are small, medium, large"):
+        module.settings().size("huge")
+
+
+def test_set_variables_takes_effect_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_COMPUTE_PROVIDER", "local")  # monkeypatch puts it back afterwards
+    module.set_variables({"TIDEPOOL_COMPUTE_PROVIDER": "threads"})
+    assert module.settings().compute.provider == "threads"
+
+
+def test_set_variables_refuses_what_is_no_setting() -> None:
+    with pytest.raises(UsageError, match="TIDEPOOL_COMPUTE_PROVIDERS is no setting, did you mean"):
+        module.set_variables({"TIDEPOOL_COMPUTE_PROVIDERS": "threads"})
+
+
+def test_repository_is_found_from_a_folder_below(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    top = Path(str(tmp_path))
+    (top / "prefect.yaml").write_text("name: x\n")
+    (top / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(top / "a" / "b")
+    assert module.repository() == top
+
+
+def test_outside_a_repository_the_sentence_says_so(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    with pytest.raises(UsageError, match=r"no prefect\.yaml in .* or above it"):
+        module.repository()
