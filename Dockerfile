@@ -1,0 +1,85 @@
+# The one image: driver, Dask scheduler and workers, Prefect worker and server, Dask operator, reaper, exporter.
+#
+#   make image                      build it here, tag = Git commit
+#   prefect deploy --all            builds, pushes and registers it (prefect.yaml)
+#
+# Needs BuildKit (docker buildx). Any Debian-like base with Python 3.11 and venv will do for both stages.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# --- dependencies: exact versions with hashes, changes only with requirements/runtime.txt -------------------
+FROM ${BASE_IMAGE} AS dependencies
+COPY requirements/bootstrap.txt /build/
+# uv itself is locked like everything else; it stays in this stage.
+RUN python3 -m venv /build/bootstrap \
+ && /build/bootstrap/bin/pip install --quiet --no-cache-dir --require-hashes --requirement /build/bootstrap.txt
+ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_CACHE_DIR=/build/cache
+COPY requirements/runtime.txt /build/
+RUN --mount=type=cache,target=/build/cache,sharing=locked \
+    python3 -m venv --without-pip /opt/venv \
+ && /build/bootstrap/bin/uv pip install --python /opt/venv/bin/python --no-deps --require-hashes --compile-bytecode \
+      --requirement /build/runtime.txt
+# Left out, because nothing imports it at run time: the libraries' own test suites, type stubs, C and Cython
+# sources and headers, unminified browser scripts that have a minified twin, and the asynchronous half of
+# the `kubernetes` client (68 MB; prefect-kubernetes has its own, kubernetes_asyncio).
+RUN cd /opt/venv/lib/python3.*/site-packages \
+ && find . -depth -type d -name tests -not -path './numpy/testing/*' -exec rm -r {} + \
+ && find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -o -name '*.cpp' \
+      -o -name '*.cc' -o -name '*.h' -o -name '*.hpp' -o -name '*.f90' -o -name '*.js.map' -o -name '*.css.map' \) -delete \
+ && rm -r kubernetes/aio \
+ && cd bokeh/server/static/js && for script in *.min.js; do rm -f "${script%.min.js}.js"; done; rm -rf compiler.js types
+# Everything in the project folder is importable: it is laid out like the Git repository.
+RUN echo /app >"$(echo /opt/venv/lib/python3.*/site-packages)/app.pth"
+
+# --- the project ---------------------------------------------------------------------------------------------
+FROM dependencies AS project
+COPY requirements/dev.txt pyproject.toml /build/source/
+COPY tidepool /build/source/tidepool
+COPY flows /build/source/flows
+# The build back end (setuptools) is taken from the lock too.
+RUN --mount=type=cache,target=/build/cache,sharing=locked \
+    cd /build/source && touch README.md \
+ && /build/bootstrap/bin/uv pip install --python /opt/venv/bin/python --no-deps --compile-bytecode \
+      --build-constraints dev.txt --target /app .
+
+# --- what runs -----------------------------------------------------------------------------------------------
+FROM ${BASE_IMAGE} AS runtime
+# tini: PID 1 that forwards SIGTERM and collects orphans. The standard library as bytecode: the public Python
+# image ships none, and a pod with a read-only root file system would compile it again at every start.
+RUN { command -v tini >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends tini \
+      && rm -rf /var/lib/apt/lists/*; }; } \
+ && python3 -m compileall -q -j 0 -x '/(test|idlelib|lib2to3|site-packages|dist-packages)/' \
+      "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
+ && groupadd --gid 10001 tidepool \
+ && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin tidepool
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=project /app /app
+WORKDIR /app
+COPY samples samples
+COPY k8s/work-pool k8s/work-pool
+COPY environments environments
+COPY prefect.yaml automations.yam[l] ./
+# The root file system may be read-only: everything that is written goes to /tmp, an emptyDir in Kubernetes.
+# USER is for getpass.getuser() in dask-kubernetes, also under another numeric user (OpenShift).
+ENV PATH=/app/bin:/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    USER=tidepool \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    PREFECT_HOME=/tmp/prefect \
+    PREFECT_UI_STATIC_DIRECTORY=/tmp/prefect-ui \
+    DASK_TEMPORARY_DIRECTORY=/tmp
+USER 10001:10001
+# Smoke test: every role's entry point imports, as the user that will run it.
+RUN python -c "import flows, tidepool, dask_kubernetes.operator.controller, prefect.server.api.server, prefect_kubernetes.worker" \
+ && python -m distributed.cli.dask_scheduler --version && python -m distributed.cli.dask_worker --version \
+ && tidepool --help >/dev/null && prefect version >/dev/null && rm -rf /tmp/*
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+ARG SOURCE=unknown
+LABEL org.opencontainers.image.title=tidepool \
+      org.opencontainers.image.description="Git repository of Python flows on Prefect, Kubernetes and Dask" \
+      org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$REVISION \
+      org.opencontainers.image.source=$SOURCE
+ENTRYPOINT ["tini", "--"]
+CMD ["prefect", "version"]

@@ -1,0 +1,40 @@
+{{/* Names and labels. An object's name is <release>-<component>; its path is templates/<component>/<kind>.yaml. */}}
+
+{{- define "tidepool.fullname" -}}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* What a Deployment selects on: must never change. Takes (list $ component). */}}
+{{- define "tidepool.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: tidepool
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "tidepool.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "tidepool.selector" . }}
+app.kubernetes.io/part-of: tidepool
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- end }}
+
+{{- define "tidepool.metadata" -}}
+name: {{ include "tidepool.fullname" (index . 0) }}-{{ index . 1 }}
+namespace: {{ (index . 0).Release.Namespace }}
+labels:
+  {{- include "tidepool.labels" . | nindent 2 }}
+{{- end }}
+
+{{- define "tidepool.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
