@@ -13,6 +13,7 @@ import os
 import tempfile
 from contextlib import contextmanager
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("file", "s3", "memory", "http", "https")
 _CHUNK = 1024 * 1024
+_SERVER_ERROR = 500
+_TRY_AGAIN = (408, 429)  # request timeout, too many requests
 
 
 def url(target: str) -> str:
@@ -209,6 +212,19 @@ def get_frame(target: str, columns: Sequence[str] | None = None) -> pd.DataFrame
         return pd.read_parquet(stream, columns=list(columns) if columns is not None else None)
 
 
+def may_pass(error: object) -> bool:
+    """Whether an error is one of input or output that may be gone when the same is tried again: the network, the store.
+
+    What is absent, forbidden or not what it must be stays so; nor is any other kind of error one of input or output.
+    """
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return False
+    status = getattr(error, "status", None)  # aiohttp's answers
+    if isinstance(status, int) and status:
+        return status >= _SERVER_ERROR or status in _TRY_AGAIN
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in {"aiohttp", "botocore"}
+
+
 def options(target: str) -> dict[str, Any]:
     """What fsspec needs to open the target, for libraries that open URLs themselves (`storage_options=`)."""
     if _scheme(target) != "s3":
@@ -279,7 +295,11 @@ def _absolute(path: str) -> str:
 def _absent_is_an_error(target: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        # fsspec says "not found" whatever kept it from a web server's answer; only a 404 means that.
+        cause = error.__cause__
+        if _scheme(target) in {"http", "https"} and cause and getattr(cause, "status", None) != HTTPStatus.NOT_FOUND:
+            raise cause from None
         raise StorageError(f"{url(target)} does not exist") from None
 
 

@@ -1,0 +1,126 @@
+"""csv-etl: adds a number to every integer of a CSV. The smallest useful flow, and the template for a new one.
+
+Produces: `csv_etl/<run id>/transformed.csv`, with the shape of the source.
+Deployment: `csv-etl`, every 2 minutes (prefect.yaml).
+A re-run is safe: it writes the same file to the same place, and never puts other content in the place of a file that
+is there. With `update_source` it sees that the source holds the result already, and does not add twice.
+Runbook: docs/runbooks/csv-etl.md
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
+from prefect.tasks import Task
+from pydantic import Field
+
+from flows.csv_etl.transform import Row, increase, key, parse, preview, render
+from tidepool import report, storage
+from tidepool.errors import InputError
+
+NAME = "csv-etl"
+
+
+@flow(name=NAME, flow_run_name="add {increment} to {source}", timeout_seconds=600)
+def csv_etl(
+    source: Annotated[
+        str, Field(min_length=1, description="CSV of integers: a path, or a file, s3 or http(s) URL.")
+    ] = "samples/integers.csv",
+    destination: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Where the result goes: a key under the storage root, or a URL. {run_id} is the run's id.",
+        ),
+    ] = "csv_etl/{run_id}/transformed.csv",
+    increment: Annotated[int, Field(description="What is added to each integer; may be negative.")] = 1,
+    update_source: Annotated[
+        bool, Field(description="Also write the result over the source. Off: the source is only read.")
+    ] = False,
+) -> dict[str, Any]:
+    """Adds a number to every integer of a CSV.
+
+    Args:
+        source: CSV of integers with any number of lines, of any lengths; an empty file gives an empty result.
+        destination: Where the result goes. A file with other content that is there already is never overwritten.
+        increment: What is added to each integer.
+        update_source: Also write the result over the source.
+
+    Returns:
+        `lines`, `integers`, `increment`, the `destination` as a URL, and whether the source was updated.
+
+    Raises:
+        InputError: a parameter or a cell of the source is not what it must be.
+    """
+    target = storage.url(key(destination, str(flow_run.id)))
+    if update_source:
+        _check_updatable(source, destination)
+
+    rows = extract(source)
+    increased = rows if update_source and _is_written_back(source, target) else transform(rows, increment)
+    load(increased, target)
+    if update_source:
+        write_back(target, source)
+
+    lines, integers = len(rows), sum(map(len, rows))
+    result = f"{integers} integers in {lines} lines of {source}, each {increment:+d}"
+    get_run_logger().info("%s: %s", result, target)
+    report.table(f"{NAME}-lines", preview(rows, increased), result)
+    report.outputs(NAME, [target])
+    return {
+        "lines": lines,
+        "integers": integers,
+        "increment": increment,
+        "destination": target,
+        "source_updated": update_source,
+    }
+
+
+def _is_io_error(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """What is wrong with the data will be wrong again; the network or the store may not be."""
+    return storage.may_pass(state.data)
+
+
+@task(retries=5, retry_delay_seconds=5, retry_condition_fn=_is_io_error, task_run_name="extract {source}")
+def extract(source: str) -> list[Row]:
+    """The integers of each line of the source."""
+    try:
+        return parse(storage.read(storage.source(source)).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: byte {error.start + 1} is not UTF-8; a CSV of integers is wanted") from None
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+@task
+def transform(rows: list[Row], increment: int) -> list[Row]:
+    """Each integer plus the increment."""
+    return increase(rows, increment)
+
+
+@task(task_run_name="load {target}")
+def load(rows: list[Row], target: str) -> None:
+    """Writes the rows as CSV, unless a file with other content is there."""
+    storage.create(target, render(rows).encode())
+
+
+@task(task_run_name="write back to {source}")
+def write_back(target: str, source: str) -> None:
+    """Puts the result in the place of the source."""
+    storage.write(storage.source(source), storage.read(target))
+
+
+def _check_updatable(source: str, destination: str) -> None:
+    if storage.source(source).startswith(("http://", "https://")):
+        raise InputError(f"source: {source} cannot be written; update_source takes a path, a file or an s3 URL")
+    if "{run_id}" not in destination:
+        # By the run's own result a re-run knows that the source is updated already.
+        raise InputError(f"destination: {destination} has no {{run_id}}, which update_source needs")
+
+
+def _is_written_back(source: str, target: str) -> bool:
+    """Whether an earlier attempt of this run has updated the source already."""
+    return storage.exists(target) and storage.content_hash(storage.source(source)) == storage.content_hash(target)
