@@ -5,7 +5,8 @@ Each carries one sentence that names the thing, the place and the accepted value
     TidepoolError
     ├── UsageError      a command, a setting or a parameter is wrong: nothing was started, exit code 2
     ├── InputError      the data that a flow reads is wrong: the run fails with this sentence, and is not retried
-    └── StorageError    an object cannot be read or written as asked
+    ├── StorageError    an object cannot be read or written as asked
+    └── ClusterError    a Dask cluster cannot be had as asked: the sentence says what it waited for
 """
 
 from __future__ import annotations
@@ -25,3 +26,7 @@ class InputError(TidepoolError, ValueError):
 
 class StorageError(TidepoolError):
     """An object cannot be read or written as asked."""
+
+
+class ClusterError(TidepoolError):
+    """A Dask cluster did not start, or is not what was asked for."""

@@ -71,6 +71,74 @@ class ComputeSettings(_Group):
     )
 
 
+class KubernetesSettings(_Group):
+    """Dask clusters of pods. Inside a driver pod the first five come by themselves: from the base job template or from the pod."""
+
+    namespace: str = Field(
+        default="", description="Namespace of the Dask cluster. Empty: the driver pod's, else the kubeconfig's."
+    )
+    pod_name: str = Field(
+        default="",
+        description="Name of the driver's pod: the Dask pods get its image, variables and placement. Empty: not in a pod.",
+    )
+    job_name: str = Field(default="", description="Name of the run's Job, which owns the run's Dask clusters.")
+    job_uid: str = Field(default="", description="UID of the run's Job.")
+    image: str = Field(
+        default="", description="Image of scheduler and workers. Empty: the driver's own, by the digest that it runs."
+    )
+    max_workers: int = Field(
+        default=50, ge=1, description="Workers that all Dask clusters of one run may have together."
+    )
+    max_cpu: float = Field(default=100, gt=0, description="CPU cores that all workers of one run may request together.")
+    max_memory_gib: float = Field(
+        default=400, gt=0, description="Memory that all workers of one run may have together, GiB."
+    )
+    adaptive_minimum: int = Field(
+        default=0,
+        ge=0,
+        description="Workers that an adaptive cluster keeps when it has little to do; it grows to the size's workers. "
+        "0: not adaptive, always the size's workers.",
+    )
+    scheduler_cpu: float = Field(default=0.25, gt=0, description="CPU cores that a scheduler requests.")
+    scheduler_memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of a scheduler, GiB.")
+    scratch_gib: float = Field(
+        default=10, gt=0, description="Disk that a worker may use to spill to and for /tmp, GiB."
+    )
+    worker_node_selector: dict[str, str] = Field(
+        default={},
+        description="Labels of the nodes for workers, as JSON. Empty: the driver's. Driver and scheduler stay where they are.",
+    )
+    worker_tolerations: list[dict[str, str | int]] = Field(
+        default=[], description="Tolerations of workers besides the driver's, as JSON; spot nodes usually need one."
+    )
+    worker_priority_class: str = Field(
+        default="", description="PriorityClass of workers; lower than the driver's. Empty: the cluster's default."
+    )
+    start_timeout_seconds: float = Field(
+        default=600,
+        gt=0,
+        description="Seconds that a cluster may take until its first worker is there: a new node, an image pull.",
+    )
+    no_workers_timeout_seconds: float = Field(
+        default=600, gt=0, description="Seconds that tasks wait when every worker is lost, before they fail."
+    )
+    idle_timeout_seconds: int = Field(
+        default=1200,
+        ge=60,
+        description="Seconds without a task and without a connected client after which the operator removes a cluster.",
+    )
+    deadline_seconds: int = Field(
+        default=86400,
+        ge=60,
+        description="Seconds after its creation at which a run's cluster is removed, whatever it does.",
+    )
+    dashboard_url: str = Field(
+        default="",
+        description="Address of a cluster's Dask dashboard for people, with {namespace} and {cluster}, where an ingress "
+        "serves them. Empty: the run's page says how to forward it.",
+    )
+
+
 class SizeSettings(_Group):
     """One size of Dask cluster."""
 
@@ -106,6 +174,7 @@ class Settings(BaseSettings):
 
     storage: StorageSettings = StorageSettings()
     compute: ComputeSettings = ComputeSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     small: Annotated[SizeSettings, Field(description="Size `small`: per-item work of seconds.")] = SizeSettings(
         workers=2
     )
