@@ -34,6 +34,8 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API URL of a Prefect server in a process of its own, on SQLite; PREFECT_API_URL points to it meanwhile."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     home = tmp_path_factory.mktemp("prefect")
@@ -68,6 +70,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.environ.update(PREFECT_HOME=str(home), PREFECT_API_URL=api)
         with temporary_settings({PREFECT_API_URL: api}):
             yield api
+        # What is still to be sent goes out while there is a server.
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

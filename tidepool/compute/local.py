@@ -31,8 +31,8 @@ def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any)
         threads_per_worker=size.threads,
         memory_limit=f"{size.memory_gib}GiB" if processes else None,
         processes=processes,
-        # Only this machine can see it, and any free port: several runs go on at a time.
-        host="127.0.0.1",
+        # Only this machine can see it (threads need no address), and any free port: several runs go on at a time.
+        host="127.0.0.1" if processes else None,
         dashboard_address="127.0.0.1:0",
         **options,
     )

@@ -1,0 +1,92 @@
+"""What is published is what the Prefect server holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+from prefect import flow
+from prefect.artifacts import Artifact
+from prefect.client.schemas.objects import Artifact as ArtifactResponse
+
+from tidepool import report, storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+R = TypeVar("R")
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def _latest(key: str) -> ArtifactResponse:
+    found = Artifact.get(key)
+    assert isinstance(found, ArtifactResponse)
+    return found
+
+
+def _publish(publish: Callable[[], R]) -> R:
+    """Artifacts belong to a run."""
+
+    @flow
+    def publisher() -> R:
+        return publish()
+
+    return publisher()
+
+
+def test_outputs_lists_url_size_and_content(storage_root: str) -> None:
+    storage.write("a/1.txt", b"one")
+    assert _publish(lambda: report.outputs("report-test", ["a/1.txt"])) == [f"{storage_root}/a/1.txt"]
+    found = _latest("report-test-outputs")
+    assert isinstance(found.data, str)
+    assert f"{storage_root}/a/1.txt" in found.data
+    assert storage.content_hash("a/1.txt") in found.data
+    assert found.description == "1 file written"
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    _publish(lambda: report.table("report-test-long", [{"n": n} for n in range(500)], "numbers"))
+    found = _latest("report-test-long")
+    assert found.description == "numbers (the first 200 of 500 rows)"
+    assert isinstance(found.data, str)
+    assert '"n": 199' in found.data
+    assert '"n": 200' not in found.data
+
+
+def test_a_page_with_a_picture() -> None:
+    figure, axis = report.axes()
+    axis.plot([1, 2, 3], [1, 4, 9], label="squares")
+    axis.legend()
+    text = f"# Squares\n\n{report.picture(figure, 'Squares')}\n"
+    _publish(lambda: report.page("report-test-page", text, "three squares"))
+    found = _latest("report-test-page")
+    assert isinstance(found.data, str)
+    assert "![Squares](data:image/png;base64,iVBOR" in found.data
+
+
+def test_a_page_over_the_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="artifact 'report-test-big' has 102401 bytes; a page may have 102400"):
+        report.page("report-test-big", "x" * 102401, "too much")
+    assert Artifact.get("report-test-big") is None
+
+
+def test_the_same_figure_is_the_same_picture() -> None:
+    def draw() -> str:
+        figure, axis = report.axes()
+        axis.plot([1, 2], [3, 4])
+        return report.picture(figure, "x")
+
+    assert draw() == draw()
+
+
+def test_progress_is_updated_in_place() -> None:
+    def work() -> None:
+        progress = report.Progress("report-test-progress", 300, "items")
+        for done in range(301):
+            progress.update(done)
+
+    _publish(work)
+    found = _latest("report-test-progress")
+    assert found.data == 100.0
+    assert found.description == "items: 300 of 300"
