@@ -160,6 +160,25 @@ class NotifySettings(_Group):
     )
 
 
+class ImageSettings(_Group):
+    """The one image that everything runs in."""
+
+    name: str = Field(
+        default="",
+        description="Registry and repository that `prefect deploy --all` pushes the image to, without a tag.",
+    )
+
+
+class RepositorySettings(_Group):
+    """Where people read this repository."""
+
+    url: str = Field(
+        default="",
+        description="Web address of the repository's files (https://host/owner/name/blob/main): the deployments' "
+        "descriptions link to their runbooks there.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings. Get the effective ones with `settings()`."""
 
@@ -185,6 +204,8 @@ class Settings(BaseSettings):
         workers=16, cpu=2.0, threads=2, memory_gib=8.0
     )
     notify: NotifySettings = NotifySettings()
+    image: ImageSettings = ImageSettings()
+    repository: RepositorySettings = RepositorySettings()
 
     def size(self, name: str) -> SizeSettings:
         """The size of that name.
@@ -273,6 +294,11 @@ def set_variables(values: dict[str, str]) -> None:
     os.environ.update(values)
     settings.cache_clear()
     settings()
+
+
+def set_prefect_variables(values: dict[str, str]) -> None:
+    """Sets `PREFECT_*` variables of this process and its children; Prefect itself reads its settings once, at import."""
+    os.environ.update(values)
 
 
 def environment() -> dict[str, str]:
