@@ -69,6 +69,20 @@ class ComputeSettings(_Group):
         description="Bytes that one argument or result of a mapped task may have, serialised; "
         "larger data travels by reference.",
     )
+    worker_losses: int = Field(
+        default=3,
+        ge=1,
+        description="How often a mapped task may lose its worker before it is given up as Crashed; a task whose own "
+        "`retries` are more may lose one worker per retry.",
+    )
+    no_worker_seconds: float = Field(
+        default=300, gt=0, description="Seconds that mapped tasks wait for a cluster that has no worker at all."
+    )
+    close_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds that closing a cluster may take: task runs closed, logs and events sent, workers stopped.",
+    )
 
 
 class KubernetesSettings(_Group):
