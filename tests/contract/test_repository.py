@@ -1,0 +1,112 @@
+"""What the repository promises about itself: the map, the version, names that exist, runbooks, locked requirements."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tidepool import settings
+
+TOP = Path(__file__).parents[2]
+
+
+def tracked() -> list[Path]:
+    """The files of the repository, new ones included (a fresh clone has no others)."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [TOP / name for name in listed.stdout.splitlines() if (TOP / name).is_file()]
+
+
+def texts() -> list[tuple[Path, str]]:
+    found = []
+    for path in tracked():
+        try:
+            found.append((path.relative_to(TOP), path.read_text()))
+        except UnicodeDecodeError:
+            continue
+    return found
+
+
+def deployments() -> list[dict[str, object]]:
+    loaded = yaml.safe_load((TOP / "prefect.yaml").read_text())
+    return list(loaded["deployments"])
+
+
+def test_the_readme_maps_every_top_level_entry() -> None:
+    readme = (TOP / "README.md").read_text()
+    entries = {path.relative_to(TOP).parts[0] for path in tracked()}
+    missing = sorted(entry for entry in entries if not re.search(rf"`{re.escape(entry)}/?`", readme))
+    assert missing == [], "top-level entries that the README's map does not name"
+
+
+def test_the_version_is_the_changelogs_newest() -> None:
+    version = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.search(r"^## \[([^\]]+)\]", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest.group(1) == version
+
+
+def test_every_named_variable_is_a_setting() -> None:
+    """A misspelt TIDEPOOL_* name in a manifest or a page would be refused only where it is used."""
+    known = set(settings.variables())
+    places = (
+        "helm/",
+        "k8s/",
+        "environments/",
+        "docs/",
+        "prefect.yaml",
+        "Dockerfile",
+        "README.md",
+        "Makefile",
+        "make/",
+        ".github/",
+    )
+    wrong = {
+        f"{path}: {name}"
+        for path, text in texts()
+        if str(path).startswith(places)
+        for name in re.findall(r"\bTIDEPOOL_[A-Z0-9_]*[A-Z0-9]\b", text)
+        if name not in known and not any(variable.startswith(f"{name}_") for variable in known)
+    }
+    assert wrong == set()
+
+
+HEADINGS = ("Meaning", "Impact", "Diagnosis", "Mitigation", "How to know it is fixed")
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda each: str(each["name"]))
+def test_every_deployment_has_its_runbook(deployment: dict[str, object]) -> None:
+    name = deployment["name"]
+    page = TOP / "docs" / "runbooks" / f"{name}.md"
+    assert re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE) == list(HEADINGS)
+    assert f"docs/runbooks/{name}.md" in str(deployment["description"])
+
+
+def test_requirements_are_hashed_and_name_no_host() -> None:
+    for path in sorted((TOP / "requirements").glob("*.txt")):
+        text = path.read_text()
+        assert "://" not in text, f"{path.name} names a download address"
+        pinned = re.findall(r"^[a-z0-9].*==.*$", text, re.MULTILINE)
+        assert pinned, path.name
+        assert all(line.endswith("\\") for line in pinned), f"{path.name} has a requirement without a hash"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = [
+        f"{path}: {link}"
+        for path, text in texts()
+        if path.suffix == ".md"
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
+        if not (TOP / path.parent / link).exists()
+    ]
+    assert broken == []
