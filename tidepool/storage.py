@@ -212,7 +212,7 @@ def get_frame(target: str, columns: Sequence[str] | None = None) -> pd.DataFrame
         return pd.read_parquet(stream, columns=list(columns) if columns is not None else None)
 
 
-def may_pass(error: object) -> bool:
+def is_transient(error: object) -> bool:
     """Whether an error is one of input or output that may be gone when the same is tried again: the network, the store.
 
     What is absent, forbidden or not what it must be stays so; nor is any other kind of error one of input or output.

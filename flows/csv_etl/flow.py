@@ -81,7 +81,7 @@ def csv_etl(
 
 def _is_io_error(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """What is wrong with the data will be wrong again; the network or the store may not be."""
-    return storage.may_pass(state.data)
+    return storage.is_transient(state.data)
 
 
 @task(retries=5, retry_delay_seconds=5, retry_condition_fn=_is_io_error, task_run_name="extract {source}")

@@ -1,0 +1,212 @@
+"""csv-etl against a real Prefect server."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import botocore.exceptions
+import pytest
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from yarl import URL
+
+from flows.csv_etl import flow as csv_etl_module
+from flows.csv_etl.flow import csv_etl
+from tidepool import storage
+from tidepool.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def run(**parameters: Any) -> tuple[State[Any], FlowRun]:
+    """The final state of a run, and the run."""
+    state = csv_etl(**parameters, return_state=True)
+    assert state.state_details.flow_run_id is not None
+    return state, read_run(state.state_details.flow_run_id)
+
+
+def read_run(run_id: uuid.UUID) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run_id)
+
+
+def task_runs(flow_run: FlowRun) -> list[TaskRun]:
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+
+
+def test_the_sample(storage_root: str) -> None:
+    state, flow_run = run(source=str(SAMPLES / "integers.csv"), increment=-2)
+
+    url = f"{storage_root}/csv_etl/{flow_run.id}/transformed.csv"
+    assert state.is_completed()
+    assert state.result() == {
+        "lines": 4,
+        "integers": 10,
+        "increment": -2,
+        "destination": url,
+        "source_updated": False,
+    }
+    assert storage.read(url) == b"-1,0,1\n38,48,58\n-9,-2,999999999999999999998\n6\n"
+    assert storage.listing(storage_root) == [url]
+    outputs = Artifact.get("csv-etl-outputs")
+    assert outputs is not None
+    assert outputs.flow_run_id == flow_run.id
+    assert [row["url"] for row in json.loads(str(outputs.data))] == [url]
+    lines = Artifact.get("csv-etl-lines")
+    assert lines is not None
+    assert json.loads(str(lines.data))[0] == {"line": 1, "before": "1,2,3", "after": "-1,0,1"}
+    assert flow_run.name == f"add -2 to {SAMPLES / 'integers.csv'}"
+
+
+def test_an_empty_file_is_an_empty_output(storage_root: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+
+    state, _ = run(source=str(tmp_path / "empty.csv"), destination="empty/{run_id}.csv")
+
+    summary = state.result()
+    assert (summary["lines"], summary["integers"]) == (0, 0)
+    assert storage.listing(storage_root) == [summary["destination"]]
+    assert storage.read(summary["destination"]) == b""
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"1,2\n3,4\n5,x7\n", "line 3, column 2: 'x7' is not an integer"),
+        (b"1,\xff\n", "byte 3 is not UTF-8; a CSV of integers is wanted"),
+    ],
+)
+def test_a_bad_cell_fails_the_run_at_once(storage_root: str, tmp_path: Path, content: bytes, sentence: str) -> None:
+    source = tmp_path / "bad.csv"
+    source.write_bytes(content)
+
+    state, flow_run = run(source=str(source))
+
+    assert state.is_failed()
+    with pytest.raises(InputError) as caught:
+        state.result()
+    assert str(caught.value) == f"{source}: {sentence}"
+    assert [task_run.run_count for task_run in task_runs(flow_run)] == [1]
+    assert storage.listing(storage_root) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"destination": "{runid}.csv"}, "destination: '{runid}' is no placeholder; the only one is {run_id}"),
+        (
+            {"destination": "out.csv", "update_source": True},
+            "destination: out.csv has no {run_id}, which update_source needs",
+        ),
+        (
+            {"source": "https://example.org/x.csv", "update_source": True},
+            "source: https://example.org/x.csv cannot be written; update_source takes a path, a file or an s3 URL",
+        ),
+    ],
+)
+def test_bad_parameters_are_refused_before_any_work(
+    storage_root: str, parameters: dict[str, Any], sentence: str
+) -> None:
+    state, flow_run = run(**parameters)
+
+    with pytest.raises(InputError) as caught:
+        state.result()
+    assert str(caught.value) == sentence
+    assert task_runs(flow_run) == []
+    assert storage.listing(storage_root) == []
+
+
+def test_a_file_of_another_run_is_not_overwritten(storage_root: str) -> None:
+    storage.write("fixed.csv", b"another run's\n")
+
+    state, _ = run(source=str(SAMPLES / "integers.csv"), destination="fixed.csv")
+
+    with pytest.raises(StorageError, match=r"fixed\.csv exists with other content and is not overwritten"):
+        state.result()
+    assert storage.read("fixed.csv") == b"another run's\n"
+    assert storage.listing(storage_root) == [f"{storage_root}/fixed.csv"]
+
+
+@pytest.mark.usefixtures("storage_root")
+def test_only_io_errors_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_etl_module, "extract", csv_etl_module.extract.with_options(retry_delay_seconds=0))
+    answers: list[Exception | bytes] = [ConnectionResetError("reset by peer"), TimeoutError("60 s"), b"1\n"]
+
+    def read(_target: str) -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(storage, "read", read)
+    state, flow_run = run(source=str(SAMPLES / "integers.csv"))
+    assert state.is_completed()
+    assert {task_run.name: task_run.run_count for task_run in task_runs(flow_run)}[
+        f"extract {SAMPLES / 'integers.csv'}"
+    ] == 3
+
+    answers = [KeyError("a bug"), b"1\n"]
+    state, flow_run = run(source=str(SAMPLES / "integers.csv"))
+    assert state.is_failed()
+    assert [task_run.run_count for task_run in task_runs(flow_run)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (OSError(5, "Input/output error"), True),
+        (aiohttp.ServerDisconnectedError(), True),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3"), True),
+        (aiohttp.ClientResponseError(aiohttp.RequestInfo(URL("http://x"), "GET", None, None), (), status=503), True),  # type: ignore[arg-type]
+        (aiohttp.ClientResponseError(aiohttp.RequestInfo(URL("http://x"), "GET", None, None), (), status=403), False),  # type: ignore[arg-type]
+        (FileNotFoundError(), False),
+        (PermissionError(), False),
+        (StorageError("absent"), False),
+        (InputError("bad"), False),
+        (KeyError("a bug"), False),
+    ],
+)
+def test_which_errors_is_transient(error: Exception, passes: bool) -> None:  # noqa: FBT001 - a column of the table above
+    assert storage.is_transient(error) is passes
+
+
+def test_the_source_is_updated_once_however_often_the_run_is_tried(storage_root: str, tmp_path: Path) -> None:
+    source = tmp_path / "numbers.csv"
+    source.write_text("1,2\n")
+
+    state, flow_run = run(source=str(source), update_source=True)
+
+    assert state.result()["source_updated"] is True
+    assert source.read_text() == "2,3\n"
+
+    again = run_again(flow_run)
+    assert again.is_completed()
+    assert again.result() == state.result()
+    assert source.read_text() == "2,3\n"
+    assert storage.listing(storage_root) == [f"{storage_root}/csv_etl/{flow_run.id}/transformed.csv"]
+
+
+def run_again(flow_run: FlowRun) -> State[Any]:
+    """Runs the same flow run once more, as `prefect flow-run retry` does."""
+    from prefect.flow_engine import run_flow_sync
+    from prefect.states import Scheduled
+
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Scheduled(), force=True)
+    return run_flow_sync(  # type: ignore[return-value]
+        csv_etl, flow_run=read_run(flow_run.id), parameters=flow_run.parameters, return_type="state"
+    )
