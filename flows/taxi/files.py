@@ -1,0 +1,192 @@
+"""Taxi files as tables: the first rows with pandas, all rows with Dask.
+
+A file is CSV (`.csv`, `.csv.gz`) with a header line, or Parquet (`.parquet`).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
+
+from flows.taxi import transform
+from tidepool import storage
+from tidepool.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+
+# The rows of a CSV file begin after its header line.
+_FIRST_LINE = 2
+_CHUNK_ROWS = 100_000
+_THREADS = 16
+
+
+def matching(source: str) -> list[str]:
+    """The URLs of the files that a source means.
+
+    Args:
+        source: Path or URL of a file, or a pattern with `*`.
+
+    Returns:
+        At least one URL; all CSV or all Parquet.
+
+    Raises:
+        InputError: no file matches, or a file is neither CSV nor Parquet, or there are both.
+    """
+    place = storage.source(source)
+    urls = storage.listing(place) if "*" in place else [place]
+    if not urls:
+        raise InputError(f"{source}: no file matches")
+    if len({is_parquet(url) for url in urls}) > 1:
+        raise InputError(f"{source}: matches both CSV and Parquet files; read them in two runs")
+    return urls
+
+
+def is_parquet(url: str) -> bool:
+    """Whether a file is Parquet and not CSV, by its name.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if url.endswith(".parquet"):
+        return True
+    if url.endswith((".csv", ".csv.gz")):
+        return False
+    raise InputError(f"{url}: neither CSV (.csv, .csv.gz) nor Parquet (.parquet)")
+
+
+def first_rows(url: str, wanted: Sequence[str], count: int) -> pd.DataFrame:
+    """The first rows of a file, typed; no more of the file is read than they take.
+
+    Args:
+        url: URL of the file.
+        wanted: The columns, as keys of `transform.NAMES`.
+        count: How many rows.
+
+    Raises:
+        InputError: a column is missing, or a value does not mean what its column holds.
+        StorageError: there is no such file.
+    """
+    import pandas as pd
+
+    parts: list[pd.DataFrame] = []
+    for raw in _raw(url, wanted, min(count, _CHUNK_ROWS)):
+        parts.append(_typed(raw.head(count), url))
+        count -= len(raw)
+        if count <= 0:
+            break
+    return pd.concat(parts) if parts else pd.DataFrame(columns=list(wanted))
+
+
+def all_rows(urls: Sequence[str], wanted: Sequence[str], blocksize: int) -> Any:  # noqa: ANN401 - dask.dataframe is untyped
+    """All rows of the files as a Dask table that reads the wanted columns only.
+
+    Args:
+        urls: URLs of the files, all CSV or all Parquet.
+        wanted: Numeric columns, as keys of `transform.NAMES`.
+        blocksize: Bytes of a file that make one partition; a compressed CSV file is always one.
+
+    Raises:
+        InputError: a column is missing in a file, or named otherwise than in the first file.
+        StorageError: there is no such file.
+    """
+    import dask.dataframe as dd
+
+    names = _same_columns(urls, wanted)
+    types = {column: "Int64" if column == "passengers" else "float64" for column in wanted}
+    storage_options = storage.options(urls[0])
+    if is_parquet(urls[0]):
+        table = dd.read_parquet(
+            urls, columns=list(names.values()), blocksize=blocksize, storage_options=storage_options
+        )
+    else:
+        compressed = any(url.endswith(".gz") for url in urls)
+        table = dd.read_csv(
+            urls,
+            usecols=list(names.values()),
+            dtype={name: types[column] for column, name in names.items()},
+            blocksize=None if compressed else blocksize,
+            storage_options=storage_options,
+        )
+    renamed = table.rename(columns={name: column for column, name in names.items()})
+    return renamed.astype(types) if is_parquet(urls[0]) else renamed
+
+
+def check_values(urls: Sequence[str], wanted: Sequence[str]) -> None:
+    """Reads the files through with pandas, to find the value on which Dask failed without saying where.
+
+    Raises:
+        InputError: names the place and the value.
+    """
+    for url in urls:
+        for raw in _raw(url, wanted, _CHUNK_ROWS):
+            _typed(raw, url)
+
+
+def _typed(raw: pd.DataFrame, url: str) -> pd.DataFrame:
+    return transform.typed(raw, url, first_line=None if is_parquet(url) else _FIRST_LINE)
+
+
+def _same_columns(urls: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda url: transform.columns(_header(url), wanted, url), urls))
+    for url, names in zip(urls, found, strict=True):
+        if names != found[0]:
+            raise InputError(
+                f"{url}: columns {', '.join(names.values())}, but {urls[0]} has {', '.join(found[0].values())}; "
+                "read them in two runs"
+            )
+    return found[0]
+
+
+def _header(url: str) -> list[str]:
+    """The names of a file's columns."""
+    import pandas as pd
+    from pyarrow import parquet
+
+    with storage.reader(url) as stream:
+        try:
+            if is_parquet(url):
+                return cast("list[str]", parquet.read_schema(stream).names)
+            return [str(name) for name in pd.read_csv(stream, nrows=0, compression=_compression(url)).columns]
+        except pd.errors.EmptyDataError:
+            raise InputError(f"{url}: empty, not even a header line") from None
+        except ValueError as error:
+            raise InputError(f"{url}: not readable as its name says: {error}") from None
+
+
+def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+    """A file in tables of so many rows with the wanted columns: text from CSV, values from Parquet."""
+    import pandas as pd
+    from pyarrow import parquet
+
+    names = transform.columns(_header(url), wanted, url)
+    wanted_names = {name: column for column, name in names.items()}
+    with storage.reader(url) as stream:
+        if is_parquet(url):
+            start = 0
+            for batch in parquet.ParquetFile(stream).iter_batches(batch_size=rows, columns=list(wanted_names)):
+                table = batch.to_pandas().rename(columns=wanted_names)
+                yield table.set_index(pd.RangeIndex(start, start + len(table)))[list(wanted)]
+                start += len(table)
+            return
+        try:
+            with pd.read_csv(
+                stream,
+                usecols=list(wanted_names),
+                dtype=str,
+                # So that a row's number is its line's number.
+                skip_blank_lines=False,
+                chunksize=rows,
+                compression=_compression(url),
+            ) as chunks:
+                for chunk in chunks:
+                    yield chunk.rename(columns=wanted_names)[list(wanted)].dropna(how="all")
+        except ValueError as error:
+            raise InputError(f"{url}: not readable as CSV: {error}") from None
+
+
+def _compression(url: str) -> Any:  # noqa: ANN401 - a literal type of pandas-stubs
+    return "gzip" if url.endswith(".gz") else None

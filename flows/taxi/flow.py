@@ -1,0 +1,268 @@
+"""New York taxi rides: `taxi-tip-amounts` and `most-generous-riders`.
+
+`taxi-tip-amounts` gives the mean tip by passenger count of all rides in a set of files: table, chart and
+`taxi/<run id>/tip_amounts.parquet`. `most-generous-riders` gives the rides of which the largest part of the total was a
+tip: table, page, `taxi/<run id>/top_riders.parquet`, and a message to whoever TIDEPOOL_NOTIFY_URLS names.
+
+Deployments `taxi-tip-amounts` and `most-generous-riders`, nightly. A re-run is safe: inputs are only read, and each run
+writes below its own id, the same files again when it is retried.
+
+Runbooks: docs/runbooks/taxi-tip-amounts.md, docs/runbooks/most-generous-riders.md.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+from prefect import Flow, flow, get_run_logger, runtime, task, unmapped
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.futures import PrefectFutureList
+from prefect.logging.loggers import flow_run_logger
+from prefect.utilities.urls import url_for
+from pydantic import ByteSize, Field
+
+from tidepool import notify, report, storage
+from tidepool.compute import dask_client, dask_runner
+from tidepool.errors import InputError
+from tidepool.retries import on_io_errors
+
+# The public data of the Taxi and Limousine Commission, as laid out in its bucket.
+_PUBLIC = "s3://nyc-tlc/trip data/yellow_tripdata_2019-"
+_BLOCKSIZE = ByteSize(16 * 1024**2)
+# How many rides the report shows.
+_TOP = 10
+_CLEAN_RETRIES = 5
+# Chunks are small: what takes time is the store's answer.
+_WRITERS = 16
+
+Source = Annotated[
+    str,
+    Field(
+        description="CSV or Parquet files of taxi rides: a path or URL (file, s3, http); `*` matches several. "
+        "The column names of yellow and green files and of the sample are recognised."
+    ),
+]
+
+
+@flow(name="taxi-tip-amounts", flow_run_name="tips in {source}", timeout_seconds=2 * 3600)
+def taxi_tip_amounts(
+    source: Source = f"{_PUBLIC}*.parquet",
+    blocksize: Annotated[
+        ByteSize,
+        Field(
+            ge=64 * 1024, le=1024**3, description="Size of one partition, 64 KiB to 1 GiB: bytes, or text as `16 MiB`."
+        ),
+    ] = ByteSize(16 * 1024**2),
+    n_workers: Annotated[int, Field(ge=1, le=64, description="Dask workers that read the files, 1 to 64.")] = 2,
+) -> dict[str, Any]:
+    """Mean tip by passenger count.
+
+    Args:
+        source: CSV or Parquet files of taxi rides.
+        blocksize: Size of one partition.
+        n_workers: Dask workers that read the files.
+
+    Returns:
+        The summary: rides read and left out, and the mean tip (US dollars) and rides of each passenger count.
+    """
+    means = mean_tips(source, blocksize, n_workers)
+    tips = presentable_tips(means)
+    return publish_tips(source, tips, rides=sum(row["rides"] for row in means))
+
+
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=on_io_errors)
+def mean_tips(source: str, blocksize: int, n_workers: int) -> list[dict[str, Any]]:
+    """Mean tip and number of rides by passenger count, on a Dask cluster that lives as long as this task."""
+    from flows.taxi import files, transform
+
+    urls = files.matching(source)
+    wanted = ("passengers", "tip")
+    try:
+        with dask_client("small", workers=n_workers):
+            rides = files.all_rows(urls, wanted, blocksize)
+            get_run_logger().info("Reading %s files in %s partitions", len(urls), rides.npartitions)
+            # dropna=False: rides without a passenger count are counted too, to say how many are left out.
+            means = rides.groupby("passengers", dropna=False)["tip"].agg(["mean", "size"]).compute()
+    except (ValueError, TypeError):
+        files.check_values(urls, wanted)
+        raise
+    return transform.records(means.reset_index().rename(columns={"mean": "tip", "size": "rides"}))
+
+
+@task
+def presentable_tips(means: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The means of passenger counts above 0, rounded to cents."""
+    import pandas as pd
+
+    from flows.taxi import transform
+
+    return transform.records(transform.tips_by_passengers(pd.DataFrame(means)))
+
+
+@task
+def publish_tips(source: str, tips: list[dict[str, Any]], rides: int) -> dict[str, Any]:
+    """Writes the file, and shows table and chart.
+
+    Returns:
+        The flow's summary.
+    """
+    import pandas as pd
+
+    from flows.taxi import pages
+
+    url = storage.put_frame(f"taxi/{runtime.flow_run.id}/tip_amounts.parquet", pd.DataFrame(tips))
+    summary = {
+        "source": source,
+        "rides": rides,
+        "left_out": rides - sum(row["rides"] for row in tips),
+        "tips": tips,
+    }
+    headline = pages.tips_headline(summary)
+    report.table("taxi-tip-amounts-table", tips, headline)
+    report.page("taxi-tip-amounts-chart", pages.tips(summary, url), headline)
+    report.outputs("taxi-tip-amounts", [url])
+    return summary
+
+
+def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Sends the reason and the link of a run that failed."""
+    reason = f"{state.message}\n\n{_link(str(flow_run.id))}"
+    notify.send(flow_run_logger(flow_run, flow), f"{flow.name} failed", reason, "failure")
+
+
+@flow(
+    name="most-generous-riders",
+    task_runner=dask_runner("small"),
+    flow_run_name="first {nrows} rows of {source}",
+    timeout_seconds=3600,
+    on_failure=[tell_failure],
+    on_crashed=[tell_failure],
+)
+def most_generous_riders(
+    source: Source = f"{_PUBLIC}03.parquet",
+    nrows: Annotated[int, Field(ge=1, le=10_000_000, description="Rows read from the start of the file.")] = 10_000,
+    failure_rate: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of the cleaning attempts that fail on purpose, to watch retries at work."),
+    ] = 0,
+    seed: Annotated[int, Field(description="Which attempts fail on purpose; the same seed, the same attempts.")] = 0,
+) -> dict[str, Any]:
+    """The rides of which the largest part of the total was a tip.
+
+    Args:
+        source: One CSV or Parquet file of taxi rides.
+        nrows: Rows read from the start of the file.
+        failure_rate: Share of the attempts to clean that fail on purpose.
+        seed: Which attempts fail on purpose.
+
+    Returns:
+        The summary: rides, hours, and the top rides (local times, US dollars, `ratio` is tip divided by total).
+    """
+    from flows.taxi import pages
+
+    folder = storage.url(f"taxi/{runtime.flow_run.id}")
+    rides = download(source, nrows, folder)
+    hours = list(rides["chunks"])
+    cleaning = clean.map(
+        hours, list(rides["chunks"].values()), unmapped(folder), unmapped(failure_rate), unmapped(seed)
+    )
+    found = _results("best", best.map(hours, _results("clean", cleaning)))
+    summary = publish_riders({**rides, "source": source, "best": [ride for ride in found if ride]}, folder)
+    told = f"{pages.top_riders_list(summary)}\n\n{_link(str(runtime.flow_run.id))}"
+    notify.send(get_run_logger(), pages.riders_headline(summary), told, "success")
+    return summary
+
+
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=on_io_errors)
+def download(source: str, nrows: int, folder: str) -> dict[str, Any]:
+    """Reads the first rows and writes one Parquet chunk per pickup hour; nothing when a row is wrong.
+
+    Returns:
+        `rides` read, those `without_pickup` time, and the URLs of the `chunks` by hour.
+    """
+    from flows.taxi import files, transform
+
+    urls = files.matching(source)
+    if len(urls) > 1:
+        raise InputError(f"{source}: matches {len(urls)} files; name one")
+    rides = files.first_rows(urls[0], transform.RIDE, nrows)
+    if rides["pickup"].isna().all():
+        raise InputError(f"{source}: no ride with a pickup time in its first {nrows:,} rows")
+    chunks = dict(transform.by_hour(rides))
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        written = pool.map(lambda hour: storage.put_frame(f"{folder}/hours/{hour}.parquet", chunks[hour]), chunks)
+        return {
+            "rides": len(rides),
+            "without_pickup": int(rides["pickup"].isna().sum()),
+            "chunks": dict(zip(chunks, written, strict=True)),
+        }
+
+
+@task(retries=_CLEAN_RETRIES, retry_delay_seconds=2, retry_condition_fn=on_io_errors, task_run_name="clean-{hour}")
+def clean(hour: str, chunk: str, folder: str, failure_rate: float, seed: int) -> str:
+    """Keeps the rides of an hour that were paid with a tip.
+
+    Returns:
+        The URL of the cleaned chunk, which may be empty.
+    """
+    from flows.taxi import transform
+
+    attempt = runtime.task_run.run_count
+    if transform.fails_on_purpose(hour, attempt, last_attempt=_CLEAN_RETRIES + 1, rate=failure_rate, seed=seed):
+        raise ConnectionError(f"hour {hour}: attempt {attempt} fails on purpose (failure_rate={failure_rate:g})")
+    return storage.put_frame(f"{folder}/clean/{hour}.parquet", transform.paid_with_tip(storage.get_frame(chunk)))
+
+
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=on_io_errors, task_run_name="best-{hour}")
+def best(hour: str, chunk: str) -> dict[str, Any] | None:  # noqa: ARG001 - the hour names the task run
+    """The most generous ride of an hour; None for an hour without any."""
+    from flows.taxi import transform
+
+    found = transform.records(transform.most_generous(storage.get_frame(chunk), count=1))
+    return found[0] if found else None
+
+
+@task
+def publish_riders(found: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Ranks the best rides of all hours, writes the file, and shows table and page.
+
+    Args:
+        found: What `download` returned, `source`, and the `best` ride of each hour that has one.
+        folder: URL of the run's folder.
+
+    Returns:
+        The flow's summary.
+    """
+    from flows.taxi import pages, transform
+
+    top = transform.most_generous(transform.from_records(found["best"]), _TOP)
+    url = storage.put_frame(f"{folder}/top_riders.parquet", top)
+    hours = len(found["chunks"])
+    summary = {
+        "source": found["source"],
+        "rides": found["rides"],
+        "without_pickup": found["without_pickup"],
+        "hours": hours,
+        "hours_without_tip": hours - len(found["best"]),
+        "top": transform.records(top),
+    }
+    headline = pages.riders_headline(summary)
+    report.table("most-generous-riders-table", summary["top"], headline)
+    report.page("most-generous-riders-report", pages.riders(summary, url), headline)
+    report.outputs("most-generous-riders", [url])
+    return summary
+
+
+def _results(stage: str, futures: PrefectFutureList[Any]) -> list[Any]:
+    """The results of a mapped stage in order, with a progress bar; the first failure is raised."""
+    progress = report.Progress(f"most-generous-riders-{stage}", len(futures), f"Hours through `{stage}`")
+    results = []
+    for done, future in enumerate(futures, start=1):
+        results.append(future.result())
+        progress.update(done)
+    return results
+
+
+def _link(flow_run_id: str) -> str:
+    return url_for("flow-run", obj_id=flow_run_id) or f"Flow run {flow_run_id}"
