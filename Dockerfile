@@ -1,13 +1,13 @@
 # The one image: driver, Dask scheduler and workers, Prefect worker and server, Dask operator, reaper, exporter.
 #
-#   make image                      build it here, tag = Git commit
-#   prefect deploy --all            builds, pushes and registers it (prefect.yaml)
+#   make image             build it here, tag = Git commit
+#   prefect deploy --all   builds, pushes and registers it (prefect.yaml): same file, same arguments
 #
-# Needs BuildKit (docker buildx). Any Debian-like base with Python 3.11 and venv will do for both stages.
-ARG BASE_IMAGE=python:3.11-slim-bookworm
+# Needs BuildKit (docker buildx). Any Debian-like base with Python 3.11 and venv will do.
+ARG BASE_IMAGE
 
 # --- dependencies: exact versions with hashes, changes only with requirements/runtime.txt -------------------
-FROM ${BASE_IMAGE} AS dependencies
+FROM ${BASE_IMAGE:-python:3.11-slim-bookworm} AS dependencies
 COPY requirements/bootstrap.txt /build/
 # uv itself is locked like everything else; it stays in this stage.
 RUN python3 -m venv /build/bootstrap \
@@ -42,7 +42,7 @@ RUN --mount=type=cache,target=/build/cache,sharing=locked \
       --build-constraints dev.txt --target /app .
 
 # --- what runs -----------------------------------------------------------------------------------------------
-FROM ${BASE_IMAGE} AS runtime
+FROM ${BASE_IMAGE:-python:3.11-slim-bookworm} AS runtime
 # tini: PID 1 that forwards SIGTERM and collects orphans. The standard library as bytecode: the public Python
 # image ships none, and a pod with a read-only root file system would compile it again at every start.
 RUN { command -v tini >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends tini \
@@ -66,11 +66,10 @@ ENV PATH=/app/bin:/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     PREFECT_HOME=/tmp/prefect \
-    PREFECT_UI_STATIC_DIRECTORY=/tmp/prefect-ui \
     DASK_TEMPORARY_DIRECTORY=/tmp
 USER 10001:10001
 # Smoke test: every role's entry point imports, as the user that will run it.
-RUN python -c "import flows, tidepool, dask_kubernetes.operator.controller, prefect.server.api.server, prefect_kubernetes.worker" \
+RUN python -c "import flows, tidepool.operate.dask_operator, prefect.server.api.server, prefect_kubernetes.worker" \
  && python -m distributed.cli.dask_scheduler --version && python -m distributed.cli.dask_worker --version \
  && tidepool --help >/dev/null && prefect version >/dev/null && rm -rf /tmp/*
 ARG VERSION=0.0.0

@@ -1,0 +1,110 @@
+# ruff: noqa: INP001 - a script, not a package
+"""Writes what the chart holds twice: its schema and README from values.yaml, and its copies of files in k8s/.
+
+Usage: `python helm/generate.py` (`make chart-docs`). A test fails while the result differs from what is committed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "helm" / "tidepool"
+
+Docs = dict[tuple[str, ...], tuple[str, dict[str, Any]]]
+
+_TYPES = {bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
+
+
+def documented(text: str) -> Docs:
+    """Description and `@schema` of each key of values.yaml, by path.
+
+    Only block mappings are walked: what a key holds in flow style (`{cpu: 100m}`) belongs to that key.
+    """
+    found: Docs = {}
+    path: list[str] = []
+    description: str | None = None
+    extra: dict[str, Any] = {}
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("# -- "):
+            description = stripped[5:]
+        elif stripped.startswith("# @schema "):
+            extra = json.loads(stripped[10:])
+        elif description is not None and not stripped.startswith("#"):
+            depth = (len(line) - len(line.lstrip())) // 2
+            path = [*path[:depth], stripped.split(":", 1)[0]]
+            found[tuple(path)] = (description, extra)
+            description, extra = None, {}
+    return found
+
+
+def schema(values: dict[str, Any], docs: Docs) -> dict[str, Any]:
+    """The JSON schema: each documented key with the type of its default; nothing else is accepted."""
+
+    def of(value: Any, path: tuple[str, ...]) -> dict[str, Any]:  # noqa: ANN401 - any YAML value
+        description, extra = docs[path]
+        node: dict[str, Any] = {"description": description, "type": _TYPES[type(value)]}
+        documented_keys = [key for key in value if (*path, key) in docs] if isinstance(value, dict) else []
+        inner = {key: of(value[key], (*path, key)) for key in documented_keys}
+        if inner:
+            node |= {"properties": inner, "additionalProperties": False}
+        elif path[-1] == "resources":
+            node |= _RESOURCES
+        return node | extra
+
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Values of the tidepool chart",
+        "type": "object",
+        "properties": {key: of(value, (key,)) for key, value in values.items()} | {"global": {"type": "object"}},
+        "additionalProperties": False,
+    }
+
+
+_QUANTITIES = {
+    "type": "object",
+    "properties": {name: {"type": ["string", "number"]} for name in ("cpu", "memory", "ephemeral-storage")},
+    "additionalProperties": False,
+}
+_RESOURCES = {"properties": {"requests": _QUANTITIES, "limits": _QUANTITIES}, "additionalProperties": False}
+
+
+def readme(values: dict[str, Any], docs: Docs) -> str:
+    """The chart's README with one row per value."""
+
+    def rows(value: Any, path: tuple[str, ...]) -> list[str]:  # noqa: ANN401 - any YAML value
+        name, description = ".".join(path), docs[path][0]
+        inner = [key for key in value if (*path, key) in docs] if isinstance(value, dict) else []
+        if inner:
+            below = (rows(value[key], (*path, key)) for key in inner)
+            return [f"| **{name}** | | {description} |", *itertools.chain.from_iterable(below)]
+        return [f"| `{name}` | `{json.dumps(value)}` | {description} |"]
+
+    header = (CHART / "README.in.md").read_text()
+    return header + "\n".join(row for key, value in values.items() for row in rows(value, (key,))) + "\n"
+
+
+def outputs() -> dict[Path, str]:
+    """What every generated file must hold."""
+    text = (CHART / "values.yaml").read_text()
+    values, docs = yaml.safe_load(text), documented(text)
+    copies = {
+        CHART / "crds" / source.name: source.read_text()
+        for source in sorted((ROOT / "k8s" / "crds").glob("dask*.yaml"))
+    }
+    return copies | {
+        CHART / "files" / "base-job-template.json": (ROOT / "k8s" / "work-pool" / "base-job-template.json").read_text(),
+        CHART / "values.schema.json": json.dumps(schema(values, docs), indent=2, ensure_ascii=False) + "\n",
+        CHART / "README.md": readme(values, docs),
+    }
+
+
+if __name__ == "__main__":
+    for path, content in outputs().items():
+        path.write_text(content)

@@ -1,0 +1,26 @@
+{{/* Combinations that the schema cannot express. One sentence each: the key, what is wrong, what is accepted. */}}
+{{- define "tidepool.validate" -}}
+{{- if and (gt (int .Values.server.replicas) 1) (or (not .Values.database.secretName) (not .Values.redis.host)) }}
+{{- fail (printf "server.replicas is %d: more than one needs database.secretName (PostgreSQL) and redis.host" (int .Values.server.replicas)) }}
+{{- end }}
+{{- if and .Values.redis.host (not .Values.database.secretName) }}
+{{- fail "redis.host is set without database.secretName: separate background services need PostgreSQL, an emptyDir cannot be shared" }}
+{{- end }}
+{{- if and .Values.registration.enabled (not .Values.image.digest) }}
+{{- fail "registration.enabled needs image.digest (`make image` prints it): deployments name their image by digest; or set registration.enabled=false" }}
+{{- end }}
+{{- if and .Values.ingress.enabled (not (hasPrefix "https://" .Values.server.publicUrl)) }}
+{{- fail (printf "server.publicUrl is %s: with ingress.enabled it is the https:// address of the host" .Values.server.publicUrl) }}
+{{- end }}
+{{- $known := keys (include "tidepool.base-job-template" . | fromJson).variables.properties }}
+{{- range $name, $_ := .Values.workPool.defaults }}
+{{- if not (has $name $known) }}
+{{- fail (printf "workPool.defaults.%s is no variable of the base job template; they are %s" $name (join ", " (sortAlpha $known))) }}
+{{- end }}
+{{- end }}
+{{- range $name, $_ := .Values.flowRuns.env }}
+{{- if not (regexMatch "^(TIDEPOOL|PREFECT)_[A-Z0-9_]+$" $name) }}
+{{- fail (printf "flowRuns.env.%s is no setting; names start with TIDEPOOL_ or PREFECT_" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
