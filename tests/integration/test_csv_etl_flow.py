@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import pytest
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun, TaskRun
 from yarl import URL
 
 from flows.csv_etl import flow as csv_etl_module
@@ -22,14 +20,16 @@ from tidepool import storage
 from tidepool.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State
+    import uuid
+
+    from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def run(**parameters: Any) -> tuple[State[Any], FlowRun]:
+def run(**parameters: object) -> tuple[State[Any], FlowRun]:
     """The final state of a run, and the run."""
     state = csv_etl(**parameters, return_state=True)
     assert state.state_details.flow_run_id is not None

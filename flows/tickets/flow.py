@@ -1,0 +1,265 @@
+"""ticket-model-evaluation: how well a model predicts the time that a ticket takes to close.
+
+Produces: `tickets/trials/<trial id>.json`, the summary of each trial; in the UI the table of the last trials and a page
+with their metrics drawn.
+Deployment: `ticket-model-evaluation`, every minute (prefect.yaml); a run that finds another one running is cancelled.
+A re-run is safe: the trial's id, its sample and its resamples come from the id of the flow run, so that it writes the
+same file again; and its line in the history takes the place of the one before.
+The history is read from the newest table in the Prefect API, not from the trials' files: that is one look-up by key
+however many trials there are, and no file is shared between runs. The files are the record; the table is a view.
+Runbook: docs/runbooks/ticket-model-evaluation.md
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Annotated, Any
+
+from prefect import flow, get_run_logger, task, unmapped
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
+from prefect.tasks import Task
+from pydantic import Field
+
+from tidepool import report, storage
+from tidepool.compute import dask_runner
+from tidepool.errors import InputError
+from tidepool.settings import settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from flows.tickets.transform import Trial
+
+NAME = "ticket-model-evaluation"
+# Every run publishes the history anew: an hour of trials keeps the server's database small.
+HISTORY = 60
+# Mapped tasks of one bootstrap: enough to keep a small cluster busy to the end.
+SHARES = 16
+
+
+@flow(
+    name=NAME,
+    task_runner=dask_runner("small"),
+    flow_run_name="evaluate {batch_size} tickets",
+    timeout_seconds=900,
+)
+def ticket_model_evaluation(
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="CSV, or a ZIP that holds incident_event_log.csv: a path, or a file, s3 or http(s) URL.",
+        ),
+    ] = "samples/incident_event_log.csv",
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000, description="Distinct tickets to draw at random.")] = 100,
+    seed: Annotated[
+        int | None, Field(ge=0, description="Makes the sample repeatable. Empty: each run its own.")
+    ] = None,
+    resamples: Annotated[
+        int, Field(ge=0, le=10_000, description="Bootstrap resamples for 95 % confidence intervals. 0: none.")
+    ] = 0,
+) -> dict[str, Any]:
+    """Evaluates a model that predicts, from its priority, how long a ticket will take to close.
+
+    Args:
+        source: The event log of the tickets.
+        batch_size: Distinct tickets to draw at random; all, in the file's order, when there are no more than that.
+        seed: Makes the sample repeatable.
+        resamples: Bootstrap resamples for confidence intervals; on a Dask cluster when there is much to do.
+
+    Returns:
+        `{"id", "data": {"num_obs", "num_dropped", "metrics", "target"}}`, times in seconds; with resamples, data also
+        has `intervals`.
+
+    Raises:
+        InputError: the source is no event log, or no ticket drawn from it has both its times.
+    """
+    trial = make_trial_id(str(flow_run.id))
+    chosen_seed = uuid.UUID(trial).int if seed is None else seed
+    tickets = draw_batch(source, batch_size, chosen_seed)
+    actual = compute_target(tickets, source)
+    predicted = predict(tickets)
+    measured = measure(actual, predicted)
+    confidence = bootstrap(trial, actual, predicted, chosen_seed, resamples) if resamples else None
+    summary = summarise(trial, actual, measured, confidence)
+    url = write_trial(summary)
+    publish(summary, source, url)
+    report.outputs(NAME, [url])
+    return summary
+
+
+def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """What is wrong with the data will be wrong again; the network or the store may not be."""
+    return storage.is_transient(state.data)
+
+
+@task
+def make_trial_id(run_id: str) -> str:
+    """The UUID of the trial, the same for each attempt of a flow run."""
+    return str(uuid.uuid5(uuid.UUID(run_id), NAME))
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=_is_transient,
+    task_run_name="draw {batch_size} tickets",
+)
+def draw_batch(source: str, batch_size: int, seed: int) -> pd.DataFrame:
+    """The tickets of the trial, distinct, with their times."""
+    from flows.tickets import transform
+
+    tickets = transform.read(storage.read(storage.source(source)), source)
+    return transform.parse_timestamps(transform.sample(tickets, batch_size, seed))
+
+
+# The inputs of the following tasks are tables: hashing them for a cache would cost more than the tasks.
+@task(cache_policy=NO_CACHE)
+def compute_target(tickets: pd.DataFrame, source: str) -> pd.Series[float]:
+    """Seconds that each ticket took from its update to its closing; NaN when a time is missing or unreadable."""
+    from flows.tickets import transform
+
+    actual = transform.target(tickets)
+    if left_out := int(actual.isna().sum()):
+        if left_out == len(actual):
+            raise InputError(
+                f"{source}: none of the {left_out} tickets drawn has both sys_updated_at and closed_at "
+                "(day-month-year hour:minute); nothing is left to evaluate"
+            )
+        get_run_logger().warning(
+            "%s of %s tickets are left out: closed_at or sys_updated_at is missing or unreadable", left_out, len(actual)
+        )
+    return actual
+
+
+@task(cache_policy=NO_CACHE)
+def predict(tickets: pd.DataFrame) -> pd.Series[float]:
+    """Seconds that the model expects each ticket to take."""
+    from flows.tickets import transform
+
+    return transform.predict(tickets["priority"])
+
+
+@task(cache_policy=NO_CACHE)
+def measure(actual: pd.Series[float], predicted: pd.Series[float]) -> dict[str, float | None]:
+    """The metrics of the prediction."""
+    from flows.tickets import transform
+
+    return transform.metrics(transform.pairs(actual, predicted))
+
+
+def bootstrap(
+    trial: str, actual: pd.Series[float], predicted: pd.Series[float], seed: int, resamples: int
+) -> dict[str, list[float] | None]:
+    """The confidence intervals of the metrics: here when there is little to do, otherwise on the cluster.
+
+    Both give the same numbers. The cluster reads the rows from the store, where they stay only as long as it does.
+    """
+    from flows.tickets import transform
+
+    known = transform.pairs(actual, predicted)
+    if len(known) * resamples <= settings().compute.inline_rows:
+        return transform.intervals([transform.resample(known, seed, 0, resamples)])
+
+    firsts, counts = zip(*transform.shares(resamples, SHARES), strict=True)
+    url = storage.put_frame(f"tickets/resamples/{trial}.parquet", known)
+    progress = report.Progress(f"{NAME}-resamples", len(firsts), "Shares of the resamples")
+    parts = []
+    try:
+        futures = resample.map(unmapped(url), unmapped(seed), list(firsts), list(counts))
+        for done, future in enumerate(futures, start=1):
+            parts.append(future.result())
+            progress.update(done)
+    finally:
+        storage.delete(url)
+    return transform.intervals(parts)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=2,
+    retry_condition_fn=_is_transient,
+    task_run_name="resample-{first}",
+)
+def resample(url: str, seed: int, first: int, count: int) -> dict[str, list[float]]:
+    """The metrics of a share of the resamples of the rows at the URL."""
+    from flows.tickets import transform
+
+    return transform.resample(storage.get_frame(url), seed, first, count)
+
+
+@task(cache_policy=NO_CACHE)
+def summarise(
+    trial: str,
+    actual: pd.Series[float],
+    measured: dict[str, float | None],
+    confidence: dict[str, list[float] | None] | None,
+) -> dict[str, Any]:
+    """The summary of the trial."""
+    from flows.tickets import transform
+
+    return transform.summarise(trial, actual, measured, confidence)
+
+
+@task(retries=2, retry_delay_seconds=5, retry_condition_fn=_is_transient)
+def write_trial(summary: dict[str, Any]) -> str:
+    """Writes the summary as JSON; returns its URL."""
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    return storage.write(f"tickets/trials/{summary['id']}.json", f"{text}\n".encode())
+
+
+@task
+def publish(summary: dict[str, Any], source: str, url: str) -> None:
+    """Puts the trial into the table of the last trials, and draws them."""
+    from flows.tickets import transform
+
+    time = flow_run.scheduled_start_time.strftime("%Y-%m-%d %H:%M:%S")
+    history = transform.extend(_last_history(), transform.line(summary, time, source), HISTORY)
+    result = transform.headline(summary)
+    get_run_logger().info("%s: %s", result, url)
+    report.table(f"{NAME}-history", transform.rows(history), f"The last {len(history)} trials, newest first · {result}")
+    report.page(f"{NAME}-report", transform.markdown(summary, source, url, _drawing(history)), result)
+
+
+def _last_history() -> list[Trial]:
+    """The history as the run before published it; empty for the first one."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
+
+    from flows.tickets import transform
+
+    key = f"{NAME}-history"
+    with get_client(sync_client=True) as client:
+        newest = client.read_latest_artifacts(
+            artifact_filter=ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=[key])), limit=1
+        )
+    if not newest:
+        return []
+    try:
+        return transform.read_history(str(newest[0].data))
+    except ValueError as error:
+        # A view must not fail the evaluation, minute after minute, until somebody deletes the artifact.
+        get_run_logger().warning("artifact %s is no history of trials; a new one begins: %s", key, error)
+        return []
+
+
+def _drawing(history: list[Trial]) -> str:
+    figure, axes = report.axes(height=2.6)
+    oldest_first = history[::-1]
+    numbers = range(1 - len(history), 1)
+    for label, values in (
+        ("MAE", [trial.mae_hours for trial in oldest_first]),
+        ("MedAE", [trial.medae_hours for trial in oldest_first]),
+        ("RMSE", [trial.rmse_hours for trial in oldest_first]),
+    ):
+        axes.plot(numbers, values, marker=".", label=label)
+    axes.set_xlabel("trial (0: this one)")
+    axes.set_ylabel("hours")
+    axes.set_ylim(bottom=0)
+    axes.legend(ncols=3)
+    return report.picture(figure, f"MAE, MedAE and RMSE, in hours, of the last {len(history)} trials")
