@@ -73,19 +73,19 @@ def exists(target: str) -> bool:
     return bool(filesystem.isfile(path))
 
 
-def size(target: str) -> int:
-    """Bytes of the object.
+def size(target: str) -> int | None:
+    """Bytes of the object; None when an HTTP server does not say.
 
     Raises:
         StorageError: there is none.
     """
     filesystem, path = _open(target)
     with _absent_is_an_error(target):
-        return int(filesystem.size(path))
+        return cast("int | None", filesystem.size(path))
 
 
-def read(target: str) -> bytes:
-    """The whole object.
+def read(target: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The whole object, or its bytes from `start` up to but not including `end`.
 
     Raises:
         StorageError: there is none.
@@ -93,7 +93,7 @@ def read(target: str) -> bytes:
     filesystem, path = _open(target)
     with _absent_is_an_error(target):
         # One request: a stream would fail when the object is replaced between two of its requests.
-        return cast("bytes", filesystem.cat_file(path))
+        return cast("bytes", filesystem.cat_file(path, start=start, end=end))
 
 
 @contextmanager

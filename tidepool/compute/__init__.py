@@ -6,6 +6,6 @@ task. Which kind of cluster (`local`, `threads`, `address`, `kubernetes`) is the
 not the flow's concern. The cluster starts with the first task that is submitted: a run that submits none costs none.
 """
 
-from tidepool.compute.providers import dask_client, dask_runner
+from tidepool.compute.providers import dask_client, dask_runner, use_workers
 
-__all__ = ["dask_client", "dask_runner"]
+__all__ = ["dask_client", "dask_runner", "use_workers"]

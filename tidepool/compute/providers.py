@@ -88,6 +88,23 @@ def dask_client(size: str = "small", workers: int | None = None) -> Iterator[Cli
             yield client
 
 
+def use_workers(count: int) -> None:
+    """Sets how many workers the cluster of the current flow run gets; for flows whose parameters say it.
+
+    Call it in the flow before its first mapped task, with which the cluster starts. A cluster of another's making
+    (`address`) and the threads of the process (`threads`) stay as they are.
+
+    Args:
+        count: Number of workers, in place of the size's own.
+    """
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    options = getattr(context.task_runner, "cluster_kwargs", None) if context else None
+    if options and "size" in options:
+        options["size"] = options["size"].model_copy(update={"workers": count})
+
+
 def _runner(size: SizeSettings) -> TaskRunner[PrefectFuture[Any]]:
     provider = settings().compute.provider
     if provider == "threads":
