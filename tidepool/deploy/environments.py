@@ -31,27 +31,29 @@ PRODUCTION = "production"
 _OVERLAY_KEYS = ("image", "every_deployment", "deployments")
 _DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _IMAGE_STEPS = "prefect_docker."
+_VERSION_STEP = "commit"
 
 
-def load(repository: Path, environment: str, image: str | None = None) -> Manifest:
+def load(repository: Path, environment: str, image: str | None = None, version: str | None = None) -> Manifest:
     """The prefect file of one environment.
 
     Args:
         repository: The folder that holds prefect.yaml.
         environment: `production` (prefect.yaml as it is) or the name of an overlay in `environments/`.
         image: An image that exists already, as `name@sha256:…`, in the place of building one.
+        version: Version of the deployments, where there is no Git checkout to ask for it.
 
     Raises:
         UsageError: the environment is unknown, its overlay does not fit prefect.yaml, or the image is no digest.
     """
     manifest = _read(repository / "prefect.yaml")
     if environment == PRODUCTION:
-        return render(manifest, {}, image)
+        return render(manifest, {}, image, version)
     overlay = repository / "environments" / f"{environment}.yaml"
     if environment not in names(repository):
         raise UsageError(unknown("environment", environment, names(repository)))
     try:
-        return render(manifest, _read(overlay), image)
+        return render(manifest, _read(overlay), image, version)
     except UsageError as error:
         raise UsageError(f"environment {environment}: {error}") from None
 
@@ -61,13 +63,16 @@ def names(repository: Path) -> list[str]:
     return sorted([PRODUCTION, *(path.stem for path in (repository / "environments").glob("*.yaml"))])
 
 
-def render(manifest: Mapping[str, Any], overlay: Mapping[str, Any], image: str | None = None) -> Manifest:
+def render(
+    manifest: Mapping[str, Any], overlay: Mapping[str, Any], image: str | None = None, version: str | None = None
+) -> Manifest:
     """Merges an overlay into a prefect file. Neither is changed.
 
     Args:
         manifest: What prefect.yaml holds.
         overlay: What an environment changes.
         image: As in `load`.
+        version: As in `load`.
 
     Raises:
         UsageError: the overlay has a key or a deployment that does not exist, or schedules; the image is no digest.
@@ -89,6 +94,9 @@ def render(manifest: Mapping[str, Any], overlay: Mapping[str, Any], image: str |
         merge(merge(deployment, everywhere), single.get(deployment["name"]) or {})
         for deployment in manifest["deployments"]
     ]
+    if version is not None:
+        rendered["build"] = [step for step in rendered.get("build") or [] if not _asks_git(step)]
+        rendered["deployments"] = [merge(each, {"version": version}) for each in rendered["deployments"]]
     if "image" in overlay:
         if image is not None:
             raise UsageError("it runs without an image: leave --image out")
@@ -140,6 +148,11 @@ def unknown(kind: str, given: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(given, known, n=1)
     hint = f", did you mean {near[0]}?" if near else ";"
     return f"{kind} {given!r} is unknown{hint} known: {', '.join(known)}"
+
+
+def _asks_git(step: Mapping[str, Any]) -> bool:
+    """Whether the step is the one whose output is the deployments' version."""
+    return (next(iter(step.values())) or {}).get("id") == _VERSION_STEP
 
 
 def _with_image(manifest: Manifest, image: str | None) -> Manifest:
