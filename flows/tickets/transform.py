@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import zipfile
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
 from pydantic import TypeAdapter
 
 from tidepool.errors import InputError
@@ -54,26 +57,31 @@ def read(data: bytes, name: str) -> pd.DataFrame:
         InputError: it is neither, a needed column is missing, or there is no row.
     """
     text = _member(data, name) if data.startswith(b"PK\x03\x04") else data
+    if not text.strip():
+        raise InputError(f"{name}: the file is empty; a CSV with the columns {', '.join(NEEDED)} is wanted")
+    # Arrow and not pandas: with a choice of columns, pandas reads a line of too many cells shifted, without a word.
     try:
-        header = list(pd.read_csv(io.BytesIO(text), nrows=0, encoding="utf-8-sig").columns)
+        header = next(csv.reader(io.TextIOWrapper(io.BytesIO(text), "utf-8-sig", newline="")))
         if missing := [column for column in NEEDED if column not in header]:
             raise InputError(
                 f"{name}: column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} missing; "
                 f"found: {', '.join(header)}"
             )
-        frame = pd.read_csv(
+        columns = [column for column in header if column in {*TIMESTAMPS, *NEEDED}]
+        table = arrow_csv.read_csv(
             io.BytesIO(text),
-            usecols=[column for column in header if column in {*TIMESTAMPS, *NEEDED}],
-            dtype=str,
-            na_values=["", "?"],
-            keep_default_na=False,
-            encoding="utf-8-sig",
+            read_options=arrow_csv.ReadOptions(use_threads=False),  # or errors would not name their row
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=columns,
+                column_types=dict.fromkeys(columns, pa.string()),
+                null_values=["", "?"],
+                strings_can_be_null=True,
+            ),
         )
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{name}: the file is empty; a CSV with the columns {', '.join(NEEDED)} is wanted") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        reason = str(error).removeprefix("Error tokenizing data. C error: ").strip()
-        raise InputError(f"{name}: not a CSV in UTF-8: {reason}") from None
+    except (csv.Error, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        raise InputError(f"{name}: not a CSV in UTF-8: {' '.join(str(error).split())[:120]}") from None
+    frame: pd.DataFrame = table.to_pandas()
     if frame.empty:
         raise InputError(f"{name}: there is a header, but no ticket below it")
     return frame
