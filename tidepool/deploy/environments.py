@@ -95,8 +95,7 @@ def render(
         for deployment in manifest["deployments"]
     ]
     if version is not None:
-        rendered["build"] = [step for step in rendered.get("build") or [] if not _asks_git(step)]
-        rendered["deployments"] = [merge(each, {"version": version}) for each in rendered["deployments"]]
+        rendered = _with_version(rendered, version)
     if "image" in overlay:
         if image is not None:
             raise UsageError("it runs without an image: leave --image out")
@@ -150,9 +149,14 @@ def unknown(kind: str, given: str, known: Sequence[str]) -> str:
     return f"{kind} {given!r} is unknown{hint} known: {', '.join(known)}"
 
 
-def _asks_git(step: Mapping[str, Any]) -> bool:
-    """Whether the step is the one whose output is the deployments' version."""
-    return (next(iter(step.values())) or {}).get("id") == _VERSION_STEP
+def _with_version(manifest: Manifest, version: str) -> Manifest:
+    """Has that version in the place of the one that a step asks Git for."""
+    build = [step for step in manifest.get("build") or [] if (next(iter(step.values())) or {}).get("id") != _VERSION_STEP]
+    return {
+        **manifest,
+        "build": build,
+        "deployments": [merge(each, {"version": version}) for each in manifest["deployments"]],
+    }
 
 
 def _with_image(manifest: Manifest, image: str | None) -> Manifest:
