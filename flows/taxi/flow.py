@@ -50,10 +50,8 @@ def taxi_tip_amounts(
     source: Source = f"{_PUBLIC}*.parquet",
     blocksize: Annotated[
         ByteSize,
-        Field(
-            ge=64 * 1024, le=1024**3, description="Size of one partition, 64 KiB to 1 GiB: bytes, or text as `16 MiB`."
-        ),
-    ] = ByteSize(16 * 1024**2),
+        Field(ge=64 * 1024, le=1024**3, description="Size of a partition, 64 KiB to 1 GiB: bytes, or text (`16 MiB`)."),
+    ] = _BLOCKSIZE,
     n_workers: Annotated[int, Field(ge=1, le=64, description="Dask workers that read the files, 1 to 64.")] = 2,
 ) -> dict[str, Any]:
     """Mean tip by passenger count.

@@ -1,0 +1,231 @@
+"""image-etl: the frames of a raw image file, one by one and as one animated GIF.
+
+Produces: `image_etl/<run id>/frame_00.gif` … and `image_etl/<run id>/<gif_name>`; the downloaded data stays under
+`image_etl/data/` for the next run.
+Deployment: `image-etl`, nightly (prefect.yaml).
+A re-run is safe: data that is there complete is not downloaded again, and each run writes below its own id.
+Runbook: docs/runbooks/image-etl.md
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, task, unmapped
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFutureList
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from pydantic import Field
+
+from flows.image_etl import transform
+from tidepool import report, storage
+from tidepool.compute import dask_runner, use_workers
+from tidepool.errors import InputError
+from tidepool.retries import on_io_errors
+
+NAME = "image-etl"
+
+_COPY_BYTES = 1024 * 1024
+_BAD_SHOWN = 20
+# Base64 makes it a third larger, and the page holds some text.
+_INLINE_BYTES = report.LIMIT_BYTES * 3 // 4 - 4096
+
+
+@flow(
+    name=NAME,
+    task_runner=dask_runner("small"),
+    flow_run_name="{gif_name} of {data_url}",
+    timeout_seconds=3600,
+)
+def image_etl(
+    data_url: Annotated[
+        str, Field(min_length=1, description="The raw data: a path, or a file, s3 or http(s) URL.")
+    ] = "https://github.com/cicdw/image-data/blob/master/all-images.img?raw=true",
+    data_file: Annotated[
+        str | None,
+        Field(min_length=1, description="Key that the data is kept under in the store. Empty: made from the URL."),
+    ] = None,
+    gif_name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][\w.-]*\.gif$", description="File name of the animation, ending in .gif.")
+    ] = "clip.gif",
+    n_workers: Annotated[int, Field(ge=1, le=64, description="Dask workers that write frames, 1 to 64.")] = 4,
+    frame_duration_ms: Annotated[
+        int,
+        Field(
+            ge=20, le=60_000, description="How long a frame is shown, milliseconds; GIF keeps hundredths of a second."
+        ),
+    ] = 100,
+    *,
+    allow_bad_frames: Annotated[
+        bool, Field(description="Leave out frames that are no images. Off: one bad frame fails the run.")
+    ] = False,
+) -> dict[str, Any]:
+    """Turns a file of frames, separated by four newline bytes, into one animated GIF.
+
+    Args:
+        data_url: The raw data; a path starts at the current folder.
+        data_file: Key that the data is kept under in the store.
+        gif_name: File name of the animation.
+        n_workers: Dask workers that write frames.
+        frame_duration_ms: How long a frame is shown, milliseconds.
+        allow_bad_frames: Leave out frames that are no images.
+
+    Returns:
+        `gif` (URL), its `bytes`, how many `frames` it has, and the indexes of the `bad_frames` left out.
+    """
+    use_workers(n_workers)
+    data = storage.url(data_file or transform.default_key(storage.source(data_url)))
+    folder = storage.url(f"image_etl/{flow_run.id}")
+    download(data_url, data)
+    pieces = split(data)
+    names = [transform.frame_name(index, len(pieces)) for index in range(len(pieces))]
+    writing = write_frame.map(list(range(len(pieces))), pieces, names, unmapped(data), unmapped(folder))
+    frames, bad = _sorted_out(writing, allow_bad=allow_bad_frames)
+    gif = combine(frames, f"{folder}/{gif_name}", frame_duration_ms)
+    return publish(gif, frames, bad)
+
+
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=on_io_errors, task_run_name="download {data_url}")
+def download(data_url: str, data: str) -> State[str] | None:
+    """Brings the raw data into the store, unless it is there complete.
+
+    Args:
+        data_url: Where the data comes from.
+        data: URL in the store.
+
+    Returns:
+        Nothing, or the state that shows the download as skipped.
+    """
+    source = storage.source(data_url)
+    present = storage.size(data) if storage.exists(data) else None
+    expected = _length(source, needed=present is None)
+    if present is not None and expected in {None, present}:
+        return Completed(name="Cached", message=f"already present: {data}, {present} bytes", data=data)
+    if present is not None:
+        get_run_logger().warning("%s has %s bytes, its source %s: downloading it anew", data, present, expected)
+    with storage.reader(source) as stream, storage.writer(data) as target:
+        copied = 0
+        while block := stream.read(_COPY_BYTES):
+            target.write(block)
+            copied += len(block)
+        if expected is not None and copied != expected:
+            raise ConnectionError(f"{source}: {copied} of {expected} bytes arrived")
+    get_run_logger().info("Downloaded %s bytes from %s to %s", copied, source, data)
+    return None
+
+
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=on_io_errors)
+def split(data: str) -> list[tuple[int, int]]:
+    """Finds the frames in the raw data: where each begins and ends, in bytes."""
+    pieces = transform.pieces(storage.read(data))
+    if not pieces:
+        raise InputError(f"{data}: no frame in {storage.size(data)} bytes; frames are separated by four newline bytes")
+    get_run_logger().info("%s frames in %s", len(pieces), data)
+    return pieces
+
+
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=on_io_errors, task_run_name="{name}")
+def write_frame(index: int, piece: tuple[int, int], name: str, data: str, folder: str) -> str:
+    """Writes one frame as a GIF.
+
+    Args:
+        index: Number of the frame, from 0.
+        piece: Where it begins and ends in the data: frames travel by reference.
+        name: File name of the frame.
+        data: URL of the raw data.
+        folder: URL of the run's folder.
+
+    Returns:
+        The URL of the frame.
+
+    Raises:
+        InputError: the piece is no image.
+    """
+    start, end = piece
+    try:
+        gif = transform.as_gif(storage.read(data, start, end))
+    except InputError as error:
+        raise InputError(f"{data}: frame {index} (bytes {start} to {end}) is {error}") from None
+    return storage.write(f"{folder}/{name}", gif)
+
+
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=on_io_errors)
+def combine(frames: list[str], gif: str, frame_duration_ms: int) -> str:
+    """Makes one animated GIF of the frames, in their order.
+
+    Returns:
+        Its URL.
+    """
+    return storage.write(gif, transform.animation(map(storage.read, frames), frame_duration_ms))
+
+
+@task
+def publish(gif: str, frames: list[str], bad: dict[int, str]) -> dict[str, Any]:
+    """Shows the animation and the list of frames.
+
+    Args:
+        gif: URL of the animation.
+        frames: URLs of its frames.
+        bad: Why a frame was left out, by index.
+
+    Returns:
+        The flow's summary.
+    """
+    data = storage.read(gif)
+    name = gif.rpartition("/")[2]
+    shown = transform.preview(data, _INLINE_BYTES)
+    left_out = f", {len(bad)} bad left out" if bad else ""
+    headline = f"{name}: {len(frames)} frames{left_out}, {len(data):,} bytes"
+    page = [
+        f"# {headline}",
+        f"![{name}](data:image/gif;base64,{base64.b64encode(shown).decode()})",
+        "" if shown == data else "A small preview; the whole animation is the file.",
+        f"Animation: `{gif}`",
+        f"Frames: `{frames[0]}` to `{frames[-1].rpartition('/')[2]}`",
+        *(f"- Left out: {reason}" for reason in list(bad.values())[:_BAD_SHOWN]),
+    ]
+    report.page(f"{NAME}-clip", "\n\n".join(page), headline)
+    report.table(f"{NAME}-frames", [{"frame": url.rpartition("/")[2], "url": url} for url in frames], headline)
+    report.outputs(NAME, [gif, *frames])
+    return {"gif": gif, "bytes": len(data), "frames": len(frames), "bad_frames": sorted(bad)}
+
+
+def _length(source: str, *, needed: bool) -> int | None:
+    """Bytes that the source says it has; None when it does not say, or cannot be asked and need not be."""
+    try:
+        return storage.size(source)
+    except Exception as error:
+        if needed or not storage.is_transient(error):
+            raise
+        get_run_logger().warning(
+            "%s cannot be asked for its length (%s); the data that is there is used", source, error
+        )
+        return None
+
+
+def _sorted_out(futures: PrefectFutureList[str], *, allow_bad: bool) -> tuple[list[str], dict[int, str]]:
+    """The URLs of the good frames, and why the others are bad, by index.
+
+    Raises:
+        InputError: there are bad frames and they are not allowed, or all are bad. Then no frame is left in the store.
+    """
+    progress = report.Progress(f"{NAME}-progress", len(futures), "Frames written")
+    good: list[str] = []
+    bad: dict[int, str] = {}
+    for index, future in enumerate(futures):
+        result: Any = future.result(raise_on_failure=False)
+        if isinstance(result, InputError):
+            bad[index] = str(result)
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            good.append(result)
+        progress.update(index + 1)
+    if not bad or (allow_bad and good):
+        return good, bad
+    for frame in good:
+        storage.delete(frame)
+    advice = "" if allow_bad else "; allow_bad_frames=true leaves bad frames out"
+    raise InputError(f"{len(bad)} of {len(futures)} frames are bad, the first: {next(iter(bad.values()))}{advice}")
