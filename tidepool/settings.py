@@ -86,14 +86,14 @@ class ComputeSettings(_Group):
 
 
 class KubernetesSettings(_Group):
-    """Dask clusters of pods. Inside a driver pod the first five come by themselves: from the base job template or from the pod."""
+    """Dask clusters of pods. The first five come by themselves in a driver pod, from the base job template."""
 
     namespace: str = Field(
         default="", description="Namespace of the Dask cluster. Empty: the driver pod's, else the kubeconfig's."
     )
     pod_name: str = Field(
         default="",
-        description="Name of the driver's pod: the Dask pods get its image, variables and placement. Empty: not in a pod.",
+        description="Name of the driver's pod: the Dask pods get its image, variables and place. Empty: no pod.",
     )
     job_name: str = Field(default="", description="Name of the run's Job, which owns the run's Dask clusters.")
     job_uid: str = Field(default="", description="UID of the run's Job.")
@@ -116,11 +116,11 @@ class KubernetesSettings(_Group):
     scheduler_cpu: float = Field(default=0.25, gt=0, description="CPU cores that a scheduler requests.")
     scheduler_memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of a scheduler, GiB.")
     scratch_gib: float = Field(
-        default=10, gt=0, description="Disk that a worker may use to spill to and for /tmp, GiB."
+        default=10, gt=0, description="Disk that a worker may use for /tmp and to spill, GiB."
     )
     worker_node_selector: dict[str, str] = Field(
         default={},
-        description="Labels of the nodes for workers, as JSON. Empty: the driver's. Driver and scheduler stay where they are.",
+        description="Labels of the nodes for workers, as JSON; driver and scheduler are not moved. Empty: the driver's.",
     )
     worker_tolerations: list[dict[str, str | int]] = Field(
         default=[], description="Tolerations of workers besides the driver's, as JSON; spot nodes usually need one."
@@ -132,9 +132,6 @@ class KubernetesSettings(_Group):
         default=600,
         gt=0,
         description="Seconds that a cluster may take until its first worker is there: a new node, an image pull.",
-    )
-    no_workers_timeout_seconds: float = Field(
-        default=600, gt=0, description="Seconds that tasks wait when every worker is lost, before they fail."
     )
     idle_timeout_seconds: int = Field(
         default=1200,
@@ -148,8 +145,8 @@ class KubernetesSettings(_Group):
     )
     dashboard_url: str = Field(
         default="",
-        description="Address of a cluster's Dask dashboard for people, with {namespace} and {cluster}, where an ingress "
-        "serves them. Empty: the run's page says how to forward it.",
+        description="Address at which people find a cluster's dashboard, with {namespace} and {cluster}, where an "
+        "ingress serves them. Empty: the run's page says how to forward it.",
     )
 
 

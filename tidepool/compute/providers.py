@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-def dask_runner(size: str = "small") -> TaskRunner[PrefectFuture[Any]]:
+def dask_runner(size: str = "small", *, start_early: bool = False, shared: str = "") -> TaskRunner[PrefectFuture[Any]]:
     """The task runner for `@flow(task_runner=…)`.
 
     Args:
         size: Name of the cluster's size: `small`, `medium` or `large`.
+        start_early: Start the cluster when the flow begins, while its first tasks run in the flow-run process, and not with
+            the first task that is mapped or submitted. For flows that always map.
+        shared: Name of a warm cluster that runs share and that outlives them (kubernetes; elsewhere each run has its own).
+            For flows that are too short for an own one. All its users name the same size.
 
     Returns:
         A runner that reads the settings when a run begins, not when the flow is imported.
     """
-    return DeferredTaskRunner(size)
+    return DeferredTaskRunner(size, start_early=start_early, shared=shared)
 
 
 class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
@@ -36,10 +40,14 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     Args:
         size: Name of the cluster's size.
+        start_early: As of `dask_runner`.
+        shared: As of `dask_runner`.
     """
 
-    def __init__(self, size: str) -> None:
+    def __init__(self, size: str, *, start_early: bool = False, shared: str = "") -> None:
         self.size = size
+        self.start_early = start_early
+        self.shared = shared
         super().__init__()  # type: ignore[no-untyped-call] # Prefect leaves it unannotated
 
     # Prefect calls this for every run: the one place where the stand-in becomes the real runner.
@@ -49,7 +57,7 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
         Raises:
             UsageError: the size is unknown, or the provider lacks what it needs.
         """
-        return _runner(settings().size(self.size))
+        return _runner(settings().size(self.size), start_early=self.start_early, shared=self.shared)
 
     def submit(self, *_args: object, **_kwargs: object) -> NoReturn:
         """Refuses: only a duplicate runs tasks."""
@@ -59,12 +67,13 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
 
 @contextmanager
-def dask_client(size: str = "small", workers: int | None = None) -> Iterator[Client]:
+def dask_client(size: str = "small", workers: int | None = None, *, shared: str = "") -> Iterator[Client]:
     """A Dask cluster for the time of the block, inside one task; what fails to close never hides the block's own error.
 
     Args:
         size: Name of the cluster's size.
         workers: Number of workers, in place of the size's own.
+        shared: As of `dask_runner`.
 
     Yields:
         A client of the cluster, which is the default one inside the block, so that `dask.dataframe` computes there.
@@ -82,7 +91,10 @@ def dask_client(size: str = "small", workers: int | None = None) -> Iterator[Cli
         with local.existing(_address()) as client:
             yield client
     elif provider == "kubernetes":
-        _no_kubernetes()
+        from tidepool.compute.kubernetes import kubernetes_cluster
+
+        with kubernetes_cluster(chosen, shared) as pods, local.client(pods) as client:
+            yield client
     else:
         with local.cluster(chosen, processes=provider == "local") as cluster, local.client(cluster) as client:
             yield client
@@ -105,7 +117,7 @@ def use_workers(count: int) -> None:
         options["size"] = options["size"].model_copy(update={"workers": count})
 
 
-def _runner(size: SizeSettings) -> TaskRunner[PrefectFuture[Any]]:
+def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> TaskRunner[PrefectFuture[Any]]:
     provider = settings().compute.provider
     if provider == "threads":
         return cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=size.workers * size.threads))
@@ -115,11 +127,17 @@ def _runner(size: SizeSettings) -> TaskRunner[PrefectFuture[Any]]:
     if provider == "address":
         return TidepoolTaskRunner(address=_address())
     if provider == "kubernetes":
-        _no_kubernetes()
+        from tidepool.compute.kubernetes import kubernetes_cluster
+
+        return TidepoolTaskRunner(
+            cluster_class=kubernetes_cluster,
+            cluster_kwargs={"size": size, "shared": shared},
+            start_early=start_early,
+        )
 
     from tidepool.compute.local import local_cluster
 
-    return TidepoolTaskRunner(cluster_class=local_cluster, cluster_kwargs={"size": size})
+    return TidepoolTaskRunner(cluster_class=local_cluster, cluster_kwargs={"size": size}, start_early=start_early)
 
 
 def _address() -> str:
@@ -129,8 +147,3 @@ def _address() -> str:
             "TIDEPOOL_COMPUTE_PROVIDER is `address`, but TIDEPOOL_COMPUTE_ADDRESS is empty: give tcp://host:8786"
         )
     return address
-
-
-def _no_kubernetes() -> NoReturn:
-    """The place of the Kubernetes provider (`tidepool.compute.kubernetes`)."""
-    raise UsageError("TIDEPOOL_COMPUTE_PROVIDER=kubernetes is not built yet; the providers are local, threads, address")

@@ -1,0 +1,19 @@
+"""The libraries that driver, scheduler and workers must have in the same version, because they exchange pickles and messages."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+PACKAGES = ("cloudpickle", "dask", "distributed", "msgpack", "numpy", "pandas", "prefect", "prefect-dask", "tidepool")
+
+
+def versions() -> str:
+    """This process's versions in one line: `python 3.11.2, cloudpickle 3.1.1, …`."""
+    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
+
+
+def difference(ours: str, theirs: str) -> str:
+    """What differs between two such lines, as `pandas 2.3.3 here, pandas 2.3.1 there`; empty when nothing does."""
+    mine, other = ours.split(", "), theirs.split(", ")
+    return "; ".join(f"{a} here, {b} there" for a, b in zip(mine, other, strict=False) if a != b)
