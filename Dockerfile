@@ -58,6 +58,9 @@ COPY samples samples
 COPY k8s/work-pool k8s/work-pool
 COPY environments environments
 COPY prefect.yaml automations.yam[l] ./
+ARG REVISION=unknown
+# The registration Job has no Git to ask for the deployments' version.
+RUN echo "$REVISION" >REVISION
 # The root file system may be read-only: everything that is written goes to /tmp, an emptyDir in Kubernetes.
 # USER is for getpass.getuser() in dask-kubernetes, also under another numeric user (OpenShift).
 ENV PATH=/app/bin:/opt/venv/bin:$PATH \
@@ -72,8 +75,7 @@ USER 10001:10001
 RUN python -c "import flows, tidepool.operate.dask_operator, prefect.server.api.server, prefect_kubernetes.worker" \
  && python -m distributed.cli.dask_scheduler --version && python -m distributed.cli.dask_worker --version \
  && tidepool --help >/dev/null && prefect version >/dev/null && rm -rf /tmp/*
-ARG VERSION=0.0.0
-ARG REVISION=unknown
+ARG VERSION=0.1.0
 ARG SOURCE=unknown
 LABEL org.opencontainers.image.title=tidepool \
       org.opencontainers.image.description="Git repository of Python flows on Prefect, Kubernetes and Dask" \

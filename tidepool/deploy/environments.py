@@ -96,15 +96,9 @@ def render(
     ]
     if version is not None:
         rendered = _with_version(rendered, version)
-    if "image" in overlay:
-        if image is not None:
-            raise UsageError("it runs without an image: leave --image out")
-        return _with_image(rendered, None)
-    if image is not None:
-        if not _DIGEST.fullmatch(image):
-            raise UsageError(f"image {image!r} is no digest: give name@sha256:<64 hexadecimal digits>")
-        return _with_image(rendered, image)
-    return rendered
+    if image is None and "image" not in overlay:
+        return rendered
+    return _with_image(rendered, _checked(image, overlay))
 
 
 def merge(base: Any, patch: Any) -> Any:  # noqa: ANN401 - any YAML value
@@ -151,12 +145,24 @@ def unknown(kind: str, given: str, known: Sequence[str]) -> str:
 
 def _with_version(manifest: Manifest, version: str) -> Manifest:
     """Has that version in the place of the one that a step asks Git for."""
-    build = [step for step in manifest.get("build") or [] if (next(iter(step.values())) or {}).get("id") != _VERSION_STEP]
+    steps = manifest.get("build") or []
+    build = [step for step in steps if (next(iter(step.values())) or {}).get("id") != _VERSION_STEP]
     return {
         **manifest,
         "build": build,
         "deployments": [merge(each, {"version": version}) for each in manifest["deployments"]],
     }
+
+
+def _checked(image: str | None, overlay: Mapping[str, Any]) -> str | None:
+    """The image, if the environment runs one and it is named by digest."""
+    if image is None:
+        return None
+    if "image" in overlay:
+        raise UsageError("it runs without an image: leave --image out")
+    if not _DIGEST.fullmatch(image):
+        raise UsageError(f"image {image!r} is no digest: give name@sha256:<64 hexadecimal digits>")
+    return image
 
 
 def _with_image(manifest: Manifest, image: str | None) -> Manifest:

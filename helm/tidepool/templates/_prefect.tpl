@@ -8,6 +8,8 @@ http://{{ include "tidepool.fullname" . }}-server.{{ .Release.Namespace }}.svc:4
 {{- define "tidepool.client-env" -}}
 - name: PREFECT_API_URL
   value: {{ include "tidepool.api-url" . }}
+- name: PREFECT_UI_URL
+  value: {{ .Values.server.publicUrl }}/v2
 {{- with .Values.auth.secretName }}
 - name: PREFECT_API_AUTH_STRING
   valueFrom:
