@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GROUP = "kubernetes.dask.org/v1"
 SCHEDULER_PORT = 8786
 HTTP_PORT = 8787
+WORKER_PORT = 8788
 
 # Never prefect.io/flow-run-id: the operator copies labels to its pods, and Prefect's observer takes every pod that carries
 # that label for a flow run's own.
@@ -349,6 +350,7 @@ def _worker(driver: Driver, size: SizeSettings, settings: KubernetesSettings) ->
             "worker",
             "--name=$(DASK_WORKER_NAME)",
             f"--nthreads={size.threads}",
+            f"--worker-port={WORKER_PORT}",
             f"--memory-limit={round(size.memory_gib * 1024)}MiB",
             # Kubernetes restarts it, and shows an out-of-memory kill as what it is; a nanny hides it and costs 0.6 s.
             "--no-nanny",
