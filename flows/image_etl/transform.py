@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SEPARATOR = b"\n\n\n\n"
 # The widths (pixels) that a preview tries, and the steps in which it then leaves frames out.
-_PREVIEW_WIDTHS = (240, 160, 80)
-_PREVIEW_STEPS = (1, 2, 3, 4, 6, 9)
+_PREVIEW_WIDTHS = (160, 80)
+_PREVIEW_STEPS = (1, 2, 3, 4, 6, 9, 18, 36, 72)
 _FIRST_BYTES = 16
 
 
@@ -99,12 +99,12 @@ def preview(gif: bytes, limit_bytes: int) -> bytes:
 
 
 def _narrowed(frame: Image, width: int) -> Image:
-    from PIL.Image import Dither
+    from PIL.Image import Dither, Quantize
 
     narrow = frame.copy()
     narrow.thumbnail((width, width))
-    # Few colours and no dithering compress best.
-    return narrow.quantize(colors=64, dither=Dither.NONE)
+    # Few colours and no dithering compress best, and this method is a tenth of the work of the best-looking one.
+    return narrow.quantize(colors=64, method=Quantize.FASTOCTREE, dither=Dither.NONE)
 
 
 def _decoded(data: bytes) -> Image:

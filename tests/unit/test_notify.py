@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import logging
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tidepool import notify, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Apprise's plug-in for mail looks for a module that Python 3.13 has no more.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+
+log = logging.getLogger("test.notify")
+
+
+class Receiver(ThreadingHTTPServer):
+    """A web server that keeps what it is sent and answers as told."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, str]] = []
+        self.answer = 200
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def target(self) -> str:
+        return f"json://127.0.0.1:{self.server_port}/s3cret-path"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        self.server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(self.server.answer)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def targets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    def use(*urls: str) -> None:
+        monkeypatch.setenv("TIDEPOOL_NOTIFY_URLS", "\n".join(urls))
+        settings.settings.cache_clear()
+
+    use()
+    yield use
+    settings.settings.cache_clear()
+
+
+def test_a_message_arrives(receiver: Receiver, targets: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    targets(receiver.target)
+    with caplog.at_level(logging.INFO, "test.notify"):
+        assert notify.send(log, "all well", "1. one\n2. two", "success") == 1
+    assert [(got["title"], got["message"], got["type"]) for got in receiver.got] == [
+        ("all well", "1. one\n2. two", "success")
+    ]
+    assert "Told target 1 of 1 in TIDEPOOL_NOTIFY_URLS: 'all well'" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_nobody_is_told_when_nobody_is_configured(
+    targets: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    targets()
+    with caplog.at_level(logging.INFO, "test.notify"):
+        assert notify.send(log, "all well", "") == 0
+    assert "Nobody is told ('all well'): TIDEPOOL_NOTIFY_URLS is empty" in caplog.text
+
+
+def test_a_target_that_fails_keeps_no_other_from_being_told(
+    receiver: Receiver, targets: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    targets("json://127.0.0.1:9/s3cret-path", "not a target", "slack://s3cret", receiver.target)
+    with caplog.at_level(logging.INFO, "test.notify"):
+        assert notify.send(log, "broken", "why", "failure") == 1
+    assert len(receiver.got) == 1
+    lines = [record.getMessage() for record in caplog.records if record.name == "test.notify"]
+    assert (
+        lines[0]
+        == "Could not tell target 1 of 6 in TIDEPOOL_NOTIFY_URLS (JSON did not take it): 'broken'; the run goes on"
+    )
+    assert "target 5 of 6 in TIDEPOOL_NOTIFY_URLS (no Apprise URL, such as slack://TokenA/TokenB/TokenC)" in lines[4]
+    assert "s3cret" not in "".join(lines)
+
+
+def test_a_target_that_answers_with_an_error_is_logged(
+    receiver: Receiver, targets: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answer = 500
+    targets(receiver.target)
+    with caplog.at_level(logging.ERROR, "test.notify"):
+        assert notify.send(log, "broken", "why") == 0
+    assert "JSON did not take it" in caplog.text
+
+
+def test_a_long_message_is_cut(receiver: Receiver, targets: Callable[..., None]) -> None:
+    targets(receiver.target)
+    notify.send(log, "long", "x" * 10_000)
+    assert receiver.got[0]["message"] == "x" * 2500 + " …"
