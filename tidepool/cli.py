@@ -1,0 +1,114 @@
+"""The command `tidepool`. Every subcommand imports what it needs when it runs: `--help` is immediate."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from tidepool.errors import TidepoolError
+from tidepool.settings import Provider, repository
+
+app = typer.Typer(
+    name="tidepool",
+    help="A Git repository of Python flows as a production Prefect platform on Kubernetes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The console script: what a person did wrong is one sentence and exit code 2, without a traceback."""
+    try:
+        app()
+    except TidepoolError as error:
+        typer.echo(f"tidepool: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="Name of the deployment.")],
+    parameter: Annotated[
+        Optional[list[str]],
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the flow; may be repeated."),
+    ] = None,
+    environment: Annotated[
+        str, typer.Option("--environment", "-e", help="Whose parameters: prefect.yaml with this environment's overlay.")
+    ] = "local",
+    provider: Annotated[
+        Optional[Provider], typer.Option(help="Where mapped tasks run; default: TIDEPOOL_COMPUTE_PROVIDER.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Run a deployment's flow here and now.
+
+    Paths in parameters start at the repository. The run is recorded by the Prefect server of PREFECT_API_URL, else by
+    the demo's, else by one that lives as long as the run.
+
+    Exit code: 0 the run is Completed, 1 it failed, 2 bad usage or a bad parameter: nothing was run.
+    """
+    from tidepool.run import run as run_deployment
+
+    code = run_deployment(
+        repository(),
+        name,
+        parameters=parameter or [],
+        environment=environment,
+        provider=provider,
+        as_json=json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo(
+    leave: Annotated[bool, typer.Option("--exit", help="End when all runs have; always so without a terminal.")] = False,
+    port: Annotated[
+        Optional[int],
+        typer.Option(min=1, max=65535, help="Port of the Prefect server; default: 4200, or any free one."),
+    ] = None,
+) -> None:
+    """Run all deployments on bundled samples, on this machine, and show them in the Prefect UI.
+
+    Exit code: 0 all runs are Completed, 1 not all are.
+    """
+    from tidepool.demo import demo as run_demo
+
+    raise typer.Exit(run_demo(repository(), stay=not leave and sys.stdout.isatty(), port=port))
+
+
+@app.command()
+def render(
+    environment: Annotated[str, typer.Option("--environment", "-e", help="production, or a name in environments/.")],
+    image: Annotated[
+        Optional[str],
+        typer.Option(metavar="NAME@sha256:…", help="An image that exists already, in the place of building one."),
+    ] = None,
+    version: Annotated[
+        Optional[str], typer.Option(help="Version of the deployments, where there is no Git checkout to ask.")
+    ] = None,
+) -> None:
+    """Print the prefect file of an environment, for `prefect deploy --all --prefect-file …`."""
+    from tidepool.deploy import environments
+
+    typer.echo(environments.to_yaml(environments.load(repository(), environment, image, version)), nl=False)
+
+
+@app.command()
+def settings() -> None:
+    """Print the effective settings and where each comes from; secrets are masked."""
+    from tidepool.settings import effective
+
+    rows = effective()
+    name_width = max(len(name) for name, _, _ in rows)
+    value_width = max(len(value) for _, value, _ in rows)
+    for name, value, origin in rows:
+        typer.echo(f"{name:<{name_width}}  {value:<{value_width}}  {origin}")
+
+
+if __name__ == "__main__":
+    main()
