@@ -1,0 +1,134 @@
+"""The future of a mapped task: settled once, by the tracker, with a final state that is read when somebody asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+import cloudpickle
+from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
+from prefect_dask.task_runners import PrefectDaskFuture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from prefect import Task
+    from prefect.client.schemas.objects import State
+    from prefect.futures import PrefectFuture
+
+    from tidepool.compute.tracker import Tracker
+
+R = TypeVar("R")
+
+
+@dataclass
+class Submission:
+    """What it takes to send a task run to Dask, once more if its worker is lost.
+
+    Attributes:
+        task: The Prefect task.
+        call: Where the scheduler keeps the pickled `worker.Call`.
+        context: Where it keeps the pickled Prefect context.
+        payload: The pickled `worker.Payload`.
+        dependencies: The task runs that each parameter comes from.
+        upstreams: The futures that the payload refers to.
+        attempt: How often it was sent again.
+        losses: How often its worker was lost while running it.
+        started: Whether the current attempt is known to have begun; attempt 0 does not say.
+    """
+
+    task: Task[..., Any]
+    call: list[str]
+    context: list[str]
+    payload: bytes
+    dependencies: dict[str, set[Any]]
+    upstreams: list[TidepoolFuture[Any]]
+    attempt: int = 0
+    losses: int = 0
+    started: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A final state as it came from the worker: pickled, because ten thousand states as objects fill the driver's memory."""
+
+    pickled: bytes
+
+    @classmethod
+    def of(cls, state: State[Any]) -> Outcome:
+        """The outcome with that state."""
+        return cls(cloudpickle.dumps(state))
+
+    def state(self) -> State[Any]:
+        """The final state."""
+        return cast("State[Any]", cloudpickle.loads(self.pickled))
+
+
+class TidepoolFuture(PrefectDaskFuture[R]):
+    """The future of a task run on Dask.
+
+    It is settled with the task run's final state whatever happens to the worker or the scheduler.
+
+    Args:
+        task_run_id: The task run.
+        submission: How to send it; dropped once it is settled.
+        tracker: Who settles it.
+    """
+
+    def __init__(self, task_run_id: UUID, submission: Submission, tracker: Tracker) -> None:
+        super().__init__(task_run_id=task_run_id, wrapped_future=cast("Any", None))
+        self.submission: Submission | None = submission
+        self.outcome: Outcome | None = None
+        self.crashed = False  # settled by the tracker, without a word from a worker
+        self.callbacks: list[Callable[[PrefectFuture[Any]], None]] = []
+        self.tracker = tracker
+
+    # Prefect's wait() and as_completed() look here whether a future is done; they never read it.
+    @property
+    def _final_state(self) -> Outcome | None:
+        return self.outcome
+
+    @_final_state.setter
+    def _final_state(self, _value: None) -> None:
+        """Prefect's constructor sets it to None."""
+
+    @property
+    def state(self) -> State[R]:
+        """The final state, or what the server says until there is one."""
+        if self.outcome is not None:
+            return self.outcome.state()
+        return super().state
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Waits until the task run has its final state, for at most that many seconds."""
+        self.tracker.wait(self, timeout)
+        raise_if_flow_run_suspension_requested()
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:  # noqa: FBT001, FBT002 - Prefect's
+        """The task's result.
+
+        Args:
+            timeout: Seconds to wait for it.
+            raise_on_failure: Whether to raise the exception of a task run that did not complete, or return it.
+
+        Raises:
+            TimeoutError: It is not there in time.
+            WorkerLostError: The task run lost its worker too often, or the cluster is gone.
+        """
+        self.wait(timeout)
+        if self.outcome is None:
+            raise TimeoutError(f"Task run {self.task_run_id} did not complete within {timeout} seconds")
+        self.tracker.acknowledge(self)
+        return cast("R", self.outcome.state().result(raise_on_failure=raise_on_failure, _sync=True))
+
+    def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
+        """Calls `fn` with this future when it is settled: at once if it is."""
+        if not self.tracker.call_when_done(self, fn):
+            fn(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the future of task run {self.task_run_id} is inside an object that Prefect does not look into; "
+            "pass futures as arguments, or in lists, tuples, sets, dicts, dataclasses or pydantic models"
+        )

@@ -1,0 +1,344 @@
+"""Follows every task run that was sent to Dask to its final state, and makes one where Dask has none.
+
+Dask reports what happened to its own task: done, failed with the worker (`KilledWorker`), cancelled with the scheduler.
+Prefect's task run must not be left Running by that. A run whose worker was lost is sent again, a bounded number of times;
+one that cannot go on is settled as Crashed with the reason, on the server too.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING, Any
+
+from distributed import KilledWorker
+from distributed.client import FutureCancelledError
+from distributed.scheduler import NoValidWorkerError, NoWorkerError
+from prefect.states import Cancelled, Crashed
+
+from tidepool.compute import worker
+from tidepool.compute.futures import Outcome, TidepoolFuture
+from tidepool.compute.task_runs import Conclusion, Recorder
+from tidepool.compute.worker_loss import Exits, WorkerLostError
+from tidepool.settings import settings
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Iterable
+
+    from distributed import Client, Future
+    from prefect.client.schemas.objects import State
+    from prefect.futures import PrefectFuture
+
+
+# Final states fetched at a time: each may have the size that a result may have.
+_FETCHED_TOGETHER = 64
+
+# A state whose worker is lost while it is fetched is computed again, which takes as long as the task: others go first.
+_FETCH_SECONDS = 30.0
+
+
+class Tracker:
+    """Sends task runs to Dask and settles their futures.
+
+    Args:
+        client: Where to send them.
+        cluster: The cluster object, if there is one: it may know why a worker has ended.
+        recorder: Tells the server of final states that no worker could tell.
+        log: Where lost workers are reported.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        cluster: Any,  # noqa: ANN401 - any Dask cluster, or None
+        recorder: Recorder,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+    ) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._recorder = recorder
+        self._log = log
+        self._exits = Exits()
+        self._why: dict[str, str | None] = {}
+        self._changed = threading.Condition()
+        self._open: dict[str, TidepoolFuture[Any]] = {}
+        self._crashed: dict[str, str] = {}
+        self._to_record: list[Conclusion] = []
+        self._scheduler_gone = False
+        self._news: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[bytes]] | None] = queue.SimpleQueue()
+        self._exits.follow(client)
+        client.subscribe_topic(worker.STARTED_TOPIC, self._on_started)
+        self._thread = threading.Thread(target=self._follow, name="tidepool-tracker", daemon=True)
+        self._thread.start()
+
+    # --- what futures and the runner ask ----------------------------------------------------------
+
+    def submit(self, futures: list[TidepoolFuture[Any]]) -> None:
+        """Sends task runs to Dask, in one message.
+
+        Raises:
+            WorkerLostError: the scheduler is gone.
+        """
+        if self._scheduler_gone:
+            raise WorkerLostError(f"{self._scheduler_words()}; no more tasks can be submitted")
+        with self._changed:
+            self._open.update({str(future.task_run_id): future for future in futures})
+        self._send(futures)
+
+    def wait(self, future: TidepoolFuture[Any], timeout: float | None) -> None:
+        """Waits until the future is settled, for at most that many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: future.outcome is not None, timeout)
+
+    def call_when_done(self, future: TidepoolFuture[Any], fn: Callable[[PrefectFuture[Any]], None]) -> bool:
+        """Remembers to call `fn` when the future is settled; False if it is already."""
+        with self._changed:
+            if future.outcome is None:
+                future.callbacks.append(fn)
+            return future.outcome is None
+
+    def acknowledge(self, future: TidepoolFuture[Any]) -> None:
+        """The author has seen how that task run ended: it does not fail the flow behind their back any more."""
+        with self._changed:
+            self._crashed.pop(str(future.task_run_id), None)
+
+    def complete(self) -> None:
+        """Waits until every task run has its final state, whether the author collected it or not.
+
+        Raises:
+            WorkerLostError: some were lost with their worker or scheduler, and the author has not looked at them.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open)
+            lost = list(self._crashed.values())
+        if lost:
+            shown = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")  # noqa: PLR2004 - enough to see what it is
+            raise WorkerLostError(f"{len(lost)} task runs did not survive: {shown}")
+
+    def stop(self, reason: str, seconds: float) -> None:
+        """Cancels what is not final, tells the server, and ends.
+
+        Args:
+            reason: Why, for the task runs' states.
+            seconds: How long telling the server may take.
+        """
+        self._news.put(None)
+        self._thread.join(seconds)
+        with self._changed:
+            left = list(self._open.values())
+        if not left:
+            return
+        running = self._running_keys()
+        dask_futures = [future.wrapped_future for future in left if future.wrapped_future is not None]
+        if not self._scheduler_gone:
+            self._client.cancel(dask_futures, force=True)
+        outcomes, begun, waiting = [], [], []
+        for future in left:
+            state = Cancelled(message=reason)
+            outcomes.append((future, Outcome.of(state)))
+            (begun if future.wrapped_future.key in running else waiting).append(Conclusion.of(future, state))
+        self._settle(outcomes)
+        self._log.warning("%d task runs were not final and are cancelled: %s", len(left), reason)
+        self._recorder.record(begun, if_known=waiting)
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def _send(self, futures: list[TidepoolFuture[Any]]) -> None:
+        sent = [(future, future.submission) for future in futures if future.submission is not None]
+        dask_futures = self._client.map(
+            worker.run,
+            [submission.call for _, submission in sent],
+            [submission.context for _, submission in sent],
+            [submission.payload for _, submission in sent],
+            [submission.attempt for _, submission in sent],
+            [[_upstream(future) for future in submission.upstreams] for _, submission in sent],
+            key=[f"{s.task.name}-{future.task_run_id}" + (f"-{s.attempt}" if s.attempt else "") for future, s in sent],
+            pure=False,
+        )
+        for (future, _), dask_future in zip(sent, dask_futures, strict=True):
+            future._wrapped_future = dask_future  # noqa: SLF001 - ours, through Prefect's base class
+            self._watch(future, dask_future)
+
+    def _watch(self, future: TidepoolFuture[Any], dask_future: Future[bytes]) -> None:
+        dask_future.add_done_callback(lambda done: self._news.put((future, done)))
+
+    def _send_again(self, future: TidepoolFuture[Any]) -> None:
+        assert future.submission is not None  # noqa: S101 - settled futures are not sent again
+        future.submission.attempt += 1
+        future.submission.started = False
+        self._send([future])
+
+    # --- following --------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        while (first := self._news.get()) is not None:
+            news = [first]
+            while len(news) < _FETCHED_TOGETHER and not self._news.empty():
+                if (item := self._news.get()) is None:
+                    self._news.put(None)
+                    break
+                news.append(item)
+            current = [(future, done) for future, done in news if future.wrapped_future is done]
+            try:
+                self._handle(current)
+            except Exception as error:
+                # Whatever this is, nobody must wait for ever for what it concerned.
+                self._log.exception("Cannot follow %d task runs", len(current))
+                for future, _ in current:
+                    if future.outcome is None:
+                        self._crash(future, f"its outcome could not be read: {error!r}", error)
+
+    def _handle(self, news: list[tuple[TidepoolFuture[Any], Future[bytes]]]) -> None:
+        finished = [(future, done) for future, done in news if done.status == "finished"]
+        failed = [(future, done) for future, done in news if done.status in ("error", "cancelled")]
+        for future, done in news:
+            if done.status in ("pending", "lost"):
+                self._watch(future, done)
+        if finished:
+            failed += self._fetch(finished)
+        # Those whose own worker was lost first: what depends on them is sent again with their new Dask future.
+        errors = [(future, _error(done)) for future, done in failed]
+        for future, error in sorted(errors, key=lambda pair: not _own(pair[0], pair[1])):
+            self._on_error(future, error)
+        if self._to_record:
+            to_record, self._to_record = self._to_record, []
+            self._recorder.record(to_record)
+
+    def _fetch(
+        self, finished: list[tuple[TidepoolFuture[Any], Future[bytes]]]
+    ) -> list[tuple[TidepoolFuture[Any], Future[bytes]]]:
+        """Settles what is finished; gives back those whose state was lost on the way."""
+
+        async def gather(wanted: list[Future[bytes]]) -> list[bytes]:
+            return await self._client.gather(wanted, asynchronous=True)  # type: ignore[no-any-return]
+
+        try:
+            states = self._client.sync(gather, [done for _, done in finished], callback_timeout=_FETCH_SECONDS)
+        except Exception as error:  # noqa: BLE001 - the error of any of them; each is looked at by itself below
+            if len(finished) > 1:
+                return [lost for pair in finished for lost in self._fetch([pair])]
+            future, done = finished[0]
+            if done.status in ("error", "cancelled"):
+                return finished
+            self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
+            self._watch(future, done)
+            return []
+        self._settle([(future, Outcome(state)) for (future, _), state in zip(finished, states, strict=True)])
+        return []
+
+    def _on_error(self, future: TidepoolFuture[Any], error: BaseException) -> None:
+        submission = future.submission
+        if submission is None:
+            return
+        if isinstance(error, FutureCancelledError):
+            if error.reason == "scheduler-connection-lost":
+                self._scheduler_gone = True
+                self._crash(future, self._scheduler_words(), error)
+            else:
+                self._crash(future, f"cancelled in Dask: {error.msg or error.reason}", error)
+        elif isinstance(error, KilledWorker) and _own(future, error):
+            self._on_worker_lost(future, error)
+        elif isinstance(error, KilledWorker) or any(_failed(upstream) for upstream in submission.upstreams):
+            # It did not begin: what it depends on has failed. With that one's new Dask future it waits for the next
+            # attempt; with its final state, Prefect says what comes of it.
+            self._send_again(future)
+        elif isinstance(error, (NoValidWorkerError, NoWorkerError)):
+            self._crash(future, f"no Dask worker for {settings().compute.no_worker_seconds:g} s", error)
+        else:
+            self._crash(future, f"{type(error).__name__}: {error}", error)
+
+    def _on_worker_lost(self, future: TidepoolFuture[Any], error: KilledWorker) -> None:
+        submission = future.submission
+        assert submission is not None  # noqa: S101 - checked by the caller
+        # Dask blames every task that was on the worker. From the second attempt on it is known which ones had begun.
+        if not submission.attempt or submission.started:
+            submission.losses += error.allowed_failures + 1
+        allowed = max(settings().compute.worker_losses, submission.task.retries + 1)
+        address = error.last_worker.address
+        if address not in self._why:
+            self._why[address] = self._exits.why(address, self._cluster)
+        last = f"; last exit: {self._why[address]}" if self._why[address] else ""
+        if submission.losses >= allowed:
+            times = "once" if submission.losses == 1 else f"{submission.losses} times"
+            self._crash(future, f"worker lost {times} while running this task{last}", error)
+        else:
+            self._log.warning(
+                "Task `%s` lost its worker %s%s; it runs again (%d of %d losses)",
+                submission.task.name,
+                address,
+                last,
+                submission.losses,
+                allowed,
+            )
+            self._send_again(future)
+
+    def _crash(self, future: TidepoolFuture[Any], reason: str, error: BaseException) -> None:
+        assert future.submission is not None  # noqa: S101 - settled futures do not crash
+        name = future.submission.task.name
+        told = WorkerLostError(f"task `{name}`: {reason}")
+        told.__cause__ = error
+        state: State[Any] = Crashed(message=reason[0].upper() + reason[1:], data=told)
+        state.state_details.task_run_id = future.task_run_id
+        with self._changed:
+            self._crashed[str(future.task_run_id)] = str(told)
+        self._log.error("Task `%s` crashed: %s", name, reason)
+        future.crashed = True
+        self._to_record.append(Conclusion.of(future, state))
+        self._settle([(future, Outcome.of(state))])
+
+    def _settle(self, outcomes: Iterable[tuple[TidepoolFuture[Any], Outcome]]) -> None:
+        callbacks = []
+        with self._changed:
+            for future, outcome in outcomes:
+                future.outcome = outcome
+                # The state is here: Dask must neither keep it nor, when the worker is lost, run the task for it again.
+                future._wrapped_future = future.submission = None  # noqa: SLF001 - ours, through Prefect's base class
+                self._open.pop(str(future.task_run_id), None)
+                callbacks += [(fn, future) for fn in future.callbacks]
+                future.callbacks = []
+            self._changed.notify_all()
+        for fn, future in callbacks:
+            try:
+                fn(future)
+            except Exception:
+                self._log.exception("A done callback of task run %s failed", future.task_run_id)
+
+    # --- what the scheduler says ------------------------------------------------------------------
+
+    def _on_started(self, event: tuple[float, dict[str, Any]]) -> None:
+        future = self._open.get(event[1]["task_run_id"])
+        submission = future.submission if future else None
+        if submission and submission.attempt == event[1]["attempt"]:
+            submission.started = True
+
+    def _running_keys(self) -> set[str]:
+        if self._scheduler_gone:
+            return set()
+        return {key for keys in self._client.processing().values() for key in keys}
+
+    def _scheduler_words(self) -> str:
+        return f"the connection to the Dask scheduler at {self._client.scheduler.address} was lost"
+
+
+def _upstream(future: TidepoolFuture[Any]) -> bytes | Future[bytes]:
+    dask_future = future.wrapped_future
+    return future.outcome.pickled if future.outcome is not None else dask_future
+
+
+def _error(done: Future[bytes]) -> BaseException:
+    try:
+        done.result(timeout=_FETCH_SECONDS)
+    except BaseException as error:  # noqa: BLE001 - it is the answer, not a failure here
+        return error
+    return RuntimeError("Dask reports an error and has none")
+
+
+def _own(future: TidepoolFuture[Any], error: BaseException) -> bool:
+    """Whether the lost worker was this task run's, not that of one it depends on."""
+    return isinstance(error, KilledWorker) and bool(future.wrapped_future) and error.task == future.wrapped_future.key
+
+
+def _failed(upstream: TidepoolFuture[Any]) -> bool:
+    dask_future = upstream.wrapped_future
+    return upstream.crashed or (dask_future is not None and dask_future.status in ("error", "cancelled"))

@@ -1,0 +1,299 @@
+"""What happens in a Dask worker: one Prefect task run, from the bytes that the driver sent to the bytes that it gets back.
+
+Hydrating Prefect's context (settings, flow, client with its TLS context) takes about 50 ms, a task run about 4 ms. So the
+context of a flow run travels once and is hydrated once per worker thread; what a task run may change in it is fresh for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import OrderedDict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import cloudpickle
+from distributed import get_worker
+from distributed.utils import sync
+from prefect._flow_run_suspension import FlowRunSuspensionRequest, raise_if_flow_run_suspension_requested
+from prefect.context import AssetContext, FlowRunContext, SyncClientContext, hydrated_context
+from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
+from prefect.utilities.collections import visit_collection
+
+from tidepool.compute.reference import ResultRefusedError, refuse_result
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect import Task
+    from prefect.client.schemas.objects import State
+    from prefect.transactions import AsyncTransaction, Transaction
+
+# The driver learns here that a task run, which has lost a worker before, has begun again.
+STARTED_TOPIC = "tidepool-started"
+
+# Contexts that one thread, and calls that one process keeps: a shared cluster serves several flow runs at a time.
+_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the task runs of one `map` have in common.
+
+    Attributes:
+        task: The Prefect task.
+        shared: Parameters with the same value in each task run, by name; pickled, so that each gets its own copy.
+        result_limit: Bytes that a result may have, pickled.
+    """
+
+    task: Task[..., Any]
+    shared: dict[str, bytes]
+    result_limit: int
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What is particular to one task run.
+
+    Attributes:
+        task_run_id: The task run.
+        parameters: The call's arguments, with `Shared` and `Upstream` where a value comes from elsewhere.
+        wait_for: What else has to be done before, with `Upstream` for task runs.
+        dependencies: The task runs that each parameter comes from.
+        assets: Serialised asset context, or None when no asset is concerned.
+    """
+
+    task_run_id: UUID
+    parameters: dict[str, Any]
+    wait_for: Any
+    dependencies: dict[str, set[Any]]
+    assets: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Stands for a parameter that is in the `Call`."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Stands for the final state of another task run: the one at `index` of those that were sent along."""
+
+    index: int
+
+
+def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstreams: list[bytes]) -> bytes:
+    """Runs one task; what Dask calls.
+
+    Args:
+        call: Where the scheduler keeps the pickled `Call`.
+        context: Where it keeps the pickled Prefect context.
+        payload: A pickled `Payload`.
+        attempt: How often the task run has lost its worker before.
+        upstreams: Pickled final states that the payload refers to.
+
+    Returns:
+        The pickled final state.
+    """
+    hydrated = _contexts(context)
+    return contextvars.copy_context().run(_run, hydrated, _calls(call), cloudpickle.loads(payload), attempt, upstreams)
+
+
+async def flush(seconds: float) -> None:
+    """Sends what this process still has of logs and events, for at most so many seconds; `Client.run` calls it."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    await asyncio.gather(
+        asyncio.to_thread(EventsWorker.drain_all, timeout=seconds),
+        asyncio.to_thread(APILogWorker.drain_all, timeout=seconds),
+    )
+
+
+# --- one task run ---------------------------------------------------------------------------------
+
+
+def _run(
+    hydrated: dict[contextvars.ContextVar[Any], Any], call: Call, payload: Payload, attempt: int, upstreams: list[bytes]
+) -> bytes:
+    for variable, value in hydrated.items():
+        variable.set(value)
+    if attempt:
+        _report_start(str(payload.task_run_id), attempt)
+    parameters = {
+        name: cloudpickle.loads(call.shared[name]) if isinstance(value, Shared) else value
+        for name, value in payload.parameters.items()
+    }
+    wait_for = payload.wait_for
+    if upstreams:
+        states = [cloudpickle.loads(state) for state in upstreams]
+        parameters, wait_for = (_with_states(part, states) for part in (parameters, wait_for))
+    engine_class = _AsyncEngine if call.task.isasync else _SyncEngine
+    engine = engine_class(task=call.task, parameters=parameters, wait_for=wait_for, context={})
+    engine.result_limit = call.result_limit
+    with ExitStack() as stack:
+        _enter_own_context(stack, payload)
+        try:
+            if isinstance(engine, _AsyncEngine):
+                asyncio.run(engine.run(payload))
+            else:
+                engine.run(payload)
+        except BaseException:
+            # The engine records a crash (sys.exit() in a task) and raises; its final state says all there is to say.
+            if not (engine.task_run and engine.state.is_final()):
+                raise
+    return _dump_state(engine.state)
+
+
+def _enter_own_context(stack: ExitStack, payload: Payload) -> None:
+    flow_run_context = FlowRunContext.get()
+    if flow_run_context is not None:
+        # Results are linked to their task run by their id() in memory: only right within one task run.
+        update: dict[str, Any] = {
+            "run_results": {},
+            "task_run_assets": {},
+            "task_run_dynamic_keys": {},
+            "observed_flow_pauses": {},
+            "flow_run_suspension_request": FlowRunSuspensionRequest(),
+        }
+        if flow_run_context.flow is not None:
+            update["task_runner"] = stack.enter_context(flow_run_context.flow.task_runner.duplicate())
+        stack.enter_context(flow_run_context.model_copy(update=update))
+    if payload.assets is not None:
+        stack.enter_context(AssetContext(**payload.assets))
+
+
+def _with_states(expression: Any, states: list[State[Any]]) -> Any:  # noqa: ANN401 - any argument
+    def state_of(part: Any) -> Any:  # noqa: ANN401 - any part of an argument
+        return states[part.index] if isinstance(part, Upstream) else part
+
+    return visit_collection(expression, visit_fn=state_of, return_data=True)
+
+
+def _dump_state(state: State[Any]) -> bytes:
+    if not state.is_completed():
+        # An exception that cannot be pickled, or not read again, must not hide the state that carries it.
+        try:
+            cloudpickle.loads(cloudpickle.dumps(state))
+        except Exception as unreadable:  # noqa: BLE001 - whatever an exception's own __reduce__ or __init__ raises
+            state = state.model_copy(update={"data": RuntimeError(f"{state.message} (unpicklable: {unreadable})")})
+    return cast("bytes", cloudpickle.dumps(state))
+
+
+def _report_start(task_run_id: str, attempt: int) -> None:
+    worker = get_worker()
+    # With an answer, unlike Worker.log_event: the task may end this process at once.
+    sync(
+        worker.loop,
+        worker.scheduler.log_event,
+        topic=STARTED_TOPIC,
+        msg={"task_run_id": task_run_id, "attempt": attempt},
+    )
+
+
+class _SyncEngine(SyncTaskRunEngine[Any, Any]):
+    """Prefect's engine, which refuses results that are too large to travel."""
+
+    result_limit: int
+
+    def run(self, payload: Payload) -> None:
+        with self.start(task_run_id=payload.task_run_id, dependencies=payload.dependencies):
+            while self.is_running():
+                self.wait_until_ready()
+                with self.asset_context(), self.run_context(), self.transaction_context() as transaction:
+                    self.call_task_fn(transaction)
+                raise_if_flow_run_suspension_requested()
+
+    def handle_success(self, result: Any, transaction: Transaction) -> Any:  # noqa: ANN401 - as Prefect has it
+        refuse_result(self.task.name, result, self.result_limit)
+        return super().handle_success(result, transaction=transaction)
+
+    def can_retry(self, exc_or_state: Exception | State[Any]) -> bool:
+        return not isinstance(exc_or_state, ResultRefusedError) and super().can_retry(exc_or_state)
+
+
+class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
+    """The same for tasks that are coroutines."""
+
+    result_limit: int
+
+    async def run(self, payload: Payload) -> None:
+        async with self.start(task_run_id=payload.task_run_id, dependencies=payload.dependencies):
+            while self.is_running():
+                await self.wait_until_ready()
+                async with self.asset_context(), self.run_context(), self.transaction_context() as transaction:
+                    await self.call_task_fn(transaction)
+                raise_if_flow_run_suspension_requested()
+
+    async def handle_success(self, result: Any, transaction: AsyncTransaction) -> Any:  # noqa: ANN401 - as Prefect has it
+        refuse_result(self.task.name, result, self.result_limit)
+        return await super().handle_success(result, transaction=transaction)
+
+    async def can_retry(self, exc_or_state: Exception | State[Any]) -> bool:
+        return not isinstance(exc_or_state, ResultRefusedError) and await super().can_retry(exc_or_state)
+
+
+# --- what is fetched and made once ----------------------------------------------------------------
+
+
+class _Thread(threading.local):
+    """Hydrated contexts of this thread by name, oldest first: a Prefect client must not be shared by threads."""
+
+    def __init__(self) -> None:
+        self.contexts: OrderedDict[str, _Hydrated] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class _Hydrated:
+    """A Prefect context that waits for task runs.
+
+    Attributes:
+        variables: Its context variables, to set for each task run.
+        home: Where its client was entered, and has to be left.
+        client: Its client.
+    """
+
+    variables: dict[contextvars.ContextVar[Any], Any]
+    home: contextvars.Context
+    client: SyncClientContext
+
+
+_thread = _Thread()
+_process_calls: OrderedDict[str, Call] = OrderedDict()
+_process_lock = threading.Lock()
+
+
+def _contexts(place: list[str]) -> dict[contextvars.ContextVar[Any], Any]:
+    kept, name = _thread.contexts, "/".join(place)
+    if name not in kept:
+        pickled, home = _fetch(place), contextvars.Context()
+        kept[name] = home.run(_hydrate, pickled, home)
+        if len(kept) > _KEPT:
+            _, oldest = kept.popitem(last=False)
+            oldest.home.run(oldest.client.__exit__, None, None, None)
+    kept.move_to_end(name)
+    return kept[name].variables
+
+
+def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
+    with hydrated_context(cloudpickle.loads(pickled)):
+        client = SyncClientContext().__enter__()
+        return _Hydrated(dict(contextvars.copy_context()), home, client)
+
+
+def _calls(place: list[str]) -> Call:
+    name = "/".join(place)
+    with _process_lock:
+        if name not in _process_calls:
+            _process_calls[name] = cloudpickle.loads(_fetch(place))
+            if len(_process_calls) > _KEPT:
+                _process_calls.popitem(last=False)
+        _process_calls.move_to_end(name)
+        return _process_calls[name]
+
+
+def _fetch(place: list[str]) -> bytes:
+    worker = get_worker()
+    return cast("bytes", sync(worker.loop, worker.scheduler.get_metadata, keys=place))

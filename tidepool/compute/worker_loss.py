@@ -1,0 +1,84 @@
+"""Why a Dask worker was lost, in words."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from distributed import Nanny
+
+from tidepool.errors import TidepoolError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# What a ReportingNanny says when its worker process has ended.
+EXIT_TOPIC = "tidepool-worker-exit"
+# What every nanny says before it ends a worker process that needs too much memory.
+MEMORY_TOPIC = "worker-restart-memory"
+
+
+class WorkerLostError(TidepoolError):
+    """A task run lost its worker too often, or the whole cluster."""
+
+
+@runtime_checkable
+class KnowsExits(Protocol):
+    """A cluster that can say why one of its workers has ended, such as one of Kubernetes pods."""
+
+    def worker_exit(self, address: str) -> str | None:
+        """Why the worker at that address has ended, such as `out of memory (137)`; None when it is not known."""
+        ...
+
+
+class ReportingNanny(Nanny):  # type: ignore[misc] # distributed publishes no types
+    """A nanny that tells the scheduler with which exit code its worker process has ended."""
+
+    def _on_worker_exit_sync(self, exitcode: int) -> None:
+        # A nanny that is closing takes on no more background work, and nobody asks then.
+        with suppress(RuntimeError):
+            self.log_event(EXIT_TOPIC, {"worker": self.worker_address, "exitcode": exitcode})
+        super()._on_worker_exit_sync(exitcode)
+
+
+class Exits:
+    """What is known of workers that have ended, by address; fed by the scheduler's events."""
+
+    def __init__(self) -> None:
+        self._news = threading.Condition()
+        self._codes: dict[str, int] = {}
+        self._over_memory: set[str] = set()
+
+    def follow(self, client: Client) -> None:
+        """Begins to listen to what that client's scheduler says."""
+        client.subscribe_topic(EXIT_TOPIC, self._exited)
+        client.subscribe_topic(MEMORY_TOPIC, self._over_memory_limit)
+
+    def why(self, address: str, cluster: Any, seconds: float = 1.0) -> str | None:  # noqa: ANN401 - any Dask cluster
+        """Why the worker at that address has ended; None when nobody says so within that many seconds."""
+        if isinstance(cluster, KnowsExits):
+            return cluster.worker_exit(address)
+        with self._news:
+            self._news.wait_for(lambda: address in self._codes or address in self._over_memory, timeout=seconds)
+            if address in self._over_memory:
+                return "out of memory (137)"
+            return exit_in_words(self._codes[address]) if address in self._codes else None
+
+    def _exited(self, event: tuple[float, dict[str, Any]]) -> None:
+        with self._news:
+            self._codes[event[1]["worker"]] = event[1]["exitcode"]
+            self._news.notify_all()
+
+    def _over_memory_limit(self, event: tuple[float, dict[str, Any]]) -> None:
+        with self._news:
+            self._over_memory.add(event[1]["worker"])
+            self._news.notify_all()
+
+
+def exit_in_words(code: int) -> str:
+    """An exit code of a process as Python gives it (negative: the signal), in words with the code that a shell shows."""
+    if code >= 0:
+        return f"exit code {code}"
+    return f"killed by {signal.Signals(-code).name} ({128 - code})"
