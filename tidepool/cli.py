@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -33,14 +33,14 @@ def main() -> None:
 def run(
     name: Annotated[str, typer.Argument(help="Name of the deployment.")],
     parameter: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the flow; may be repeated."),
     ] = None,
     environment: Annotated[
         str, typer.Option("--environment", "-e", help="Whose parameters: prefect.yaml with this environment's overlay.")
     ] = "local",
     provider: Annotated[
-        Optional[Provider], typer.Option(help="Where mapped tasks run; default: TIDEPOOL_COMPUTE_PROVIDER.")
+        Provider | None, typer.Option(help="Where mapped tasks run; default: TIDEPOOL_COMPUTE_PROVIDER.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -66,9 +66,9 @@ def run(
 
 @app.command()
 def demo(
-    leave: Annotated[bool, typer.Option("--exit", help="End when all runs have; always so without a terminal.")] = False,
+    leave: Annotated[bool, typer.Option("--exit", help="End with the last run; always so without a terminal.")] = False,
     port: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(min=1, max=65535, help="Port of the Prefect server; default: 4200, or any free one."),
     ] = None,
 ) -> None:
@@ -85,11 +85,11 @@ def demo(
 def render(
     environment: Annotated[str, typer.Option("--environment", "-e", help="production, or a name in environments/.")],
     image: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(metavar="NAME@sha256:…", help="An image that exists already, in the place of building one."),
     ] = None,
     version: Annotated[
-        Optional[str], typer.Option(help="Version of the deployments, where there is no Git checkout to ask.")
+        str | None, typer.Option(help="Version of the deployments, where there is no Git checkout to ask.")
     ] = None,
 ) -> None:
     """Print the prefect file of an environment, for `prefect deploy --all --prefect-file …`."""

@@ -218,7 +218,9 @@ def _summary(done: Sequence[_Progress], out: Console) -> int:
     out.print(_table(done))
     bad = [each for each in done if each.kind != "COMPLETED"]
     for each in bad:
-        out.print(f"{each.deployment}: {each.state}: {each.message or 'no reason was given'}", style="red", markup=False)
+        out.print(
+            f"{each.deployment}: {each.state}: {each.message or 'no reason was given'}", style="red", markup=False
+        )
     out.print(f"{len(done) - len(bad)} of {len(done)} Completed")
     return 1 if bad else 0
 

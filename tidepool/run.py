@@ -132,7 +132,7 @@ def bind(flow: Flow[..., Any], base: Mapping[str, Any], given: Mapping[str, str]
         try:
             values[name] = _parse(adapter, given[name]) if name in given else adapter.validate_python(base[name])
         except ValidationError as error:
-            shown = given[name] if name in given else base[name]
+            shown = given[name] if name in given else json.dumps(base[name])
             raise UsageError(f"{flow.name}: {_rejected(name, shown, flow, error)}") from None
     return values
 
@@ -152,17 +152,13 @@ def _parse(adapter: TypeAdapter[Any], text: str) -> Any:  # noqa: ANN401 - whate
         return adapter.validate_python(second)
 
 
-def _rejected(name: str, value: object, flow: Flow[..., Any], error: ValidationError) -> str:
+def _rejected(name: str, shown: str, flow: Flow[..., Any], error: ValidationError) -> str:
     """One sentence: the parameter, its value, what is wrong and what is accepted."""
     problem = error.errors()[0]
-    place = "".join(f"[{part!r}]" for part in problem["loc"] if not isinstance(part, str) or "[" not in part)
-    where = place if problem["type"] not in _UNION_PROBLEMS and isinstance(value, (list, dict)) else ""
+    place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
     message = problem["msg"][0].lower() + problem["msg"][1:]
     schema = flow.parameters.properties.get(name, {})
-    return f"parameter {name}{where} = {value!r}: {message} (accepted: {describe(schema)})"
-
-
-_UNION_PROBLEMS = frozenset({"union_tag_invalid"})
+    return f"parameter {name}{place} = {shown}: {message} (accepted: {describe(schema)})"
 
 
 def describe(schema: Mapping[str, Any]) -> str:
@@ -287,7 +283,9 @@ def _api(repository: Path) -> Iterator[None]:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
         if problem is not None:
-            raise TidepoolError(f"the Prefect API {PREFECT_API_URL.value()} (PREFECT_API_URL) does not answer: {problem!r}")
+            raise TidepoolError(
+                f"the Prefect API {PREFECT_API_URL.value()} (PREFECT_API_URL) does not answer: {problem!r}"
+            )
         yield
         return
 

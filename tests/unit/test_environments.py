@@ -1,0 +1,214 @@
+"""Overlays: what an environment changes of prefect.yaml, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidepool.deploy import environments
+from tidepool.errors import UsageError
+from tidepool.settings import reject_unknown, variables
+
+REPOSITORY = Path(__file__).parents[2]
+DIGEST = "registry.example/team/app@sha256:" + "0a" * 32
+
+MANIFEST: dict[str, Any] = {
+    "name": "p",
+    "definitions": {"pools": {}},
+    "build": [
+        {"prefect.deployments.steps.run_shell_script": {"id": "commit", "script": "git describe"}},
+        {"prefect_docker.deployments.steps.build_docker_image": {"id": "build-image"}},
+    ],
+    "push": [{"prefect_docker.deployments.steps.push_docker_image": {"id": "push-image"}}],
+    "pull": [],
+    "deployments": [
+        {
+            "name": "a",
+            "schedules": [{"slug": "nightly", "cron": "0 3 * * *"}],
+            "parameters": {"x": 1, "y": 2},
+            "work_pool": {"name": "kubernetes", "job_variables": {"image": "{{ push-image.image }}", "cpu": "1"}},
+        },
+        {"name": "b", "parameters": {}, "work_pool": {"name": "kubernetes", "job_variables": {"image": "i"}}},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "patch", "expected"),
+    [
+        # The cases of RFC 7396, appendix A.
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "b"}, ["c"], ["c"]),
+        ({"a": "foo"}, "bar", "bar"),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_merge_is_rfc_7396(base: object, patch: object, expected: object) -> None:
+    assert environments.merge(base, patch) == expected
+
+
+_yaml = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(_yaml, _yaml)
+def test_a_second_merge_changes_nothing_and_arguments_stay(base: object, patch: object) -> None:
+    before = copy.deepcopy((base, patch))
+    once = environments.merge(base, patch)
+    assert environments.merge(once, patch) == once
+    assert (base, patch) == before
+
+
+def test_an_overlay_changes_every_deployment_and_then_one() -> None:
+    overlay = {
+        "every_deployment": {"paused": True, "parameters": {"x": 7}},
+        "deployments": {"a": {"parameters": {"x": 8, "y": None}}},
+    }
+    before = copy.deepcopy(MANIFEST)
+    a, b = environments.render(MANIFEST, overlay)["deployments"]
+    assert (a["paused"], b["paused"]) == (True, True)
+    assert (a["parameters"], b["parameters"]) == ({"x": 8}, {"x": 7})
+    assert a["schedules"] == [{"slug": "nightly", "cron": "0 3 * * *"}]
+    assert before == MANIFEST
+
+
+def test_production_is_prefect_yaml_without_its_definitions() -> None:
+    rendered = environments.render(MANIFEST, {})
+    assert rendered == {key: value for key, value in MANIFEST.items() if key != "definitions"}
+
+
+def test_without_an_image_nothing_is_built_and_the_version_still_comes_from_git() -> None:
+    rendered = environments.render(MANIFEST, {"image": None})
+    assert [step for entry in rendered["build"] for step in entry] == ["prefect.deployments.steps.run_shell_script"]
+    assert rendered["push"] == []
+    assert rendered["deployments"][0]["work_pool"]["job_variables"] == {"cpu": "1"}
+
+
+def test_a_given_image_takes_the_place_of_the_built_one() -> None:
+    rendered = environments.render(MANIFEST, {}, DIGEST)
+    assert {each["work_pool"]["job_variables"]["image"] for each in rendered["deployments"]} == {DIGEST}
+    assert "build_docker_image" not in environments.to_yaml(rendered)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "image", "message"),
+    [
+        ({"every_deploymnt": {}}, None, "key 'every_deploymnt' is unknown, did you mean every_deployment?"),
+        ({"deployments": {"aa": {}}}, None, "deployment 'aa' is unknown, did you mean a?"),
+        ({"deployments": {"a": {"schedules": []}}}, None, "a has schedules: they are written in prefect.yaml only"),
+        ({"every_deployment": {"schedules": []}}, None, "every_deployment has schedules"),
+        ({"image": None}, DIGEST, "runs without an image: leave --image out"),
+        ({}, "app:latest", "image 'app:latest' is no digest: give name@sha256:"),
+    ],
+)
+def test_a_wrong_overlay_or_image_is_one_sentence(overlay: dict[str, Any], image: str | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        environments.render(MANIFEST, overlay, image)
+
+
+@pytest.mark.parametrize("content", ["a: [", "- a\n"])
+def test_a_broken_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "prefect.yaml").write_text(content)
+    with pytest.raises(UsageError, match=r"^prefect\.yaml "):
+        environments.load(tmp_path, "production")
+
+
+# --- this repository's own files ---------------------------------------------------------------------
+
+
+def _environments() -> list[str]:
+    return environments.names(REPOSITORY)
+
+
+def _raw() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+    return content
+
+
+def test_there_are_three_environments() -> None:
+    assert _environments() == ["local", "production", "staging"]
+
+
+@pytest.mark.parametrize("environment", ["local", "staging", "production"])
+def test_yaml_of_every_environment_reads_back_without_anchors(environment: str) -> None:
+    rendered = environments.load(REPOSITORY, environment)
+    text = environments.to_yaml(rendered)
+    assert yaml.safe_load(text) == rendered
+    assert "&" not in text
+    assert [each["name"] for each in rendered["deployments"]] == [each["name"] for each in _raw()["deployments"]]
+
+
+@pytest.mark.parametrize("environment", ["local", "staging"])
+def test_no_environment_changes_a_schedule(environment: str) -> None:
+    rendered = environments.load(REPOSITORY, environment)
+    assert [each["schedules"] for each in rendered["deployments"]] == [
+        each["schedules"] for each in _raw()["deployments"]
+    ]
+    assert all(each["paused"] for each in rendered["deployments"])
+
+
+def test_local_needs_neither_kubernetes_nor_an_image_nor_a_network() -> None:
+    text = environments.to_yaml(environments.load(REPOSITORY, "local"))
+    for word in ("kubernetes", "image:", "prefect_docker", "s3://", "deadline_seconds"):
+        assert word not in text
+
+
+def test_production_builds_once_and_every_deployment_runs_that_image() -> None:
+    manifest = environments.load(REPOSITORY, "production")
+    for each in manifest["deployments"]:
+        assert each["work_pool"]["job_variables"]["image"].startswith("{{ push-image.")
+        assert not {"build", "push", "pull"} & each.keys()
+    assert manifest["pull"] == []
+
+
+def test_the_registry_is_not_in_git() -> None:
+    build, push = (
+        next(step for entry in _raw()[phase] for name, step in entry.items() if name.startswith("prefect_docker."))
+        for phase in ("build", "push")
+    )
+    assert build["image_name"] == "{{ $TIDEPOOL_IMAGE_NAME }}"
+    assert push["image_name"] == "{{ build-image.image_name }}"
+
+
+def test_variables_named_in_the_files_are_settings() -> None:
+    for path in (REPOSITORY / "prefect.yaml", *(REPOSITORY / "environments").glob("*.yaml")):
+        words = path.read_text().replace("$", " ").replace(":", " ").replace("}", " ").split()
+        reject_unknown(words)
+    assert "TIDEPOOL_IMAGE_NAME" in variables()
+
+
+def test_each_deployment_says_what_on_call_needs() -> None:
+    deployments = _raw()["deployments"]
+    names = [each["name"] for each in deployments]
+    assert names == sorted(names)
+    for each in deployments:
+        tags = dict(tag.split(":") for tag in each["tags"])
+        assert tags.keys() == {"managed-by", "owner", "tier"}
+        assert f"| {tags['owner']} | {tags['tier']} |" in each["description"]
+        assert f"docs/runbooks/{each['name']}.md" in each["description"]
+        assert each["version"] == "{{ commit.stdout }}"
+        assert each["enforce_parameter_schema"] is True
+        assert each["concurrency_limit"]["limit"] == 1
+        for schedule in each["schedules"]:
+            assert {"slug", "timezone"} <= schedule.keys()
+            assert "active" not in schedule
+            assert "anchor_date" in schedule or "cron" in schedule
