@@ -1,68 +1,21 @@
 from __future__ import annotations
 
-import json
 import logging
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tidepool import notify, settings
+from tidepool import notify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from tests.conftest import Receiver
 
 # Apprise's plug-in for mail looks for a module that Python 3.13 has no more.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 log = logging.getLogger("test.notify")
-
-
-class Receiver(ThreadingHTTPServer):
-    """A web server that keeps what it is sent and answers as told."""
-
-    def __init__(self) -> None:
-        self.got: list[dict[str, str]] = []
-        self.answer = 200
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def target(self) -> str:
-        return f"json://127.0.0.1:{self.server_port}/s3cret-path"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        self.server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(self.server.answer)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Says nothing."""
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def targets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    def use(*urls: str) -> None:
-        monkeypatch.setenv("TIDEPOOL_NOTIFY_URLS", "\n".join(urls))
-        settings.settings.cache_clear()
-
-    use()
-    yield use
-    settings.settings.cache_clear()
 
 
 def test_a_message_arrives(receiver: Receiver, targets: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
