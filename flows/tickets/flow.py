@@ -127,7 +127,7 @@ def compute_target(tickets: pd.DataFrame, source: str) -> pd.Series[float]:
     if left_out := int(actual.isna().sum()):
         if left_out == len(actual):
             raise InputError(
-                f"{source}: none of the {left_out} tickets drawn has both sys_updated_at and closed_at "
+                f"{source}: of the tickets drawn ({left_out}) none has both sys_updated_at and closed_at "
                 "(day-month-year hour:minute); nothing is left to evaluate"
             )
         get_run_logger().warning(
