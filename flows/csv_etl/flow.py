@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.tasks import Task
@@ -60,7 +61,9 @@ def csv_etl(
         _check_updatable(source, destination)
 
     rows = extract(source)
-    increased = rows if update_source and _is_written_back(source, target) else transform(rows, increment)
+    if update_source and _is_written_back(source, target):
+        rows = increase(rows, -increment)
+    increased = transform(rows, increment)
     load(increased, target)
     if update_source:
         write_back(target, source)
@@ -84,7 +87,14 @@ def _is_io_error(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
     return storage.is_transient(state.data)
 
 
-@task(retries=5, retry_delay_seconds=5, retry_condition_fn=_is_io_error, task_run_name="extract {source}")
+# Not cached: a re-run must read what is there now.
+@task(
+    retries=5,
+    retry_delay_seconds=5,
+    retry_condition_fn=_is_io_error,
+    cache_policy=NO_CACHE,
+    task_run_name="extract {source}",
+)
 def extract(source: str) -> list[Row]:
     """The integers of each line of the source."""
     try:
