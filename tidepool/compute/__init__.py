@@ -6,6 +6,19 @@ task. Which kind of cluster (`local`, `threads`, `address`, `kubernetes`) is the
 not the flow's concern. The cluster starts with the first task that is submitted: a run that submits none costs none.
 """
 
-from tidepool.compute.providers import dask_client, dask_runner, use_workers
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tidepool.compute.providers import dask_client, dask_runner, use_workers
 
 __all__ = ["dask_client", "dask_runner", "use_workers"]
+
+
+def __getattr__(name: str) -> object:
+    # Not imported above: a Dask scheduler imports modules of this package and must not pay for Prefect.
+    if name in __all__:
+        return getattr(import_module("tidepool.compute.providers"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from distributed.client import FutureCancelledError
 from distributed.scheduler import NoValidWorkerError, NoWorkerError
 from prefect.states import Cancelled, Crashed
 
-from tidepool.compute import worker
+from tidepool.compute import remote, worker
 from tidepool.compute.futures import Outcome, TidepoolFuture
 from tidepool.compute.task_runs import Conclusion, Recorder
 from tidepool.compute.worker_loss import Exits, WorkerLostError
@@ -147,7 +147,7 @@ class Tracker:
     def _send(self, futures: list[TidepoolFuture[Any]]) -> None:
         sent = [(future, future.submission) for future in futures if future.submission is not None]
         dask_futures = self._client.map(
-            worker.run,
+            remote.run,
             [submission.call for _, submission in sent],
             [submission.context for _, submission in sent],
             [submission.payload for _, submission in sent],

@@ -1,0 +1,14 @@
+"""What Dask is given to call: a function that costs its scheduler nothing to import.
+
+The scheduler unpickles every graph that it receives, functions by reference, before it sends the tasks on. `worker.run`
+itself would have it import Prefect: about a second in which no task runs.
+"""
+
+from __future__ import annotations
+
+
+def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstreams: list[bytes]) -> bytes:
+    """Runs one task in a worker: `tidepool.compute.worker.run`."""
+    from tidepool.compute import worker
+
+    return worker.run(call, context, payload, attempt, upstreams)
