@@ -171,7 +171,7 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
         pickled = {name: cloudpickle.dumps(value) for name, value in shared.items() if not _futures_in(value)}
         tracker = self._ready()
         refuse_arguments(
-            task.name, {name: len(data) for name, data in pickled.items()}, settings().compute.argument_limit_bytes
+            task.name, {name: len(data) for name, data in pickled.items()}, _limit(task)
         )
         mapping = _Map(task, self._publish_call(task, pickled), {name: shared[name] for name in pickled})
         self._map.current = mapping
@@ -222,7 +222,7 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
                 assets=_assets(task, task_run_id, inputs),
             )
         )
-        limit = settings().compute.argument_limit_bytes
+        limit = _limit(task)
         if len(payload) > limit:
             sizes = {
                 name: len(cloudpickle.dumps(visit_collection(value, visit_fn=placeholder, return_data=True)))
@@ -241,7 +241,7 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
 
     def _publish_call(self, task: Task[..., Any], shared: dict[str, bytes]) -> list[str]:
         # Pickled for each submit, as the stock runner does: what a task's function closes over may have changed.
-        call = cloudpickle.dumps(worker.Call(task, shared, settings().compute.argument_limit_bytes))
+        call = cloudpickle.dumps(worker.Call(task, shared, _limit(task)))
         return self._publish(call, call, None)
 
     def _publish_context(self) -> list[str]:
@@ -417,6 +417,12 @@ def _own_scheduler() -> Iterator[None]:
         }
     ):
         yield
+
+
+def _limit(task: Task[..., Any]) -> int:
+    """Bytes that an argument or a result of the task may have: a batch has the room of its items, within reason."""
+    each = settings().compute.argument_limit_bytes
+    return max(each, min(each * getattr(task, "items_per_run", 1), _GRAPH_BYTES))
 
 
 def _rebuilt(kind: type[TidepoolTaskRunner], settings_of: dict[str, Any]) -> TidepoolTaskRunner:

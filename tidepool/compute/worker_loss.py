@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from distributed import Nanny
+from distributed import Nanny, Status
 
 from tidepool.errors import TidepoolError
 
@@ -37,10 +37,14 @@ class ReportingNanny(Nanny):  # type: ignore[misc] # distributed publishes no ty
     """A nanny that tells the scheduler with which exit code its worker process has ended."""
 
     def _on_worker_exit_sync(self, exitcode: int) -> None:
-        # A nanny that is closing takes on no more background work, and nobody asks then.
-        with suppress(RuntimeError):
-            self.log_event(EXIT_TOPIC, {"worker": self.worker_address, "exitcode": exitcode})
+        if self.status == Status.running:
+            self._ongoing_background_tasks.call_soon(self._report_exit, self.worker_address, exitcode)
         super()._on_worker_exit_sync(exitcode)
+
+    async def _report_exit(self, address: str, exitcode: int) -> None:
+        # When the scheduler closes at the same time, nobody asks any more.
+        with suppress(OSError):
+            await self.scheduler.log_event(topic=EXIT_TOPIC, msg={"worker": address, "exitcode": exitcode})
 
 
 class Exits:

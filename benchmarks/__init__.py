@@ -1,0 +1,1 @@
+"""The product's figures, each beside its peer in the same run."""

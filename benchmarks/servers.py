@@ -1,0 +1,138 @@
+"""Prefect servers for benchmarks, in processes of their own, on SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+
+from tidepool.settings import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Server:
+    """A running Prefect server.
+
+    Args:
+        api: URL of its API.
+        processes: Roots of its process trees: the server, and PostgreSQL if it uses one.
+    """
+
+    def __init__(self, api: str, processes: list[int]) -> None:
+        self.api = api
+        self._processes = processes
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the server and its database have used so far."""
+        total = 0.0
+        for root in self._processes:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(root)
+                for one in (process, *process.children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess):
+                        times = one.cpu_times()
+                        # Of children that ended: PostgreSQL makes a process for each connection.
+                        total += times.user + times.system + times.children_user + times.children_system
+        return total
+
+    def count_task_runs(self, flow_run_id: str, state: str = "COMPLETED") -> int:
+        """How many task runs of a flow run have that type of state on the server."""
+        body = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"state": {"type": {"any_": [state]}}}}
+        answer = httpx.post(f"{self.api}/task_runs/count", json=body, timeout=60)
+        answer.raise_for_status()
+        return int(answer.json())
+
+
+@contextmanager
+def prefect_server(database: str) -> Iterator[Server]:
+    """A fresh server on `sqlite` or `postgresql`, gone with its data afterwards."""
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidepool-bench-", ignore_cleanup_errors=True)))
+        variables = {**environment(), "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        variables.pop("PREFECT_API_URL", None)
+        processes = []
+        if database == "postgresql":
+            url, pid = stack.enter_context(_postgresql())
+            variables["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
+            processes.append(pid)
+        port = _free_port()
+        log = stack.enter_context((home / "server.log").open("wb"))
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
+        server = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
+        stack.callback(_stop, server)
+        api = f"http://127.0.0.1:{port}/api"
+        deadline = time.monotonic() + 180
+        while not _healthy(api):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the Prefect server did not start:\n{(home / 'server.log').read_text()[-4000:]}")
+            time.sleep(0.2)
+        yield Server(api, [server.pid, *processes])
+
+
+@contextmanager
+def _postgresql() -> Iterator[tuple[str, int]]:
+    """A PostgreSQL of its own (Debian's package `postgresql`), run by a user who is not root."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")
+    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    as_user = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="tidepool-pg-"))
+    port = _free_port()
+    try:
+        if as_user:
+            shutil.chown(folder, user)
+        data = folder / "data"
+        subprocess.run(
+            [*as_user, programs[-1] / "initdb", "-D", data, "-A", "trust", "-U", "prefect", "-E", "UTF8"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=folder,
+        )
+        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder}"
+        control = [*as_user, programs[-1] / "pg_ctl", "-D", data, "-w", "-t", "120"]
+        subprocess.run(
+            [*control, "-l", folder / "log", "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder
+        )
+        pid = int((data / "postmaster.pid").read_text().split()[0])
+        try:
+            yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres", pid
+        finally:
+            subprocess.run([*control, "-m", "fast", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _healthy(api: str) -> bool:
+    try:
+        return httpx.get(f"{api}/health", timeout=5).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(30)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,98 @@
+"""One measurement of the task runner benchmark, in a process of its own: prints one line of JSON.
+
+`python -m benchmarks.task_runner_flows RUNNER KIND ITEMS`
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import distributed
+from prefect import flow, task
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect_dask import DaskTaskRunner
+
+from tidepool.compute.batches import map_batched
+from tidepool.compute.runner import TidepoolTaskRunner
+
+WORKERS = 2
+BATCH = 100
+
+CLUSTER = {"n_workers": WORKERS, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
+
+# A line of its own among what Prefect prints.
+MARK = "MEASURED "
+
+
+@task
+def no_op(item: int) -> int:
+    """Does nothing: what is left is the cost of a task run."""
+    return item
+
+
+def plain_no_op(item: int) -> int:
+    """The same without Prefect."""
+    return item
+
+
+def _flow(runner: Any, kind: str, items: int) -> dict[str, Any]:  # noqa: ANN401 - a task runner
+    entered = time.perf_counter()
+
+    @flow(task_runner=runner, name=f"bench-{kind}")
+    def bench() -> dict[str, Any]:
+        begun = time.perf_counter()
+        first = no_op.map(range(WORKERS)).result()
+        assert first == list(range(WORKERS))
+        warm = time.perf_counter()
+        if kind == "batched":
+            results = map_batched(no_op, range(items), batch_size=BATCH)
+        elif kind == "map":
+            results = no_op.map(range(items)).result()
+        else:
+            results = list(range(items))
+        done = time.perf_counter()
+        assert results == list(range(items))
+        runs = {"map": items, "batched": -(-items // BATCH), "cold": 0}[kind] + WORKERS
+        return {
+            "flow_run_id": str(flow_run.id),
+            "task_runs": runs,
+            "first_task_seconds": warm - begun,
+            "seconds": done - warm,
+        }
+
+    measured: dict[str, Any] = bench()
+    return {**measured, "flow_seconds": time.perf_counter() - entered}
+
+
+def _raw(items: int) -> dict[str, Any]:
+    with distributed.LocalCluster(**CLUSTER) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        client.gather(client.map(plain_no_op, range(-WORKERS, 0), pure=False))
+        begun = time.perf_counter()
+        futures = [client.submit(plain_no_op, item, pure=False) for item in range(items)]
+        assert client.gather(futures) == list(range(items))
+        return {"task_runs": 0, "seconds": time.perf_counter() - begun}
+
+
+def main() -> None:
+    """Measures what the command line says."""
+    name, kind, items = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    if name == "dask":
+        measured = _raw(items)
+    else:
+        runner = {
+            "stock": lambda: DaskTaskRunner(cluster_kwargs=CLUSTER),
+            "tidepool": lambda: TidepoolTaskRunner(cluster_kwargs=CLUSTER),
+            "threads": lambda: ThreadPoolTaskRunner(max_workers=WORKERS),
+        }[name]()
+        measured = _flow(runner, kind, items)
+    measured["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(MARK + json.dumps(measured), flush=True)
+
+
+if __name__ == "__main__":
+    main()

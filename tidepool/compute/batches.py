@@ -1,0 +1,339 @@
+"""Many items per task run: a Prefect task run costs about 5 ms of a worker and 25 ms of the server, an item may cost less.
+
+`map_batched(task, items)` runs the task's function for every item, many of them in one task run, and still gives each
+item its own result, error and retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import os
+import statistics
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from prefect import Task, unmapped
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
+from prefect.futures import as_completed
+from prefect.states import Failed
+
+from tidepool.compute.reference import refuse_result
+from tidepool.errors import TidepoolError, UsageError
+from tidepool.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from prefect.client.schemas.objects import State
+    from prefect.futures import PrefectFuture
+
+R = TypeVar("R")
+
+# `auto` looks at that many items, one per task run, before it decides.
+_PROBES = 12
+# Overhead of a task run where the probes do not show it: as many workers as probes.
+_USUAL_OVERHEAD_SECONDS = 0.02
+_OVERHEAD_SHARE = 0.05
+# What a lost worker may cost, and how many batches each worker should get, so that all end at about the same time.
+_LONGEST_BATCH_SECONDS = 60.0
+_BATCHES_PER_WORKER = 4
+_LARGEST_BATCH = 10_000
+
+_PROGRESS_SECONDS = 2.0
+_SHOWN_FAILURES = 10
+_SHOWN_ITEM = 80
+
+
+@dataclass(frozen=True)
+class FailedItem:
+    """An item without a result.
+
+    Attributes:
+        index: Its place among the items, from 0.
+        item: What it was, as text.
+        error: What its last try raised, or `WorkerLostError`.
+        tries: How often it was tried.
+    """
+
+    index: int
+    item: str
+    error: BaseException
+    tries: int = 1
+
+    def __str__(self) -> str:
+        after = f" after {self.tries} tries" if self.tries > 1 else ""
+        return f"item {self.index} ({self.item}){after}: {type(self.error).__name__}: {self.error}"
+
+
+class BatchError(TidepoolError):
+    """Some items failed; the text lists them.
+
+    Attributes:
+        failed: The items that failed, in order.
+        results: What came of every item, in order: its result, or its `FailedItem`.
+    """
+
+    def __init__(self, task: str, failed: list[FailedItem], results: list[Any]) -> None:
+        shown = "; ".join(str(one) for one in failed[:_SHOWN_FAILURES])
+        more = f"; and {len(failed) - _SHOWN_FAILURES} more" if len(failed) > _SHOWN_FAILURES else ""
+        super().__init__(f"{len(failed)} of {len(results)} items of task `{task}` failed: {shown}{more}")
+        self.failed = failed
+        self.results = results
+
+
+def map_batched(
+    task: Task[..., R],
+    items: Iterable[Any],
+    *,
+    batch_size: int | Literal["auto"] = "auto",
+    raise_on_failure: bool = True,
+    progress: bool = True,
+    wait_for: Iterable[PrefectFuture[Any]] | None = None,
+    **fixed: Any,  # noqa: ANN401 - the task's own parameters
+) -> list[R]:
+    """Runs a task for many items, many items per task run, and waits for all of them.
+
+    The task's `retries`, `retry_delay_seconds` and `retry_condition_fn` apply to each item, its tags and timeout to
+    each task run. A batch whose worker is lost runs again; at last it is split, until the item that kills is alone.
+
+    Args:
+        task: The task; its first parameter takes the item.
+        items: The items.
+        batch_size: Items per task run; `auto` measures the first items and makes overhead less than 5 %.
+        raise_on_failure: Whether failed items raise, or stand as `FailedItem` among the results.
+        progress: Whether to show progress as an artifact of the flow run.
+        wait_for: Futures that have to be completed before.
+        fixed: The task's other parameters, the same for each item.
+
+    Returns:
+        The results, in the order of the items.
+
+    Raises:
+        BatchError: some items failed; it lists them and carries the results of the others.
+        UsageError: `batch_size` is neither `auto` nor a number from 1.
+        ArgumentRefusedError: items or parameters are too large to travel.
+    """
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise UsageError(f"batch_size of task `{task.name}` is {batch_size!r}; it takes 'auto' or a number from 1")
+    mapped = _Batches(task, list(items), fixed, list(wait_for or []), _Progress(task.name) if progress else None)
+    if batch_size == "auto":
+        mapped.run(range(min(_PROBES, len(mapped.items))), 1)
+        batch_size = mapped.measured_size()
+    mapped.run(range(len(mapped.items) - mapped.left(), len(mapped.items)), batch_size)
+    failed = [one for one in mapped.results if isinstance(one, FailedItem)]
+    if failed and raise_on_failure:
+        raise BatchError(task.name, failed, mapped.results)
+    return cast("list[R]", mapped.results)
+
+
+# --- in the flow ----------------------------------------------------------------------------------
+
+
+class BatchTask(Task[..., Any]):
+    """A Prefect task that runs another one's function for each item of a list.
+
+    Args:
+        item_task: The other one.
+        items_per_run: The most items that a task run gets: that much more may travel with it.
+    """
+
+    def __init__(self, item_task: Task[..., Any], items_per_run: int) -> None:
+        super().__init__(
+            fn=_run_batch,
+            name=item_task.name,
+            task_run_name=f"{item_task.name} {{first}}+{{count}}",
+            tags=item_task.tags,
+            timeout_seconds=item_task.timeout_seconds,
+            log_prints=item_task.log_prints,
+            # What is cached by its inputs would be cached by its batch.
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+        self.item_task = item_task
+        self.items_per_run = items_per_run
+
+
+class _Batches:
+    """The items of one `map_batched`, and what came of them so far."""
+
+    def __init__(
+        self,
+        task: Task[..., Any],
+        items: list[Any],
+        fixed: dict[str, Any],
+        wait_for: list[PrefectFuture[Any]],
+        progress: _Progress | None,
+    ) -> None:
+        self.items = items
+        self.results: list[Any] = [None] * len(items)
+        self._task = task
+        self._fixed = fixed
+        self._wait_for = wait_for
+        self._progress = progress
+        self._done = 0
+        self._seen: list[BatchOutcome] = []
+
+    def left(self) -> int:
+        """How many items have not been run."""
+        return len(self.items) - self._done
+
+    def run(self, indices: Sequence[int], size: int) -> None:
+        """Runs the items at these indices, so many per task run; batches that were lost are split and run again."""
+        todo = [indices[start : start + size] for start in range(0, len(indices), size)]
+        while todo:
+            batch_task = BatchTask(self._task, max(len(batch) for batch in todo))
+            futures = batch_task.map(
+                [[self.items[index] for index in batch] for batch in todo],
+                [batch[0] for batch in todo],
+                [len(batch) for batch in todo],
+                fixed=unmapped(self._fixed),
+                wait_for=self._wait_for,
+            )
+            batches, todo = dict(zip(futures, todo, strict=True)), []
+            for future in as_completed(list(futures)):
+                outcome = future.result(raise_on_failure=False)
+                todo += self._take(batches[future], outcome)
+        if self._progress:
+            self._progress.show(self._done, len(self.items), last=not self.left())
+
+    def _take(self, batch: Sequence[int], outcome: Any) -> list[Sequence[int]]:  # noqa: ANN401 - or an exception
+        """Notes what came of a batch; gives back what to run again."""
+        if isinstance(outcome, BatchOutcome):
+            self._seen.append(outcome)
+            for index, value in zip(batch, outcome.values, strict=True):
+                self.results[index] = value
+        elif len(batch) > 1:
+            # Which of its items is to blame will show when they are apart.
+            size = math.isqrt(len(batch))
+            return [batch[start : start + size] for start in range(0, len(batch), size)]
+        else:
+            self.results[batch[0]] = FailedItem(batch[0], _shown(self.items[batch[0]]), outcome)
+        self._done += len(batch)
+        if self._progress:
+            self._progress.show(self._done, len(self.items))
+        return []
+
+    def measured_size(self) -> int:
+        """The size of batch that keeps overhead below its share, from what has been run one by one."""
+        if not self._seen:
+            return 1
+        by_worker: dict[str, list[BatchOutcome]] = {}
+        for outcome in sorted(self._seen, key=lambda one: one.begun):
+            by_worker.setdefault(outcome.worker, []).append(outcome)
+        # Between the end of one task run and the begin of the next on the same worker there is nothing but overhead.
+        gaps = [after.begun - before.ended for runs in by_worker.values() for before, after in zip(runs, runs[1:], strict=False)]
+        overhead = statistics.median(gaps) if gaps else _USUAL_OVERHEAD_SECONDS
+        each = max(statistics.median(one.ended - one.begun for one in self._seen), 1e-6)
+        wanted = math.ceil(overhead * (1 / _OVERHEAD_SHARE - 1) / each)
+        balanced = self.left() // (_BATCHES_PER_WORKER * len(by_worker))
+        return max(1, min(wanted, balanced, int(_LONGEST_BATCH_SECONDS / each), _LARGEST_BATCH))
+
+
+class _Progress:
+    """A progress artifact of the flow run."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self._artifact = create_progress_artifact(progress=0.0, description=f"{task}: items done", _sync=True)
+        self._shown = time.monotonic()
+
+    def show(self, done: int, total: int, *, last: bool = False) -> None:
+        """Shows how many items are done; not more often than is of use."""
+        if last or time.monotonic() - self._shown > _PROGRESS_SECONDS:
+            self._shown = time.monotonic()
+            update_progress_artifact(
+                self._artifact,
+                progress=100.0 * done / max(total, 1),
+                description=f"{self._task}: {done} of {total} items done",
+                _sync=True,
+            )
+
+
+# --- in the task run ------------------------------------------------------------------------------
+
+
+@dataclass
+class BatchOutcome:
+    """What came of a batch.
+
+    Attributes:
+        values: Of each item its result, or its `FailedItem`.
+        begun: When it began (s since the epoch).
+        ended: When it ended.
+        worker: Which thread of which process ran it.
+    """
+
+    values: list[Any]
+    begun: float = field(default_factory=time.time)
+    ended: float = 0.0
+    worker: str = field(default_factory=lambda: f"{os.uname().nodename}/{os.getpid()}/{threading.get_ident()}")
+
+
+def _run_batch(items: list[Any], first: int, count: int, fixed: dict[str, Any]) -> BatchOutcome | State[Any]:  # noqa: ARG001 - `count` is for the task run's name
+    context = TaskRunContext.get()
+    assert context is not None  # noqa: S101 - Prefect runs it
+    task = cast("BatchTask", context.task).item_task
+    outcome = BatchOutcome([None] * len(items))
+    with asyncio.Runner() as loop:
+        call = _caller(task, fixed, loop)
+        todo = list(range(len(items)))
+        for tries in range(1, task.retries + 2):
+            todo = [at for at in todo if not _try(call, outcome.values, items, first, at, tries)]
+            todo = [at for at in todo if tries <= task.retries and _may_retry(task, context, outcome.values[at].error, loop)]
+            if not todo:
+                break
+            # Once for all that failed, not once for each.
+            time.sleep(_delay(task, tries))
+    outcome.ended = time.time()
+    failed = [value for value in outcome.values if isinstance(value, FailedItem)]
+    if failed:
+        message = f"{len(failed)} of {len(items)} items failed: {'; '.join(str(one) for one in failed[:_SHOWN_FAILURES])}"
+        return Failed(message=message, data=outcome)
+    return outcome
+
+
+def _caller(task: Task[..., Any], fixed: dict[str, Any], loop: asyncio.Runner) -> Callable[[Any], Any]:
+    limit = settings().compute.argument_limit_bytes
+
+    def call(item: Any) -> Any:  # noqa: ANN401 - any item
+        value = task.fn(item, **fixed)
+        if inspect.iscoroutine(value):
+            value = loop.run(value)
+        refuse_result(task.name, value, limit)
+        return value
+
+    return call
+
+
+def _try(call: Callable[[Any], Any], values: list[Any], items: list[Any], first: int, at: int, tries: int) -> bool:
+    try:
+        values[at] = call(items[at])
+    except Exception as error:  # noqa: BLE001 - whatever the author's function raises is the item's outcome
+        values[at] = FailedItem(first + at, _shown(items[at]), error, tries)
+        return False
+    return True
+
+
+def _may_retry(task: Task[..., Any], context: TaskRunContext, error: BaseException, loop: asyncio.Runner) -> bool:
+    if task.retry_condition_fn is None:
+        return True
+    answer = task.retry_condition_fn(task, context.task_run, Failed(data=error, message=repr(error)))
+    return bool(loop.run(answer) if inspect.iscoroutine(answer) else answer)
+
+
+def _delay(task: Task[..., Any], tries: int) -> float:
+    delays = task.retry_delay_seconds
+    if isinstance(delays, (list, tuple)):
+        return float(delays[min(tries, len(delays)) - 1]) if delays else 0.0
+    return float(cast("float", delays or 0))
+
+
+def _shown(item: Any) -> str:  # noqa: ANN401 - any item
+    text = repr(item)
+    return text if len(text) <= _SHOWN_ITEM else text[:_SHOWN_ITEM] + "…"
