@@ -1,0 +1,80 @@
+"""kubectl for the tests: polling with a deadline, and everything that a person would look at when it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DASK_KINDS = "daskclusters,daskworkergroups,daskautoscalers"
+
+
+def command(*arguments: str, text: str | None = None, timeout: float = 120) -> str:
+    """Runs a program; its output, or an error that carries what it said."""
+    done = subprocess.run(arguments, input=text, capture_output=True, text=True, check=False, timeout=timeout)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+class Namespace:
+    """One namespace of the cluster that KUBECONFIG names."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def kubectl(self, *arguments: str, text: str | None = None, timeout: float = 120) -> str:
+        """Runs kubectl in this namespace."""
+        return command("kubectl", "--namespace", self.name, *arguments, text=text, timeout=timeout)
+
+    def apply(self, manifest: dict[str, Any] | str) -> None:
+        """Creates or changes objects."""
+        self.kubectl("apply", "--filename=-", text=manifest if isinstance(manifest, str) else json.dumps(manifest))
+
+    def get(self, kinds: str, selector: str = "") -> list[dict[str, Any]]:
+        """The objects of some kinds."""
+        chosen = [f"--selector={selector}"] if selector else []
+        return list(json.loads(self.kubectl("get", kinds, "--output=json", *chosen))["items"])
+
+    def names(self, kinds: str, selector: str = "") -> set[str]:
+        """Their names, as kind/name."""
+        return {f"{each['kind']}/{each['metadata']['name']}" for each in self.get(kinds, selector)}
+
+    def dask(self) -> set[str]:
+        """Everything that a Dask cluster is made of and that is there now."""
+        of_a_cluster = "dask.org/cluster-name"
+        return self.names(DASK_KINDS) | self.names("pods,deployments,replicasets,services", of_a_cluster)
+
+    def until(self, condition: Callable[[], Any], what: str, seconds: float) -> Any:  # noqa: ANN401 - what the condition gives
+        """Waits for a true value; when none comes, fails with all that there is to see."""
+        end = time.monotonic() + seconds
+        while True:
+            if value := condition():
+                return value
+            if time.monotonic() > end:
+                raise AssertionError(f"{what}: not within {seconds:g} s\n{self.report()}")
+            time.sleep(0.5)
+
+    def report(self) -> str:
+        """Objects, events, descriptions and logs, for the page of a failed test."""
+        parts = []
+        for arguments in (
+            ["get", f"jobs,pods,{DASK_KINDS}", "--output=wide"],
+            ["get", "events", "--sort-by=.lastTimestamp"],
+            ["describe", "pods", "--selector=dask.org/cluster-name"],
+        ):
+            parts.append(self._try(*arguments))
+        for pod in self.get("pods"):
+            name = pod["metadata"]["name"]
+            parts.append(f"--- log of {name}\n{self._try('logs', name, '--all-containers', '--tail=60')}")
+        return "\n".join(parts)
+
+    def _try(self, *arguments: str) -> str:
+        try:
+            return self.kubectl(*arguments)
+        except RuntimeError as error:
+            return str(error)

@@ -1,0 +1,98 @@
+"""All six flows complete through the Kubernetes pool, each with its own Dask cluster, and leave nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Platform
+
+TAXI = "samples/nyc_taxi_2019-03_sample.csv"
+FLOWS: dict[str, dict[str, Any]] = {
+    "csv-etl/csv-etl": {},
+    "image-etl/image-etl": {},
+    "most-generous-riders/most-generous-riders": {"source": TAXI},
+    "taxi-tip-amounts/taxi-tip-amounts": {"source": TAXI},
+    "ticket-model-evaluation/ticket-model-evaluation": {"resamples": 20},
+    "weekly-forecast/weekly-forecast": {"windows": 2},
+}
+# These map or use a Dask dataframe, whatever the size of their data.
+WITH_CLUSTER = {"image-etl", "most-generous-riders", "taxi-tip-amounts", "weekly-forecast"}
+
+
+@pytest.fixture(scope="module")
+def runs(platform: Platform) -> dict[str, str]:
+    """A run of each, all at once."""
+    return {name: platform.start(name, **parameters) for name, parameters in FLOWS.items()}
+
+
+@pytest.fixture(scope="module")
+def middle(platform: Platform, runs: dict[str, str]) -> list[dict[str, Any]]:
+    """All pods at a moment in which a driver, a scheduler and a worker run."""
+
+    def look() -> list[dict[str, Any]]:
+        pods = platform.namespace.get("pods")
+        running = {
+            each["metadata"]["labels"].get("dask.org/component")
+            or each["metadata"]["labels"].get("app.kubernetes.io/component")
+            for each in pods
+            if each["status"]["phase"] == "Running"
+        }
+        return pods if {"flow-run", "scheduler", "worker"} <= running else []
+
+    assert runs
+    pods: list[dict[str, Any]] = platform.namespace.until(look, "a driver, a scheduler and a worker run", 300)
+    sys.__stderr__.write(platform.namespace.kubectl("get", "jobs,daskclusters,pods", "--output=wide"))
+    return pods
+
+
+def test_the_middle_of_a_run(platform: Platform, middle: list[dict[str, Any]]) -> None:
+    """Dask pods run the driver's image, belong to the run, and Prefect does not take them for flow runs."""
+    dask = [pod for pod in middle if "dask.org/component" in pod["metadata"]["labels"]]
+    assert {pod["spec"]["containers"][0]["image"] for pod in dask} == {platform.image}
+    for pod in dask:
+        assert "prefect.io/flow-run-id" not in pod["metadata"]["labels"]
+        assert pod["metadata"]["labels"]["tidepool.dev/flow-run-id"]
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        assert pod["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+        literal = {each["name"]: each.get("value") for each in pod["spec"]["containers"][0]["env"]}
+        assert literal.get("PREFECT_API_AUTH_STRING") is None, "the password stands in a manifest"
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_completes(platform: Platform, runs: dict[str, str], middle: list[dict[str, Any]], name: str) -> None:
+    assert middle
+    run = platform.wait(runs[name])
+    assert run["state_type"] == "COMPLETED", (
+        f"{run['state']}\n{platform.logs(runs[name])}\n{platform.namespace.report()}"
+    )
+
+
+@pytest.mark.parametrize("flow", sorted(WITH_CLUSTER))
+def test_the_run_tells_what_its_cluster_used(platform: Platform, runs: dict[str, str], flow: str) -> None:
+    run_id = runs[f"{flow}/{flow}"]
+    platform.wait(run_id)
+    page = platform.artifacts(run_id)[f"{flow}-dask-cluster"]
+    assert "core-seconds" in page["description"]
+    for expected in ("8787", "peak memory", "distributed", "idle share"):
+        assert expected in page["data"], page["data"]
+
+
+def test_every_task_run_is_final(platform: Platform, runs: dict[str, str]) -> None:
+    for run_id in runs.values():
+        platform.wait(run_id)
+    query = {"task_runs": {"flow_run_id": {"any_": list(runs.values())}}, "limit": 200}
+    open_ones = [each["name"] for each in platform.post("task_runs/filter", query) if each["state_type"] != "COMPLETED"]
+    assert open_ones == []
+
+
+def test_nothing_is_left(platform: Platform, runs: dict[str, str]) -> None:
+    for run_id in runs.values():
+        platform.wait(run_id)
+    platform.namespace.until(lambda: not platform.namespace.dask(), "no Dask object is left", 60)
+    # Finished Jobs stay for their logs, as long as the pool says.
+    assert all(pod["status"]["phase"] != "Running" for pod in platform.namespace.get("pods", "job-name"))
+    sys.__stderr__.write(platform.namespace.kubectl("get", "jobs,daskclusters,pods"))
