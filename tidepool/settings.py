@@ -115,9 +115,7 @@ class KubernetesSettings(_Group):
     )
     scheduler_cpu: float = Field(default=0.25, gt=0, description="CPU cores that a scheduler requests.")
     scheduler_memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of a scheduler, GiB.")
-    scratch_gib: float = Field(
-        default=10, gt=0, description="Disk that a worker may use for /tmp and to spill, GiB."
-    )
+    scratch_gib: float = Field(default=10, gt=0, description="Disk that a worker may use for /tmp and to spill, GiB.")
     worker_node_selector: dict[str, str] = Field(
         default={},
         description="Labels of the nodes for workers, as JSON; driver and scheduler are not moved. Empty: the driver's.",
@@ -190,6 +188,27 @@ class RepositorySettings(_Group):
     )
 
 
+class DeploySettings(_Group):
+    """From Git to the server."""
+
+    owner: str = Field(
+        default="tidepool",
+        pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$",
+        description="Whose the things on the server are: the tag managed-by:<owner> marks them. Only these are changed "
+        "and deleted.",
+    )
+    environment: str = Field(
+        default="production", description="Environment that the drift report compares with: production, or an overlay."
+    )
+    delete_share: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Share of each kind of thing that one apply or prune may delete without --yes-delete.",
+    )
+    runs_per_hour: int = Field(default=60, ge=1, description="Runs per hour of one schedule above which a plan warns.")
+
+
 class Settings(BaseSettings):
     """All settings. Get the effective ones with `settings()`."""
 
@@ -217,6 +236,7 @@ class Settings(BaseSettings):
     notify: NotifySettings = NotifySettings()
     image: ImageSettings = ImageSettings()
     repository: RepositorySettings = RepositorySettings()
+    deploy: DeploySettings = DeploySettings()
 
     def size(self, name: str) -> SizeSettings:
         """The size of that name.
