@@ -1,0 +1,97 @@
+"""Steps that prefect.yaml calls.
+
+`prefect deploy` runs the build steps of a deployment after reading its entry and before its first write. A first step
+that checks the whole file and raises is thus a veto: nothing is written, whichever deployment is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tidepool.deploy import automations, environments, manifest, server, situation, yaml_lines
+from tidepool.errors import UsageError
+from tidepool.settings import repository, settings
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+_OPTION = "--prefect-file"
+
+
+def validate() -> dict[str, str]:
+    """Vetoes the deploy if anything is wrong with the file that it reads; once per command.
+
+    It also keeps pauses: Prefect's update resumes a deployment that somebody paused, and leaves its schedules alone. So
+    the pause is carried over to the schedules first.
+
+    Raises:
+        UsageError: all problems, with their lines.
+    """
+    try:
+        _validate(_prefect_file())
+    except UsageError as error:
+        # Prefect's own output names the step, and not what it found.
+        sys.stderr.write(f"tidepool: {error}\n")
+        raise
+    return {}
+
+
+@cache
+def _validate(file: Path) -> None:
+    owner = settings().deploy.owner
+    root = repository()
+    is_own = file.resolve() == (root / manifest.FILE).resolve()
+    with server.connect(retries=5) as client:
+        problems = manifest.check(root, owner=owner, file=None if is_own else file)
+        if not problems:
+            content = yaml_lines.read(file, file.name)
+            listed = content.data["deployments"]
+            found = situation.templates(client, manifest.pools(listed))
+            problems = manifest.check(root, owner=owner, file=None if is_own else file, templates=found)
+            tag = automations.owner_tag(owner)
+            flows = situation.desired.Flows(root)
+            names = {
+                f"{flows.load(each['entrypoint']).name}/{each['name']}": index for index, each in enumerate(listed)
+            }
+            there = server.read_deployments(client, tag, environments.deployment_names(content.data))
+            problems += [
+                manifest.Problem(
+                    content.name,
+                    content.line(("deployments", names[name], "name")),
+                    f"deployment {name} exists on the server and is not ours (tags: {', '.join(each['tags']) or 'none'}): "
+                    f"give yours another name, or add {tag} to the existing one",
+                )
+                for name, each in there.items()
+                if name in names and tag not in each["tags"]
+            ]
+        if problems:
+            raise UsageError(manifest.sentence(problems))
+        wanted = {name: listed[index] for name, index in names.items()}
+        for name, each in there.items():
+            if name in wanted and each["paused"] and "paused" not in wanted[name]:
+                _carry_over(client, each)
+
+
+def _carry_over(client: SyncPrefectClient, deployment: dict[str, Any]) -> None:
+    for schedule in deployment["schedules"]:
+        if schedule["active"]:
+            client.request(
+                "PATCH",
+                "/deployments/{id}/schedules/{schedule_id}",
+                path_params={"id": deployment["id"], "schedule_id": schedule["id"]},
+                json={"active": False},
+            )
+
+
+def _prefect_file() -> Path:
+    """The file that this `prefect deploy` reads."""
+    arguments = sys.argv[1:]
+    for index, argument in enumerate(arguments):
+        if argument == _OPTION and index + 1 < len(arguments):
+            return Path(arguments[index + 1])
+        if argument.startswith(f"{_OPTION}="):
+            return Path(argument.split("=", 1)[1])
+    return Path(manifest.FILE)
