@@ -107,6 +107,7 @@ def all_rows(urls: Sequence[str], wanted: Sequence[str], blocksize: int) -> Any:
             urls,
             usecols=list(names.values()),
             dtype={name: types[column] for column, name in names.items()},
+            index_col=False,
             blocksize=None if compressed else blocksize,
             storage_options=storage_options,
         )
@@ -177,6 +178,7 @@ def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
                 stream,
                 usecols=list(wanted_names),
                 dtype=str,
+                index_col=False,
                 # So that a row's number is its line's number.
                 skip_blank_lines=False,
                 chunksize=rows,

@@ -175,7 +175,7 @@ def test_files_that_are_not_as_they_should_be(tmp_path: Path) -> None:
         "columns.csv": "a,b\n1,2\n",
         "notes.txt": "x",
         "fake.parquet": "no Parquet",
-        "ragged.csv": "passengers,tip\n1,2\n1,2,3\n",
+        "broken.csv": 'passengers,tip\n1,"2\n',
     }.items():
         write(tmp_path, name, text)
     place = f"file://{tmp_path}"
@@ -201,7 +201,7 @@ def test_files_that_are_not_as_they_should_be(tmp_path: Path) -> None:
     assert "fake.parquet: not readable as its name says" in sentence(
         lambda: files.first_rows(f"{place}/fake.parquet", WANTED, 5)
     )
-    assert "ragged.csv: not readable as CSV" in sentence(lambda: files.first_rows(f"{place}/ragged.csv", WANTED, 5))
+    assert "broken.csv: not readable as CSV" in sentence(lambda: files.first_rows(f"{place}/broken.csv", WANTED, 5))
     with pytest.raises(StorageError, match=r"gone\.csv does not exist"):
         files.all_rows([f"{place}/gone.csv"], WANTED, 2**20)
 
