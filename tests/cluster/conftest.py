@@ -1,7 +1,7 @@
-"""The whole platform on a real cluster: images built and pushed, chart installed, flows deployed; all removed at the end.
+"""The whole platform on a real cluster: images built and pushed, chart installed, flows deployed; removed at the end.
 
-Any cluster will do: KUBECONFIG names it, TEST_REGISTRY is a registry that this machine pushes to and the nodes pull from
-(default localhost:5000), TEST_BASE_IMAGE stands in for python:3.11-slim-bookworm where there is no Docker Hub.
+Any cluster will do: KUBECONFIG names it, TEST_REGISTRY is a registry that this machine pushes to and the nodes pull
+from (default localhost:5000), TEST_BASE_IMAGE stands in for python:3.11-slim-bookworm where there is no Docker Hub.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def namespace() -> Iterator[Namespace]:
 
 @pytest.fixture(scope="session")
 def platform(namespace: Namespace, image: str, dependencies: str) -> Iterator[Platform]:
-    """The chart, installed beside PostgreSQL and an S3 server, with the six flows deployed by a bare `prefect deploy --all`."""
+    """The chart beside PostgreSQL and an S3 server, with the six flows deployed by a bare `prefect deploy --all`."""
     _say(f"installing into {namespace.name}")
     namespace.apply(dependencies)
     for name in ("postgres", "s3"):

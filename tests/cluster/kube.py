@@ -61,13 +61,11 @@ class Namespace:
 
     def report(self) -> str:
         """Objects, events, descriptions and logs, for the page of a failed test."""
-        parts = []
-        for arguments in (
-            ["get", f"jobs,pods,{DASK_KINDS}", "--output=wide"],
-            ["get", "events", "--sort-by=.lastTimestamp"],
-            ["describe", "pods", "--selector=dask.org/cluster-name"],
-        ):
-            parts.append(self._try(*arguments))
+        parts = [
+            self._try("get", f"jobs,pods,{DASK_KINDS}", "--output=wide"),
+            self._try("get", "events", "--sort-by=.lastTimestamp"),
+            self._try("describe", "pods", "--selector=dask.org/cluster-name"),
+        ]
         for pod in self.get("pods"):
             name = pod["metadata"]["name"]
             parts.append(f"--- log of {name}\n{self._try('logs', name, '--all-containers', '--tail=60')}")

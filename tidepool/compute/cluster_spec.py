@@ -1,7 +1,7 @@
 """What a Dask cluster on Kubernetes looks like, as plain data: no API, no clock, no settings read.
 
-A cluster is one `DaskCluster` object (kubernetes.dask.org/v1), from which the Dask operator makes the pods. They get what the
-driver's pod has: the image by digest, the variables (secrets by reference), the pull secrets, the place.
+A cluster is one `DaskCluster` object (kubernetes.dask.org/v1), from which the Dask operator makes the pods. They get
+what the driver's pod has: the image by digest, the variables (secrets by reference), the pull secrets, the place.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SCHEDULER_PORT = 8786
 HTTP_PORT = 8787
 WORKER_PORT = 8788
 
-# Never prefect.io/flow-run-id: the operator copies labels to its pods, and Prefect's observer takes every pod that carries
-# that label for a flow run's own.
+# Never prefect.io/flow-run-id: the operator copies labels to its pods, and Prefect's observer takes every pod that
+# carries that label for a flow run's own.
 LABEL_RUN = "tidepool.dev/flow-run-id"
 LABEL_SHARED = "tidepool.dev/shared-cluster"
 ANNOTATION_DEADLINE = "tidepool.dev/deadline"
@@ -34,7 +34,7 @@ ANNOTATION_IMAGE = "tidepool.dev/image"
 ANNOTATION_VERSIONS = "tidepool.dev/versions"
 ANNOTATION_WORKERS = "tidepool.dev/workers"
 
-# The operator takes 53 characters, but adds up to 34 to name a worker's pod, which also becomes a host name of at most 63.
+# The operator takes 53 characters, but adds 26 to name a worker, whose name is also a host's name of at most 63.
 NAME_LENGTH = 36
 # Variables of the driver that say who it is; a Dask pod is somebody else.
 _DRIVERS_OWN = re.compile(
@@ -81,7 +81,7 @@ class Driver:
         image: Image, by digest where the node knows it.
         env: Container variables, as Kubernetes has them.
         env_from: Whole ConfigMaps and Secrets as variables, as Kubernetes has them.
-        placement: Pod fields that say where and how pods run: nodeSelector, tolerations, affinity, priorityClassName, imagePullSecrets.
+        placement: Pod fields: nodeSelector, tolerations, affinity, priorityClassName, imagePullSecrets.
         owner: (name, uid) of the run's Job, with which Kubernetes removes the cluster.
     """
 
@@ -185,8 +185,8 @@ def check_caps(sizes: Iterable[SizeSettings], settings: KubernetesSettings) -> N
     for each in clusters:
         if settings.adaptive_minimum > each.workers:
             raise UsageError(
-                f"TIDEPOOL_KUBERNETES_ADAPTIVE_MINIMUM is {settings.adaptive_minimum}, but the cluster may have at most "
-                f"{each.workers} workers; nothing was created"
+                f"TIDEPOOL_KUBERNETES_ADAPTIVE_MINIMUM is {settings.adaptive_minimum}, but the cluster may have at "
+                f"most {each.workers} workers; nothing was created"
             )
 
 
@@ -257,8 +257,8 @@ def manifest(
 def worker_group(cluster: Mapping[str, Any]) -> dict[str, Any]:
     """The DaskWorkerGroup of a cluster that exists.
 
-    The operator makes the same one, but later, and without an owner until it comes back to it: a cluster that is closed in between
-    leaves its group behind. Made here, it has its owner from the first moment, and the workers start with the scheduler.
+    The operator makes the same one, but later, and without an owner until it comes back to it: a cluster that is closed
+    in between leaves its group behind. Made here, it has its owner at once, and workers start with the scheduler.
 
     Args:
         cluster: The DaskCluster as the API returned it, with its uid.
@@ -279,7 +279,7 @@ def worker_group(cluster: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def autoscaler(cluster: Mapping[str, Any], size: SizeSettings, settings: KubernetesSettings) -> dict[str, Any]:
-    """The DaskAutoscaler of an adaptive cluster that exists: the operator asks the scheduler how many workers it wants."""
+    """The DaskAutoscaler of an adaptive cluster that exists: the operator asks the scheduler how many it wants."""
     name = cluster["metadata"]["name"]
     return {
         "apiVersion": GROUP,

@@ -1,7 +1,7 @@
 """What tidepool adds to a Dask scheduler on Kubernetes: `dask scheduler --preload tidepool.compute.dask_scheduler`.
 
-It counts what the workers used, counts a connected driver as activity, never offers a busy worker to be closed, and loads the
-dashboard's pages with their first visitor.
+It counts what the workers used, counts a connected driver as activity, never offers a busy worker to be closed, and
+loads the dashboard's pages with their first visitor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class ClusterPlugin(SchedulerPlugin):
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.started = time()
         self.seen: dict[str, tuple[WorkerState, float]] = {}
         self.left: dict[str, float] = {}
 
@@ -47,15 +46,15 @@ class ClusterPlugin(SchedulerPlugin):
         self.left.setdefault(worker, time())
 
     def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:  # noqa: ARG002
-        """The workers that may be closed: those that compute nothing. Without this, scaling down takes busy ones too."""
+        """The workers that may be closed: those that compute nothing. Else scaling down takes busy ones too."""
         return [worker for worker in workers if not worker.processing]
 
     def usage(self) -> dict[str, Any]:
         """What was used until now.
 
         Returns:
-            `busy_seconds` (thread-seconds inside tasks), `scheduler_seconds` (age), and `workers`: for each one its name,
-            `seconds` of life, `threads`, `memory_limit` and `memory_peak` (bytes), `cpu_seconds`.
+            `busy_seconds` (thread-seconds inside tasks), and `workers`: for each one its name, `seconds` of life,
+            `threads`, `memory_limit` and `memory_peak` (bytes), `cpu_seconds`.
         """
         now = time()
         workers = []
@@ -72,23 +71,23 @@ class ClusterPlugin(SchedulerPlugin):
                 }
             )
         busy = sum(prefix.all_durations.get("compute", 0.0) for prefix in self.scheduler.task_prefixes.values())
-        return {"busy_seconds": busy, "scheduler_seconds": now - self.started, "workers": workers}
+        return {"busy_seconds": busy, "workers": workers}
 
 
-class CheckIdle(RequestHandler):  # type: ignore[misc]
+class CheckIdle(RequestHandler):
     """Since when nobody needs this cluster: no task, and no client that is connected. The operator asks every 5 s."""
 
     idle_since = 0.0
 
     def get(self) -> None:
-        """Answers `{"idle_since": …}`, seconds since the epoch, 0 while in use (upstream answers null, which the operator cannot read)."""
+        """Answers `{"idle_since": …}`, seconds since the epoch; 0 while in use, where upstream's null is no number."""
         scheduler = self.server
         busy = scheduler.check_idle() is None or any(name != "fire-and-forget" for name in scheduler.clients)
         CheckIdle.idle_since = 0.0 if busy else CheckIdle.idle_since or time()
         self.write({"idle_since": CheckIdle.idle_since})
 
 
-class AdaptiveTarget(RequestHandler):  # type: ignore[misc]
+class AdaptiveTarget(RequestHandler):
     """How many workers the cluster wants, never fewer than compute something. The operator's autoscaler asks."""
 
     def get(self) -> None:
@@ -133,4 +132,5 @@ async def dask_setup(scheduler: Scheduler) -> None:
     scheduler.add_plugin(plugin)
     scheduler.handlers[USAGE] = plugin.usage
     scheduler.handlers[VERSIONS] = versions
-    scheduler.http_application.add_application(LazyDashboard(scheduler))
+    # It has the one method that is called.
+    scheduler.http_application.applications.append(LazyDashboard(scheduler))

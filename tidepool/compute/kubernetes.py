@@ -1,8 +1,9 @@
 """A Dask cluster on Kubernetes for one run, or shared by name.
 
-Upstream's `KubeCluster` waits for a status field that the operator may never set (a quarter of its clusters hang), starts
-schedulers and workers with commands that Dask no longer has, and joins an existing cluster of the same name. This is the same
-`DaskCluster` object and the same operator, with another client: a cluster is there when its scheduler and its first worker answer.
+Upstream's `KubeCluster` waits for a status field that the operator may never set (a quarter of its clusters hang),
+starts schedulers and workers with commands that Dask no longer has, and joins an existing cluster of the same name.
+This is the same `DaskCluster` object and the same operator, with another client: a cluster is there when its scheduler
+and its first worker answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 
 import dask.config
 from distributed.core import Status, rpc
-from distributed.deploy import Cluster
+from distributed.deploy.cluster import Cluster
 
 from tidepool.compute import cluster_spec, diagnosis, usage
 from tidepool.compute.cluster_spec import Driver, Run
@@ -89,7 +90,7 @@ def _deployment(flow: str) -> str:
     return f"{flow}/{deployment.name}" if deployment.id else ""
 
 
-class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published for it
+class KubernetesCluster(Cluster):
     """A running Dask cluster of pods.
 
     Args:
@@ -112,7 +113,7 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
         self._log_to = run_log()
         self._api: KubernetesApi | None = None
         self._driver = Driver(self._settings.image)
-        # The scheduler treats lost workers as this process's Dask settings say, which the task runner sets while it creates.
+        # The scheduler treats lost workers as this process's Dask settings say; the task runner has its own.
         self._dask_settings = {
             "allowed-failures": str(dask.config.get("distributed.scheduler.allowed-failures")),
             "no-workers-timeout": f"{settings().compute.no_worker_seconds:g}s",
@@ -122,11 +123,12 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
         self._began = self._said = monotonic()
         self._give_up = 0.0
         # The name is final once the image is known; closing before that needs none.
-        super().__init__(name=cluster_spec.name_for(run, secrets.token_hex(2)), quiet=True)
+        super().__init__(name=cluster_spec.name_for(run, secrets.token_hex(2)), quiet=True)  # type: ignore[no-untyped-call]
         _clusters.add(self)
         self._loop_runner.start()
         self._task: asyncio.Task[None] | None = None
-        self._started = asyncio.run_coroutine_threadsafe(self._start(), self.loop.asyncio_loop)
+        loop: Any = self.loop
+        self._started = asyncio.run_coroutine_threadsafe(self._start(), loop.asyncio_loop)
 
     def __enter__(self) -> Self:
         """Waits until the scheduler and a worker answer.
@@ -154,7 +156,7 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
         """
         if self.status == Status.closed:
             return
-        self.sync(self._close, callback_timeout=timeout)
+        self.sync(self._close, callback_timeout=timeout)  # type: ignore[no-untyped-call]
         self._loop_runner.stop()
         if self.steps and not self.shared:
             text = usage.page(self.name, self._where(), self.steps, self.used, self._logs, limit=90_000)
@@ -185,7 +187,7 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
             except _RemovedError:
                 continue
             break
-        await super()._start()
+        await super()._start()  # type: ignore[no-untyped-call]
         await self._first_worker()
         await self._verify()
         # From here on a shared one is everybody's.
@@ -255,8 +257,8 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
     async def _scheduler_address(self) -> str:
         """Waits for a scheduler that answers on its pod's own address.
 
-        Neither the operator's phase (which may stay Pending for ever) nor the Service (whose rules may not be there yet, so
-        that packets go astray) is asked.
+        Neither the operator's phase is asked (it may stay Pending for ever) nor the Service (its rules may not be there
+        yet, and packets go astray).
         """
         while True:
             pods = await self._kubernetes.pods(self.name)
@@ -322,8 +324,9 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
     async def _verify(self) -> None:
         """Scheduler and workers run this process's image and libraries. They exchange pickles: nothing else will do."""
         ours, asked = versions(), self._driver.image
-        answers = {"scheduler": await getattr(self.scheduler_comm, VERSIONS)()}
-        answers |= await self.scheduler_comm.broadcast(msg={"op": VERSIONS})
+        scheduler: Any = self.scheduler_comm
+        answers = {"scheduler": await getattr(scheduler, VERSIONS)()}
+        answers |= await scheduler.broadcast(msg={"op": VERSIONS})
         for who, theirs in answers.items():
             if differs := difference(ours, str(theirs)):
                 raise ClusterError(f"{who} of Dask cluster {self.name} has other libraries than this run: {differs}")
@@ -358,7 +361,7 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
                         "Dask cluster %s: its last figures are lost: %s", self.name, error or "no answer"
                     )
         with suppress(TimeoutError):
-            await asyncio.wait_for(super()._close(), _COLLECT_SECONDS)
+            await asyncio.wait_for(super()._close(), _COLLECT_SECONDS)  # type: ignore[no-untyped-call]
         self.status = Status.closed
         if self._api is not None:
             if self._created:
@@ -401,7 +404,7 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
 
     def worker_exit(self, address: str) -> str | None:
         """Why the worker at that address has ended, such as `OOMKilled (137)`; None when Kubernetes does not know."""
-        reason: str | None = self.sync(self._worker_exit, address)
+        reason: str | None = self.sync(self._worker_exit, address)  # type: ignore[no-untyped-call]
         return reason
 
     async def _worker_exit(self, address: str) -> str | None:
@@ -430,7 +433,7 @@ class KubernetesCluster(Cluster):  # type: ignore[misc] # no types are published
         return f"Dask dashboard, while the run lasts: `{forward}`, then <http://localhost:8787/status>"
 
     def _publish(self, text: str, *, wait: bool) -> None:
-        """Writes the run's page, in a thread: the Prefect API may be slow or away, and nothing here waits long for it."""
+        """Writes the run's page, in a thread: the Prefect API may be away, and nothing here waits long for it."""
         if not self.run.id:
             return
         key = f"{self.run.flow}-dask-cluster"
@@ -448,7 +451,7 @@ class _RemovedError(Exception):
 
 
 async def _answers(ip: str) -> bool:
-    """Whether a Dask scheduler answers there: first that something listens, because Dask's own connect waits between its tries."""
+    """Whether a Dask scheduler answers there. First whether anything does: Dask's own connect waits between tries."""
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(ip, cluster_spec.SCHEDULER_PORT), _CONNECT_SECONDS)
         writer.close()

@@ -1,4 +1,4 @@
-"""The few requests to the Kubernetes API that a Dask cluster needs. Credentials come from the pod or the kubeconfig, by kr8s."""
+"""The few requests to the Kubernetes API that a Dask cluster needs; kr8s finds and renews the credentials."""
 
 from __future__ import annotations
 

@@ -116,8 +116,8 @@ def page(
             f"| peak memory of a worker | {usage.memory_peak_gib:.2f} GiB |"
         )
         rows = "".join(
-            f"\n| {each['name']} | {each['seconds']:.1f} | {each['cpu_seconds']:.1f} | {each['memory_peak'] / _MIB:.0f} "
-            f"| {each['memory_limit'] / _MIB:.0f} |"
+            f"\n| {each['name']} | {each['seconds']:.1f} | {each['cpu_seconds']:.1f} "
+            f"| {each['memory_peak'] / _MIB:.0f} | {each['memory_limit'] / _MIB:.0f} |"
             for each in usage.workers
         )
         parts.append(f"| worker | seconds | CPU-seconds | peak MiB | limit MiB |\n|---|---:|---:|---:|---:|{rows}")

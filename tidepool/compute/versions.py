@@ -1,4 +1,4 @@
-"""The libraries that driver, scheduler and workers must have in the same version, because they exchange pickles and messages."""
+"""The libraries that driver, scheduler and workers must have in the same version: they exchange pickles."""
 
 from __future__ import annotations
 
