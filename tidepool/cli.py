@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tidepool.deploy.commands import register
 from tidepool.errors import TidepoolError
 from tidepool.settings import Provider, repository
 
@@ -109,6 +110,8 @@ def settings() -> None:
     for name, value, origin in rows:
         typer.echo(f"{name:<{name_width}}  {value:<{value_width}}  {origin}")
 
+
+register(app)
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ import zoneinfo
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
 from tidepool import settings as settings_module
 from tidepool.deploy import automations, environments, schedules, yaml_lines
@@ -441,8 +441,9 @@ class _Checker:
             slugs.add(str(slug))
             for key, message in _schedule(schedule):
                 yield at.where("schedules", index, key), message
-            if schedule.get("replaces") in {each.get("slug") for each in listed}:
-                yield at.where("schedules", index, "replaces"), f"{schedule['replaces']!r} is still there"
+            replaced = schedule.get("replaces")
+            if replaced is not None and replaced in {each.get("slug") for each in listed}:
+                yield at.where("schedules", index, "replaces"), f"{replaced!r} is still there"
 
     def _parameters(self, at: _At) -> Iterator[Finding]:
         if at.flow is None:
@@ -482,7 +483,9 @@ class _Checker:
 
         literal = {key: value for key, value in variables.items() if not placeholders(value)}
         for error in validate(literal, cast("Any", schema), ignore_required=True, allow_none_with_default=True):
-            yield at.where("work_pool", "job_variables", *error.absolute_path), error.message
+            # Prefect lets each variable with a default be null: of the branches, the first is the variable's own type.
+            reason = error.context[0].message if error.context else error.message
+            yield at.where("work_pool", "job_variables", *error.absolute_path), reason
 
     def _secrets(self, at: _At) -> Iterator[Finding]:
         variables = _dict(_dict(at.config.get("work_pool")).get("job_variables"))
@@ -626,7 +629,7 @@ def _bad(flow: Flow[..., Any], values: Mapping[str, Any]) -> dict[str, str]:
 
 def _unknown(raw: Any, model: Any, where: Where) -> Iterator[Finding]:  # noqa: ANN401 - YAML and Prefect's models
     """Keys that a Prefect model silently ignored."""
-    if isinstance(raw, dict) and isinstance(model, BaseModel):
+    if isinstance(raw, dict) and isinstance(model, BaseModel) and not isinstance(model, RootModel):
         known = list(type(model).model_fields)
         for key, value in raw.items():
             if key not in known:

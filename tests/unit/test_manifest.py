@@ -1,0 +1,373 @@
+"""The strict manifest: malformed files and the sentence for each, with its line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tidepool.deploy import environments, manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FLOWS = '''"""Flows of the test."""
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+
+@flow
+def sell(count: Annotated[int, Field(ge=1)] = 1, shop: str = "corner") -> None:
+    """Sells."""
+
+
+@flow
+def deliver(address: str) -> None:
+    """Needs an address."""
+
+
+no_flow = 3
+'''
+TEMPLATE = '{"variables": {"type": "object", "properties": {"image": {"type": "string"}, "env": {"type": "object"}, "deadline_seconds": {"type": "integer", "minimum": 60}}}, "job_configuration": {}}'
+SERVER = """\
+work_pools:
+  - {name: kubernetes, type: kubernetes, base_job_template: template.json}
+automations:
+  - name: run-failed
+    description: Tells somebody.
+    trigger:
+      type: event
+      posture: Reactive
+      expect: [prefect.flow-run.Failed]
+      match: {prefect.resource.id: prefect.flow-run.*}
+      threshold: 1
+      within: 0
+    actions:
+      - {type: notify, subject: failed, body: look}
+"""
+GOOD = """\
+name: shop
+build:
+  - tidepool.deploy.steps.validate: {}
+pull: []
+definitions:
+  schedules:
+    nightly: &nightly
+      slug: nightly
+      cron: "15 3 * * *"
+      timezone: Europe/Paris
+deployments:
+  - name: sell
+    description: Sells. docs/runbooks/sell.md
+    entrypoint: manifest_flows.sell
+    tags: [managed-by:tidepool]
+    schedules: [*nightly]
+    concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}
+    parameters: {count: 2}
+    work_pool:
+      name: kubernetes
+      job_variables:
+        image: "{{ push-image.image }}"
+        deadline_seconds: 900
+        env: {GREETING: hello}
+  - name: deliver
+    description: Delivers. docs/runbooks/deliver.md
+    entrypoint: manifest_flows.deliver
+    tags: [managed-by:tidepool]
+    work_pool: {name: kubernetes}
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "docs" / "runbooks").mkdir(parents=True)
+    for name in ("sell", "deliver", "run-failed"):
+        (tmp_path / "docs" / "runbooks" / f"{name}.md").touch()
+    (tmp_path / "manifest_flows.py").write_text(FLOWS)
+    (tmp_path / "template.json").write_text(TEMPLATE)
+    (tmp_path / "automations.yaml").write_text(SERVER)
+    (tmp_path / "prefect.yaml").write_text(GOOD)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def problems(repository: Path, environment: str = "production") -> list[str]:
+    sys.modules.pop("manifest_flows", None)
+    return [str(problem) for problem in manifest.check(repository, environment, owner="tidepool")]
+
+
+def test_a_good_file_has_no_problem(repository: Path) -> None:
+    assert problems(repository) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        pytest.param(
+            "concurrency_limit: {",
+            "concurency_limit: {",
+            "prefect.yaml:17: deployments[sell].concurency_limit: unknown key, did you mean 'concurrency_limit'?",
+            id="unknown key",
+        ),
+        pytest.param(
+            "      job_variables:\n",
+            "      job_varables:\n",
+            "prefect.yaml:21: deployments[sell].work_pool.job_varables: unknown key, did you mean 'job_variables'?",
+            id="unknown key of the work pool",
+        ),
+        pytest.param(
+            'cron: "15 3 * * *"',
+            'cron: "15 25 * * *"',
+            "prefect.yaml:9: deployments[sell].schedules[0].cron: '15 25 * * *': Invalid cron string: \"15 25 * * *\"",
+            id="cron",
+        ),
+        pytest.param(
+            'cron: "15 3 * * *"',
+            'cron: "0 0 30 2 *"',
+            "prefect.yaml:9: deployments[sell].schedules[0].cron: '0 0 30 2 *': failed to find next date",
+            id="cron that never fires",
+        ),
+        pytest.param(
+            "timezone: Europe/Paris",
+            "timezone: Europe/Pari",
+            "prefect.yaml:10: deployments[sell].schedules[0].timezone: 'Europe/Pari' is no timezone, "
+            "did you mean 'Europe/Paris'?",
+            id="timezone",
+        ),
+        pytest.param(
+            "      slug: nightly\n",
+            "",
+            "prefect.yaml:7: deployments[sell].schedules[0].slug: missing",
+            id="no slug",
+        ),
+        pytest.param(
+            'cron: "15 3 * * *"',
+            "interval: 60",
+            "prefect.yaml:7: deployments[sell].schedules[0]: an interval needs an anchor_date: without one each deploy "
+            "moves the ticks",
+            id="interval without anchor",
+        ),
+        pytest.param(
+            "parameters: {count: 2}",
+            "parameters: {count: many}",
+            "prefect.yaml:18: deployments[sell].parameters.count: input should be a valid integer, unable to parse "
+            "string as an integer, not 'many'",
+            id="parameter",
+        ),
+        pytest.param(
+            "parameters: {count: 2}",
+            "parameters: {cuont: 2}",
+            "prefect.yaml:18: deployments[sell].parameters.cuont: flow sell has no such parameter, did you mean 'count'?",
+            id="unknown parameter",
+        ),
+        pytest.param(
+            "deadline_seconds: 900",
+            "deadline_seconds: soon",
+            "prefect.yaml:23: deployments[sell].work_pool.job_variables.deadline_seconds: 'soon' is not of type 'integer'",
+            id="job variable",
+        ),
+        pytest.param(
+            "deadline_seconds: 900",
+            "dealine_seconds: 900",
+            "prefect.yaml:23: deployments[sell].work_pool.job_variables.dealine_seconds: work pool kubernetes has no "
+            "such job variable, did you mean 'deadline_seconds'?",
+            id="unknown job variable",
+        ),
+        pytest.param(
+            "manifest_flows.sell",
+            "manifest_flows.sel",
+            "prefect.yaml:14: deployments[sell].entrypoint: entrypoint 'manifest_flows.sel' cannot be imported: ",
+            id="entrypoint",
+        ),
+        pytest.param(
+            "manifest_flows.sell",
+            "manifest_flows.py:sell",
+            "prefect.yaml:14: deployments[sell].entrypoint: 'manifest_flows.py:sell' is a file; write the module: "
+            "flows.domain.flow.function",
+            id="file entrypoint",
+        ),
+        pytest.param(
+            "    parameters: {count: 2}",
+            "    build: null",
+            "prefect.yaml:18: deployments[sell].build: not allowed here: a deployment with its own `build` skips the "
+            "checks of the top-level one",
+            id="own build",
+        ),
+        pytest.param(
+            "    parameters: {count: 2}",
+            "    sla: []",
+            "prefect.yaml:18: deployments[sell].sla: not allowed here: self-hosted Prefect refuses it after it has "
+            "written the deployment; write an automation",
+            id="sla",
+        ),
+        pytest.param(
+            "      slug: nightly\n",
+            "      slug: nightly\n      active: false\n",
+            "prefect.yaml:9: deployments[sell].schedules[0].active: not allowed here: a deploy would undo a pause made "
+            "by on-call; use `tidepool pause`",
+            id="active",
+        ),
+        pytest.param(
+            "  - name: deliver\n",
+            "  - name: sell\n",
+            "prefect.yaml:25: deployments[sell].name: the name is there twice: the second would overwrite the first",
+            id="name twice",
+        ),
+        pytest.param(
+            "docs/runbooks/deliver.md",
+            "docs/runbooks/delivery.md",
+            "prefect.yaml:26: deployments[deliver].description: the runbook docs/runbooks/delivery.md does not exist",
+            id="runbook",
+        ),
+        pytest.param(
+            "GREETING: hello",
+            "SHOP_PASSWORD: hunter2",
+            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env.SHOP_PASSWORD: this looks like a secret in "
+            "clear: it would stand in the deployment's record; put it into the Secret of the flow runs",
+            id="secret by name",
+        ),
+        pytest.param(
+            "GREETING: hello",
+            'DATABASE: "postgresql://shop:hunter2@db/shop"',
+            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env.DATABASE: this looks like a secret in clear",
+            id="secret by value",
+        ),
+        pytest.param(
+            "GREETING: hello",
+            'TIDEPOOL_STORAGE_ROT: "s3://b"',
+            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env: TIDEPOOL_STORAGE_ROT is no setting, did "
+            "you mean TIDEPOOL_STORAGE_ROOT?",
+            id="misspelt setting",
+        ),
+        pytest.param(
+            "tags: [managed-by:tidepool]\n    schedules",
+            "tags: [tier:1]\n    schedules",
+            "prefect.yaml:15: deployments[sell].tags: managed-by:tidepool is missing: the tag says whose the deployment is",
+            id="no owner",
+        ),
+        pytest.param(
+            "  - tidepool.deploy.steps.validate: {}\n",
+            "  - prefect.deployments.steps.run_shell_script: {script: date}\n",
+            "prefect.yaml:2: build: the first step must be tidepool.deploy.steps.validate: it vetoes a broken file "
+            "before the first write",
+            id="no veto",
+        ),
+        pytest.param(
+            "pull: []\n",
+            "",
+            "prefect.yaml:1: pull: missing: without it Prefect writes this machine's folder into each deployment; the "
+            "image is the code: `pull: []`",
+            id="no pull",
+        ),
+        pytest.param(
+            "    parameters: {count: 2}",
+            "    parameters: {count: 2}\n    parameters: {count: 3}",
+            "prefect.yaml:19: deployments[0].parameters: the key is written twice, and YAML keeps the last one".replace(
+                ":19:", ":19:"
+            ),
+            id="key twice",
+        ),
+        pytest.param(
+            "    parameters: {count: 2}",
+            "   parameters: {count: 2}",
+            "prefect.yaml:1: prefect.yaml:18: no YAML",
+            id="no YAML",
+        ),
+        pytest.param(
+            "collision_strategy: CANCEL_NEW",
+            "collision_strategy: SKIP",
+            "prefect.yaml:17: deployments[sell].concurrency_limit.collision_strategy: input should be 'ENQUEUE' or "
+            "'CANCEL_NEW', not 'SKIP'",
+            id="collision strategy",
+        ),
+        pytest.param(
+            "    entrypoint: manifest_flows.deliver\n",
+            "    entrypoint: manifest_flows.deliver\n    schedules: [*nightly]\n",
+            "prefect.yaml:7: deployments[deliver].schedules[0].parameters: the flow needs address: each scheduled run "
+            "would fail",
+            id="scheduled without a needed parameter",
+        ),
+    ],
+)
+def test_a_malformed_file_is_told_with_its_line(repository: Path, old: str, new: str, expected: str) -> None:
+    assert old in GOOD
+    (repository / "prefect.yaml").write_text(GOOD.replace(old, new, 1))
+    found = problems(repository)
+    assert any(problem.startswith(expected) for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("    trigger:\n", "    triger:\n", "automations.yaml:6: automations[0].triger: unknown key, did you mean 'trigger'?"),
+        ("threshold: 1", "treshold: 1", "automations.yaml:11: automations[run-failed].trigger.treshold: unknown key, did you mean 'threshold'?"),
+        ("posture: Reactive", "posture: Sometimes", "automations.yaml:"),
+        ("name: run-failed", "name: run-fail", "automations.yaml:4: automations[run-fail].name: the runbook docs/runbooks/run-fail.md does not exist"),
+        ("{type: notify, subject: failed, body: look}", "{type: run-deployment, deployment: sell/nope}", "automations.yaml:13: automations[run-failed].actions: deployment 'sell/nope' does not exist; known: deliver/deliver, sell/sell"),
+        ("template.json", "templat.json", "templat.json:1: template of work pool kubernetes: "),
+        ("automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", "automations.yaml:3: concurrency_limits[downloads]: the name must start with tidepool-: a limit has no tags, its name says whose it is"),
+    ],
+)  # fmt: skip
+def test_automations_are_read_as_strictly(repository: Path, old: str, new: str, expected: str) -> None:
+    assert old in SERVER
+    (repository / "automations.yaml").write_text(SERVER.replace(old, new, 1))
+    found = problems(repository)
+    assert any(problem.startswith(expected) for problem in found), found
+
+
+def test_all_problems_are_told_at_once(repository: Path) -> None:
+    broken = GOOD.replace("count: 2", "count: many").replace("Europe/Paris", "Mars").replace("deliver.md", "d.md")
+    (repository / "prefect.yaml").write_text(broken)
+    assert len(problems(repository)) == 3
+
+
+def test_a_problem_of_an_overlay_is_told_with_the_overlays_line(repository: Path) -> None:
+    (repository / "environments").mkdir()
+    overlay = "deployments:\n  sell:\n    work_pool:\n      job_variables:\n        deadline_seconds: 1\n"
+    (repository / "environments" / "staging.yaml").write_text(overlay)
+    assert problems(repository) == []
+    assert problems(repository, "staging") == [
+        "environments/staging.yaml:5: deployments[sell].work_pool.job_variables.deadline_seconds: "
+        "1 is less than the minimum of 60"
+    ]
+
+
+def test_a_secret_is_not_repeated_in_the_message(repository: Path) -> None:
+    (repository / "prefect.yaml").write_text(GOOD.replace("GREETING: hello", "API_TOKEN: hunter2"))
+    assert "hunter2" not in "\n".join(problems(repository))
+
+
+def test_a_reference_to_a_secret_is_none(repository: Path) -> None:
+    text = GOOD.replace("GREETING: hello", 'API_TOKEN: "{{ prefect.blocks.secret.token }}", SHOP_SECRET_NAME: shop')
+    (repository / "prefect.yaml").write_text(text)
+    assert problems(repository) == []
+
+
+def test_no_file_is_one_sentence(tmp_path: Path) -> None:
+    assert [problem.split(": ")[1] for problem in problems(tmp_path)][0] == "prefect.yaml cannot be read"
+
+
+def test_the_command_says_all_problems_and_exits_with_2(repository: Path) -> None:
+    (repository / "prefect.yaml").write_text(GOOD.replace("count: 2", "count: many"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tidepool.cli", "validate"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "1 problem, nothing was written:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_this_repository_has_no_problem() -> None:
+    from tidepool.settings import repository
+
+    for environment in environments.names(repository()):
+        assert manifest.check(repository(), environment, owner="tidepool") == []
