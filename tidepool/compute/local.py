@@ -53,7 +53,7 @@ def cluster(size: SizeSettings, *, processes: bool) -> Iterator[distributed.Loca
 
 
 @contextmanager
-def client(to: distributed.LocalCluster) -> Iterator[distributed.Client]:
+def client(to: distributed.deploy.cluster.Cluster) -> Iterator[distributed.Client]:
     """A client of a cluster, the default one of this thread inside the block."""
     with distributed.Client(to, set_as_default=False) as connected, connected.as_current():
         yield connected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -57,7 +57,10 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
         Raises:
             UsageError: the size is unknown, or the provider lacks what it needs.
         """
-        return _runner(settings().size(self.size), start_early=self.start_early, shared=self.shared)
+        runner: TaskRunner[PrefectFuture[Any]] = _runner(
+            settings().size(self.size), start_early=self.start_early, shared=self.shared
+        )
+        return runner
 
     def submit(self, *_args: object, **_kwargs: object) -> NoReturn:
         """Refuses: only a duplicate runs tasks."""
@@ -117,10 +120,10 @@ def use_workers(count: int) -> None:
         options["size"] = options["size"].model_copy(update={"workers": count})
 
 
-def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> TaskRunner[PrefectFuture[Any]]:
+def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> Any:  # noqa: ANN401 - PrefectFuture is invariant
     provider = settings().compute.provider
     if provider == "threads":
-        return cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=size.workers * size.threads))
+        return ThreadPoolTaskRunner(max_workers=size.workers * size.threads)
 
     from tidepool.compute.runner import TidepoolTaskRunner
 

@@ -1,0 +1,254 @@
+"""What a Dask cluster on Kubernetes looks like, and what is refused before there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidepool.compute import cluster_spec
+from tidepool.compute.cluster_spec import Driver, Run
+from tidepool.errors import UsageError
+from tidepool.settings import KubernetesSettings, SizeSettings
+
+IMAGE = "registry.example.com/tidepool@sha256:" + "a" * 64
+RUN = Run(id="0d9e1c1e-86a4-4a0f-9d47-6a8a5d1a0b11", flow="weekly-forecast", attempt=2, deployment="weekly-forecast/x")
+SIZE = SizeSettings(workers=3, threads=2, cpu=0.5, memory_gib=1.5)
+
+
+def manifest(*, driver: Driver | None = None, run: Run = RUN, shared: str = "", **settings: object) -> dict[str, Any]:
+    return cluster_spec.manifest(
+        "weekly-forecast-0d9e1c1e-2-abcd",
+        run=run,
+        driver=driver or Driver(IMAGE),
+        size=SIZE,
+        settings=KubernetesSettings.model_validate(settings),
+        dask_settings={"allowed-failures": "0"},
+        versions="python 3.11.7",
+        now=datetime(2026, 3, 1, 6, 0, tzinfo=UTC),
+        shared=shared,
+    )
+
+
+def pod_specs(of: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"scheduler": of["spec"]["scheduler"]["spec"], "worker": of["spec"]["worker"]["spec"]}
+
+
+def variables(container: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each.get("value", "") for each in container["env"]}
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_says_flow_run_and_attempt() -> None:
+    assert cluster_spec.name_for(RUN, "abcd") == "weekly-forecast-0d9e1c1e-2-abcd"
+
+
+@given(flow=st.text(min_size=1), attempt=st.integers(1, 9999), inside=st.booleans())
+def test_every_name_is_one_that_the_operator_takes(flow: str, attempt: int, *, inside: bool) -> None:
+    name = cluster_spec.name_for(Run(id=RUN.id if inside else "", flow=flow, attempt=attempt), "0f3a")
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(f"{name}-default-worker-0123456789") <= 63
+
+
+@given(name=st.text(min_size=1))
+def test_every_shared_name_too(name: str) -> None:
+    made = cluster_spec.shared_name(name, IMAGE)
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", made)
+    assert len(made) <= cluster_spec.NAME_LENGTH
+
+
+def test_another_image_is_another_shared_cluster() -> None:
+    assert cluster_spec.shared_name("warm", IMAGE) == cluster_spec.shared_name("warm", IMAGE)
+    assert cluster_spec.shared_name("warm", IMAGE) != cluster_spec.shared_name(
+        "warm", IMAGE.replace("a" * 64, "b" * 64)
+    )
+
+
+# --- caps -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_workers": 5}, "6 workers .* the 5 that TIDEPOOL_KUBERNETES_MAX_WORKERS allows; nothing was created"),
+        ({"max_cpu": 2}, "3 CPU cores .* TIDEPOOL_KUBERNETES_MAX_CPU"),
+        ({"max_memory_gib": 8.9}, "9 GiB of memory .* the 8.9 that TIDEPOOL_KUBERNETES_MAX_MEMORY_GIB"),
+        ({"adaptive_minimum": 4}, "ADAPTIVE_MINIMUM is 4, but the cluster may have at most 3 workers"),
+    ],
+)
+def test_a_run_gets_no_more_than_its_caps_in_all_its_clusters(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        cluster_spec.check_caps([SIZE, SIZE], KubernetesSettings(**settings))
+
+
+def test_the_caps_themselves_are_allowed() -> None:
+    cluster_spec.check_caps([SIZE, SIZE], KubernetesSettings(max_workers=6, max_cpu=3, max_memory_gib=9))
+
+
+# --- whose it is ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_belongs_to_its_runs_job_and_says_when_it_ends() -> None:
+    metadata = manifest(driver=Driver(IMAGE, owner=("job-x", "uid-x")), deadline_seconds=3600)["metadata"]
+    assert metadata["labels"]["tidepool.dev/flow-run-id"] == RUN.id
+    assert metadata["annotations"]["tidepool.dev/deadline"] == "2026-03-01T07:00:00+00:00"
+    assert metadata["annotations"]["tidepool.dev/deployment"] == "weekly-forecast/x"
+    [owner] = metadata["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("Job", "job-x", "uid-x")
+    assert owner["blockOwnerDeletion"] is False, "the driver may not set a finalizer on Jobs"
+
+
+def test_a_shared_cluster_belongs_to_nobody_and_has_no_deadline() -> None:
+    metadata = manifest(driver=Driver(IMAGE, owner=("job-x", "uid-x")), shared="Warm one")["metadata"]
+    assert metadata["labels"]["tidepool.dev/shared-cluster"] == "warm-one"
+    assert "ownerReferences" not in metadata
+    assert "tidepool.dev/deadline" not in metadata["annotations"]
+    assert "tidepool.dev/flow-run-id" not in metadata["labels"]
+
+
+def test_prefects_own_label_is_nowhere() -> None:
+    """The operator copies labels to pods, and Prefect's observer takes such a pod for a flow run's."""
+    assert "prefect.io/" not in json.dumps(manifest())
+
+
+def test_workers_and_autoscaler_are_owned_by_the_cluster_from_the_start() -> None:
+    made = manifest(adaptive_minimum=1)
+    made["metadata"]["uid"] = "uid-c"
+    group = cluster_spec.worker_group(made)
+    scaler = cluster_spec.autoscaler(made, SIZE, KubernetesSettings(adaptive_minimum=1))
+    assert group["metadata"]["name"] == f"{made['metadata']['name']}-default", "the name that the operator gives"
+    assert group["metadata"]["labels"]["dask.org/component"] == "workergroup"
+    assert group["spec"] == {"cluster": made["metadata"]["name"], "worker": made["spec"]["worker"]}
+    for each in (group, scaler):
+        assert each["metadata"]["ownerReferences"][0]["uid"] == "uid-c"
+    assert (scaler["spec"]["minimum"], scaler["spec"]["maximum"]) == (1, 3)
+    assert made["spec"]["worker"]["replicas"] == 1
+
+
+# --- the pods ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", ["scheduler", "worker"])
+def test_pods_pass_the_restricted_standard_with_a_read_only_root(component: str) -> None:
+    spec = pod_specs(manifest())[component]
+    [container] = spec["containers"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert spec["volumes"][0]["emptyDir"]["sizeLimit"]
+
+
+def test_workers_get_their_size() -> None:
+    made = manifest()
+    [worker] = pod_specs(made)["worker"]["containers"]
+    assert made["spec"]["worker"]["replicas"] == 3
+    assert worker["resources"] == {"requests": {"cpu": "500m", "memory": "1536Mi"}, "limits": {"memory": "1536Mi"}}
+    assert {"--nthreads=2", "--memory-limit=1536MiB", "--no-nanny"} <= set(worker["args"])
+    assert worker["args"][:2] == ["dask", "worker"], "dask-worker is no command of current Dask"
+
+
+def test_the_scheduler_gets_the_drivers_dask_settings() -> None:
+    [scheduler] = pod_specs(manifest())["scheduler"]["containers"]
+    assert variables(scheduler)["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] == "0"
+    assert "livenessProbe" not in scheduler, "a scheduler that is killed for being busy takes the run with it"
+
+
+def test_workers_go_to_spot_nodes_and_the_scheduler_stays_with_the_driver() -> None:
+    driver = Driver(
+        IMAGE,
+        placement={
+            "nodeSelector": {"pool": "on-demand"},
+            "tolerations": [{"key": "team"}],
+            "priorityClassName": "high",
+            "affinity": {"nodeAffinity": {}},
+            "imagePullSecrets": [{"name": "pull"}],
+        },
+    )
+    specs = pod_specs(
+        manifest(
+            driver=driver,
+            worker_node_selector={"pool": "spot"},
+            worker_tolerations=[{"key": "spot", "operator": "Exists"}],
+            worker_priority_class="low",
+        )
+    )
+    assert specs["scheduler"]["nodeSelector"] == {"pool": "on-demand"}
+    assert specs["scheduler"]["priorityClassName"] == "high"
+    assert specs["worker"]["nodeSelector"] == {"pool": "spot"}
+    assert specs["worker"]["tolerations"] == [{"key": "team"}, {"key": "spot", "operator": "Exists"}]
+    assert specs["worker"]["priorityClassName"] == "low"
+    assert "affinity" not in specs["worker"]
+    assert specs["worker"]["imagePullSecrets"] == [{"name": "pull"}]
+
+
+# --- what the driver's pod passes on ----------------------------------------------------------------------------------
+
+
+def driver_pod(**status: object) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "p", "ownerReferences": [{"kind": "Job", "name": "job-y", "uid": "uid-y"}]},
+        "spec": {
+            "nodeSelector": {"pool": "on-demand"},
+            "tolerations": [{"key": "node.kubernetes.io/not-ready"}, {"key": "team"}],
+            "containers": [
+                {
+                    "name": "prefect-job",
+                    "image": "registry.example.com/tidepool:v1",
+                    "env": [
+                        {"name": "PREFECT_API_URL", "value": "http://server/api"},
+                        {"name": "PREFECT_API_AUTH_STRING", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}},
+                        {"name": "PREFECT__FLOW_RUN_ID", "value": RUN.id},
+                        {"name": "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "value": "crash"},
+                        {"name": "TIDEPOOL_KUBERNETES_POD_NAME", "value": "p"},
+                        {"name": "TIDEPOOL_STORAGE_ROOT", "value": "s3://bucket"},
+                    ],
+                    "envFrom": [{"secretRef": {"name": "tidepool-credentials"}}],
+                }
+            ],
+        },
+        "status": status,
+    }
+
+
+def test_dask_pods_get_the_drivers_variables_but_not_who_it_is() -> None:
+    driver = cluster_spec.driver_of(driver_pod(), KubernetesSettings(job_name="job-x", job_uid="uid-x"))
+    names = [each["name"] for each in driver.env]
+    assert names == ["PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "TIDEPOOL_STORAGE_ROOT"]
+    assert "value" not in driver.env[1], "a secret stays a reference"
+    assert driver.env_from == [{"secretRef": {"name": "tidepool-credentials"}}]
+    assert driver.owner == ("job-x", "uid-x")
+    assert driver.placement == {"nodeSelector": {"pool": "on-demand"}, "tolerations": [{"key": "team"}]}
+
+
+def test_without_the_downward_api_the_pods_own_owner_counts() -> None:
+    assert cluster_spec.driver_of(driver_pod(), KubernetesSettings()).owner == ("job-y", "uid-y")
+
+
+@pytest.mark.parametrize(
+    ("image_id", "image"),
+    [
+        (IMAGE, IMAGE),
+        (f"docker-pullable://{IMAGE}", IMAGE),
+        ("", "registry.example.com/tidepool:v1"),
+        # Loaded into a node, not pulled: nowhere to be pulled from.
+        ("sha256:" + "c" * 64, "registry.example.com/tidepool:v1"),
+        ("docker.io/library/import-2026-01-01@sha256:" + "c" * 64, "registry.example.com/tidepool:v1"),
+    ],
+)
+def test_the_image_is_the_digest_that_the_driver_runs(image_id: str, image: str) -> None:
+    pod = driver_pod(containerStatuses=[{"name": "prefect-job", "imageID": image_id}])
+    assert cluster_spec.running_image(pod) == image
