@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image, ImageSequence
+from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -208,8 +209,15 @@ def test_a_source_that_is_absent_fails_at_once(web: str) -> None:
 
 
 def fetch(source: str, data: str) -> State[Any]:
-    """The state of a download without delays between its retries."""
-    return download.with_options(retry_delay_seconds=0)(source, data, return_state=True)
+    """The state of a download, retried without delay, in a flow of its own: outside of one there is no log."""
+    states = []
+
+    @flow(name="fetch")
+    def fetching() -> None:
+        states.append(download.with_options(retry_delay_seconds=0)(source, data, return_state=True))
+
+    fetching()
+    return states[0]
 
 
 @pytest.mark.usefixtures("storage_root")
