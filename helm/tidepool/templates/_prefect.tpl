@@ -17,6 +17,9 @@ http://{{ include "tidepool.fullname" . }}-server.{{ .Release.Namespace }}.svc:4
       name: {{ . }}
       key: {{ $.Values.auth.secretKey }}
 {{- end }}
+# Never a server of its own in the place of one that cannot be reached.
+- name: PREFECT_SERVER_EPHEMERAL_ENABLED
+  value: "false"
 # Rides out three minutes without a server (the default of 5 gives up after one).
 - name: PREFECT_CLIENT_MAX_RETRIES
   value: "15"
