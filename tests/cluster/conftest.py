@@ -137,7 +137,10 @@ def dependencies() -> str:
         command(*build, *([f"--build-arg=BASE_IMAGE={BASE_IMAGE}"] if BASE_IMAGE else []), timeout=600)
         if context != folder:
             shutil.rmtree(context)
-        text = text.replace(f"image: test-{folder.name}\n", f"image: {name}\n")
+        # By digest: a node keeps what it once pulled under a tag.
+        inspect = ["docker", "buildx", "imagetools", "inspect", name, "--format"]
+        by_digest = command(*inspect, f"{name.removesuffix(':1')}@{{{{.Manifest.Digest}}}}").strip()
+        text = text.replace(f"image: test-{folder.name}\n", f"image: {by_digest}\n")
     return text
 
 

@@ -1,0 +1,95 @@
+"""Runs a Python script as a flow run's driver: a Job made from the work pool's own template, with its account."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from kube import Namespace
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A Job that runs a script.
+
+    Attributes:
+        namespace: Where it is.
+        name: The Job's name.
+    """
+
+    namespace: Namespace
+    name: str
+
+    def wait(self, seconds: float = 300) -> tuple[bool, str]:
+        """Waits for its end; whether it succeeded, and all that it printed."""
+
+        def ended() -> list[str]:
+            [job] = [each for each in self.namespace.get("jobs") if each["metadata"]["name"] == self.name]
+            conditions = job["status"].get("conditions", [])
+            return [each["type"] for each in conditions if each["status"] == "True"]
+
+        conditions = self.namespace.until(ended, f"job {self.name} has ended", seconds)
+        return "Complete" in conditions, self.log()
+
+    def log(self) -> str:
+        """What it has printed so far."""
+        pods = self.namespace.names("pods", f"job-name={self.name}")
+        return self.namespace.kubectl("logs", *pods) if pods else ""
+
+    def result(self, seconds: float = 300) -> dict[str, Any]:
+        """The JSON object that it printed last, when it succeeded."""
+        succeeded, log = self.wait(seconds)
+        assert succeeded, f"{log}\n{self.namespace.report()}"
+        return dict(json.loads(log.strip().splitlines()[-1]))
+
+
+def drive(namespace: Namespace, script: str, **environment: str) -> Driver:
+    """Starts a script.
+
+    Args:
+        namespace: Where the platform is.
+        script: Python; it is `__main__`, so its functions travel to workers by value.
+        environment: Further variables.
+    """
+    name = f"driver-{uuid4().hex[:6]}"
+    [pool] = [each for each in namespace.get("configmaps") if "base-job-template.json" in each.get("data", {})]
+    template = json.loads(pool["data"]["base-job-template.json"])
+    values = {key: each.get("default") for key, each in template["variables"]["properties"].items()}
+    values |= {"name": name, "command": ["python", "/script/driver.py"], "finished_job_ttl": 3600}
+    job = _fill(template["job_configuration"]["job_manifest"], values)
+    job["metadata"] = {"name": name}
+    # Prefect's template has these two in the pod, where Kubernetes knows them not.
+    spec = job["spec"]["template"]["spec"]
+    for key in ("parallelism", "completions"):
+        spec.pop(key, None)
+    [container] = spec["containers"]
+    container["env"] += [
+        {"name": "PREFECT_API_URL", "value": f"http://tidepool-server.{namespace.name}.svc:4200/api"},
+        {
+            "name": "PREFECT_API_AUTH_STRING",
+            "valueFrom": {"secretKeyRef": {"name": "tidepool-auth", "key": "auth-string"}},
+        },
+        *({"name": key, "value": value} for key, value in environment.items()),
+    ]
+    container["volumeMounts"].append({"name": "script", "mountPath": "/script"})
+    spec["volumes"].append({"name": "script", "configMap": {"name": name}})
+    namespace.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"driver.py": script}}
+    )
+    namespace.apply(job)
+    return Driver(namespace, name)
+
+
+def _fill(part: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    """The template with its `{{ variables }}` replaced, and what has no value left out, as Prefect does."""
+    if isinstance(part, dict):
+        filled = {key: _fill(each, values) for key, each in part.items()}
+        return {key: each for key, each in filled.items() if each is not None}
+    if isinstance(part, list):
+        return [_fill(each, values) for each in part]
+    if isinstance(part, str) and part.startswith("{{") and part.endswith("}}"):
+        return values.get(part.strip("{} "))
+    return part

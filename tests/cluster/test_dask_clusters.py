@@ -1,0 +1,160 @@
+"""Dask clusters: what they are, what they refuse, how they end. Each test is a driver with the flow runs' account."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from drive import drive
+
+if TYPE_CHECKING:
+    from conftest import Platform
+
+OPEN = """
+import json, logging, sys, time
+import distributed
+from tidepool.compute.kubernetes import kubernetes_cluster
+from tidepool.settings import settings
+logging.basicConfig(level=logging.INFO)
+size = settings().size("small")
+"""
+
+ONE = (
+    OPEN
+    + """
+with kubernetes_cluster(size) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+    client.wait_for_workers(2)
+    value = client.submit(sum, [1, 2, 3]).result()
+    time.sleep(float(sys.argv[1]) if len(sys.argv) > 1 else 5)
+print(json.dumps({"name": cluster.name, "value": value, "steps": list(cluster.steps), "used": vars(cluster.used)}))
+"""
+)
+
+
+def nothing_left(platform: Platform, seconds: float = 60) -> None:
+    platform.namespace.until(lambda: not platform.namespace.dask(), "no Dask object is left", seconds)
+
+
+def test_a_cluster_belongs_to_its_job_and_computes(platform: Platform) -> None:
+    driver = drive(platform.namespace, ONE)
+    clusters = platform.namespace.until(lambda: platform.namespace.get("daskclusters"), "a DaskCluster exists", 120)
+    [owner] = clusters[0]["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("Job", driver.name)
+    groups = platform.namespace.until(lambda: platform.namespace.get("daskworkergroups"), "its workers exist", 30)
+    assert groups[0]["metadata"]["ownerReferences"][0]["uid"] == clusters[0]["metadata"]["uid"]
+
+    result = driver.result()
+    assert result["value"] == 6
+    assert result["steps"][-1] == "checked", "image and libraries are compared before anything runs"
+    assert len(result["used"]["workers"]) == 2
+    assert result["used"]["memory_peak_gib"] > 0.05
+    nothing_left(platform)
+
+
+def test_clusters_that_are_closed_at_once_leave_nothing(platform: Platform) -> None:
+    """The operator makes a worker group without an owner; a cluster that was gone by then left it for ever."""
+    script = """
+for wait in (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2):
+    cluster = kubernetes_cluster(size)
+    time.sleep(wait)
+    cluster.close()
+print(json.dumps({}))
+"""
+    drive(platform.namespace, OPEN + script).result()
+    nothing_left(platform)
+
+
+def test_more_than_the_caps_is_refused_before_anything_is_created(platform: Platform) -> None:
+    driver = drive(platform.namespace, ONE, TIDEPOOL_KUBERNETES_MAX_WORKERS="1")
+    succeeded, log = driver.wait()
+    assert not succeeded
+    assert "2 workers for the Dask workers of one run are more than the 1" in log
+    assert not platform.namespace.dask()
+
+
+def test_a_cluster_that_finds_no_node_says_so_and_leaves_nothing(platform: Platform) -> None:
+    driver = drive(
+        platform.namespace, ONE, TIDEPOOL_SMALL_CPU="90", TIDEPOOL_KUBERNETES_MAX_CPU="1000",
+        TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="20",
+    )  # fmt: skip
+    succeeded, log = driver.wait()
+    assert not succeeded
+    assert "did not start within 20 s; it waited for its first worker: worker not scheduled: " in log
+    assert "Insufficient cpu" in log
+    nothing_left(platform)
+
+
+def test_without_an_operator_the_run_waits_says_so_fails_and_leaves_nothing(platform: Platform) -> None:
+    namespace = platform.namespace
+    namespace.kubectl("scale", "deployment/tidepool-operator", "--replicas=0")
+    operator = "app.kubernetes.io/component=operator"
+    try:
+        namespace.until(lambda: not namespace.names("pods", operator), "the operator is gone", 90)
+        succeeded, log = drive(namespace, ONE, TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="25").wait()
+    finally:
+        namespace.kubectl("scale", "deployment/tidepool-operator", "--replicas=1")
+        namespace.kubectl("rollout", "status", "deployment/tidepool-operator", "--timeout=180s", timeout=200)
+    assert not succeeded
+    assert "waiting for its scheduler" in log, "a long wait is told while it lasts"
+    assert f"is the Dask operator running in namespace {namespace.name}?" in log
+    nothing_left(platform)
+
+
+def test_a_driver_that_is_told_to_end_takes_its_cluster_along(platform: Platform) -> None:
+    script = ONE.replace("sys.argv[1]", "600").replace("float(600) if len(sys.argv) > 1 else 5", "600")
+    driver = drive(platform.namespace, script)
+    ready = "is ready"
+    platform.namespace.until(lambda: ready in driver.log(), "the cluster is ready", 180)
+    platform.namespace.kubectl("delete", "job", driver.name, "--cascade=foreground", "--timeout=90s")
+    nothing_left(platform)
+
+
+def test_a_shared_cluster_serves_the_next_run_and_goes_when_it_is_idle(platform: Platform) -> None:
+    script = """
+import os
+def where():
+    return os.uname().nodename
+with kubernetes_cluster(size, shared="warm") as cluster, distributed.Client(cluster, set_as_default=False) as client:
+    pods = client.run(where)
+print(json.dumps({"name": cluster.name, "pods": sorted(pods.values()), "steps": list(cluster.steps)}))
+"""
+    idle = {"TIDEPOOL_KUBERNETES_IDLE_TIMEOUT_SECONDS": "60"}
+    first = drive(platform.namespace, OPEN + script, **idle).result()
+    second = drive(platform.namespace, OPEN + script, **idle).result()
+    assert first["name"] == second["name"]
+    assert set(first["pods"]) <= set(second["pods"])
+    assert second["steps"][0] == "found"
+
+    # The same name with another size is another thing.
+    succeeded, log = drive(platform.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="1", **idle).wait()
+    assert not succeeded
+    assert "shared Dask cluster 'warm' has another size than this run" in log
+    nothing_left(platform, 150)
+
+
+def test_an_adaptive_cluster_grows_and_never_stops_a_busy_worker(platform: Platform) -> None:
+    script = """
+def work(seconds):
+    distributed.get_worker().log_event("ran", seconds)
+    time.sleep(seconds)
+    return seconds
+# One long task and many short ones: when the short ones are done, the cluster shrinks around the long one.
+seconds = [45.0] + [6.0 + n / 100 for n in range(9)]
+with kubernetes_cluster(size) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+    futures = client.map(work, seconds)
+    most = least_after = 0
+    while not all(future.done() for future in futures):
+        count = len(client.scheduler_info(n_workers=-1)["workers"])
+        most = max(most, count)
+        time.sleep(0.5)
+    last = len(client.scheduler_info(n_workers=-1)["workers"])
+    ran = [value for _, value in client.get_events("ran")]
+    results = client.gather(futures)
+print(json.dumps({"most": most, "last": last, "ran": sorted(ran), "results": sorted(results)}))
+"""
+    result = drive(
+        platform.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="3", TIDEPOOL_KUBERNETES_ADAPTIVE_MINIMUM="1"
+    ).result()
+    assert result["most"] == 3
+    assert result["last"] < 3, "it did not shrink, so this showed nothing"
+    assert result["ran"] == result["results"], "a task ran twice: its worker was closed while it was busy"
+    nothing_left(platform)
