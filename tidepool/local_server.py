@@ -188,6 +188,16 @@ def prefect_variables(home: Home, port: int) -> dict[str, str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        # Prefect's default is a transaction per event: a flow of a thousand tasks keeps SQLite locked for minutes, and
+        # others get 503. In batches the server needs a quarter of the CPU (docs/decisions/0013-*.md).
+        **{
+            f"PREFECT_SERVER_SERVICES_{service}_{size}": "200"
+            for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER")
+            for size in ("BATCH_SIZE", "READ_BATCH_SIZE")
+        },
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        # A loaded machine is no reason to crash a run.
+        "PREFECT_CLIENT_MAX_RETRIES": "15",
     }
 
 

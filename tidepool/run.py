@@ -73,7 +73,7 @@ def run(
         flow = _load(deployment, repository)
         values = bind(flow, deployment.get("parameters") or {}, assignments(parameters))
         with _api(repository):
-            state = flow(**values, return_state=True)
+            state: State[Any] = flow(**values, return_state=True)
             outcome, reason = _outcome(flow, state)
     if as_json:
         sys.stdout.write(json.dumps(asdict(outcome), default=str) + "\n")
@@ -138,7 +138,7 @@ def bind(flow: Flow[..., Any], base: Mapping[str, Any], given: Mapping[str, str]
 
 
 def _parse(adapter: TypeAdapter[Any], text: str) -> Any:  # noqa: ANN401 - whatever type the parameter has
-    """A text as the type takes it: `null` if it may be null, then as text (`12` is 12, `true` is true), then as JSON."""
+    """A text as the type takes it: `null` if it may be null, then as text (`12`, `true`), then as JSON."""
     try:
         decoded = json.loads(text)
     except ValueError:

@@ -118,8 +118,8 @@ def test_the_command_line_goes_before_the_file_and_defaults_are_the_flows() -> N
             {"count": 1},
             {"models": '["drift", "thet"]'},
             (
-                """typed: parameter models[1] = ["drift", "thet"]: input should be 'drift' or 'theta' (accepted: a list, """
-                """each one of "drift", "theta" or null)"""
+                """typed: parameter models[1] = ["drift", "thet"]: input should be 'drift' or 'theta' """
+                """(accepted: a list, each one of "drift", "theta" or null)"""
             ),
         ),
     ],
