@@ -444,6 +444,8 @@ class _Checker:
             replaced = schedule.get("replaces")
             if replaced is not None and replaced in {each.get("slug") for each in listed}:
                 yield at.where("schedules", index, "replaces"), f"{replaced!r} is still there"
+            if replaced is not None and replaced in {each.get("replaces") for each in listed[:index]}:
+                yield at.where("schedules", index, "replaces"), f"{replaced!r} is replaced twice"
 
     def _parameters(self, at: _At) -> Iterator[Finding]:
         if at.flow is None:

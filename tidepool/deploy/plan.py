@@ -170,14 +170,14 @@ def plan(desired: Iterable[Thing], live: Iterable[Live]) -> Plan:
     by_name: dict[tuple[Kind, str], list[Live]] = {}
     for thing in existing:
         by_name.setdefault((thing.kind, thing.name), []).append(thing)
-    taken = {
-        thing.name for thing in existing if thing.kind is Kind.DEPLOYMENT and not thing.owned
-    }  # their schedules are theirs
+    # Somebody else's deployments, whose schedules are theirs too.
+    taken = {thing.name for thing in existing if thing.kind is Kind.DEPLOYMENT and not thing.owned}
 
     result = _Sorted()
     kept: set[str] = set()
     order = list(Kind)
-    for thing in sorted(wanted, key=lambda each: order.index(each.kind)):
+    # A live thing of the right name is taken before one that would get a new name.
+    for thing in sorted(wanted, key=lambda each: (order.index(each.kind), bool(each.replaces))):
         if thing.parent in taken:
             continue
         _compare(thing, by_name, kept, result)
@@ -201,7 +201,8 @@ def _compare(thing: Thing, by_name: Mapping[tuple[Kind, str], Sequence[Live]], k
     same = by_name.get((thing.kind, thing.name), [])
     found = next((each for each in same if each.owned), same[0] if same else None)
     if found is None and thing.replaces:
-        found = next((each for each in by_name.get((thing.kind, thing.replaces), []) if each.owned), None)
+        old = by_name.get((thing.kind, thing.replaces), [])
+        found = next((each for each in old if each.owned and each.id not in kept), None)
     if found is None:
         differences = tuple(Difference(name, ABSENT, value) for name, value in thing.fields.items())
         result.changes.append(Change(action=Action.CREATE, desired=thing, live=None, differences=differences))

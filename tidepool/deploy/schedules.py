@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -20,7 +21,7 @@ Schedule = dict[str, Any]
 _STEP = timedelta(hours=6)
 _LOOK_BACK = tuple(timedelta(days=days) for days in (1 / 24, 1, 8, 40, 400))
 _DAY = timedelta(days=1)
-_HORIZON_DAYS = 370
+_HORIZON_DAYS = 364
 # A change of schedule makes a gap of more than 1.5, or less than half, of the usual distance of two runs.
 _GAP, _CLASH = 1.5, 0.5
 _SHOWN = 3
@@ -40,11 +41,11 @@ def next_fires(schedule: Schedule, start: datetime, count: int = 3) -> list[date
 
 def between(schedule: Schedule, start: datetime, end: datetime) -> list[datetime]:
     """All times from `start` to `end`, in the schedule's timezone."""
-    times: set[datetime] = set()
+    times: dict[float, datetime] = {}  # by instant: in a repeated hour two of them show the same wall time
     while start < end:
-        times.update(_dates(schedule, start=start, end=min(start + _STEP, end)))
+        times.update({each.timestamp(): each for each in _dates(schedule, start=start, end=min(start + _STEP, end))})
         start += _STEP
-    return sorted(times)
+    return [times[instant] for instant in sorted(times)]
 
 
 def warnings(old: Schedule | None, new: Schedule, now: datetime, runs_per_hour: int) -> list[str]:
@@ -101,8 +102,8 @@ def utc(time: str) -> str:
 def _dates(schedule: Schedule, **limits: Any) -> list[datetime]:  # noqa: ANN401 - n, start, end
     from prefect.server.schemas import schedules as server
 
-    kind = {"cron": server.CronSchedule, "interval": server.IntervalSchedule}
-    model = next((kind[key] for key in kind if key in schedule), server.RRuleSchedule)(**schedule)
+    kind: Any = {"cron": server.CronSchedule, "interval": server.IntervalSchedule, "rrule": server.RRuleSchedule}
+    model = next(kind[key] for key in kind if key in schedule)(**schedule)
     zone = _zone(schedule)
     times = asyncio.run(model.get_dates(**limits))
     return [datetime.fromtimestamp(time.timestamp(), zone) for time in times]
@@ -156,12 +157,12 @@ def _offset(time: datetime) -> str:
 def _odd_ticks(schedule: Schedule, change: datetime, zone: ZoneInfo) -> list[str]:
     """Ticks of a day with a clock change that are not where the wall clock says."""
     start, end = change - _DAY / 2, change + _DAY / 2
-    actual = _dates_across(schedule, start, end)
+    actual = _dates(schedule, start=start, end=end)  # in one go, as the scheduler looks ahead
     if "interval" in schedule:
         return _odd_intervals(schedule, start, end)
     wall = {**schedule, "timezone": "UTC"}
     first, last = start.astimezone(zone).replace(tzinfo=UTC), end.astimezone(zone).replace(tzinfo=UTC)
-    expected = Counter(time.replace(tzinfo=None) for time in _dates_across(wall, first, last))
+    expected = Counter(time.replace(tzinfo=None) for time in _dates(wall, start=first, end=last))
     there = Counter(time.replace(tzinfo=None) for time in actual)
     missing, extra = sorted((expected - there).elements()), sorted((there - expected).elements())
     if missing and len(missing) == len(extra):
@@ -171,16 +172,11 @@ def _odd_ticks(schedule: Schedule, change: datetime, zone: ZoneInfo) -> list[str
         return [f"{len(missing)} tick{_s(missing)} skipped ({_times(missing)})"]
     if extra:
         return [f"{len(extra)} tick{_s(extra)} doubled ({_times(extra)})"]
-    usual = _usual_distance(sorted(expected))
-    gap = max((right - left for left, right in zip(actual, actual[1:], strict=False)), default=timedelta())
+    usual = _usual_distance(sorted(expected.elements()))
+    gap = max((_instant(right) - _instant(left) for left, right in pairwise(actual)), default=timedelta())
     if usual and usual <= timedelta(hours=1) < gap:
         return [f"no run for {_duration(gap)}: the repeated hour is skipped"]
     return []
-
-
-def _dates_across(schedule: Schedule, start: datetime, end: datetime) -> list[datetime]:
-    """As the scheduler sees the day ahead: from before the change in one go, as far as Prefect's limit allows."""
-    return _dates(schedule, start=start, end=end)
 
 
 def _odd_intervals(schedule: Schedule, start: datetime, end: datetime) -> list[str]:
@@ -191,8 +187,8 @@ def _odd_intervals(schedule: Schedule, start: datetime, end: datetime) -> list[s
         return [f"the run moves between {' and '.join(local)} local time"] if len(local) > 1 else []
     times = _dates(schedule, start=start, end=end)
     found = []
-    for left, right in zip(times, times[1:], strict=False):
-        distance = datetime.fromtimestamp(right.timestamp(), UTC) - datetime.fromtimestamp(left.timestamp(), UTC)
+    for left, right in pairwise(times):
+        distance = _instant(right) - _instant(left)
         if distance > interval:
             found.append(f"a tick is skipped: no run between {left:%H:%M %Z} and {right:%H:%M %Z}")
         elif distance < interval:
@@ -212,7 +208,7 @@ def _seam(old: Schedule, new: Schedule, now: datetime) -> list[str]:
         return []
     gap = following[0].astimezone(UTC) - last.astimezone(UTC)
     instants = f"{_stamp(last)} (before) and {_stamp(following[0])} (after)"
-    if gap >= _GAP * max(usual):
+    if gap > _GAP * max(usual):
         return [f"the change skips a tick: {_duration(gap)} without a run, between {instants}"]
     if gap <= _CLASH * min(usual):
         return [f"the change doubles a tick: {_duration(gap)} between the runs of {instants}"]
@@ -228,7 +224,7 @@ def _previous(schedule: Schedule, now: datetime) -> datetime | None:
 
 
 def _usual_distance(times: Sequence[datetime]) -> timedelta | None:
-    distances = sorted(_instant(right) - _instant(left) for left, right in zip(times, times[1:], strict=False))
+    distances = sorted(_instant(right) - _instant(left) for left, right in pairwise(times))
     return distances[len(distances) // 2] if distances else None
 
 

@@ -1,0 +1,416 @@
+"""Plan and apply against a real server: what is written, what stays, what is refused."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, in_process, now, paths, recorded
+from tidepool.deploy import apply, desired, pauses, schedules, server
+from tidepool.deploy.plan import Action, Kind, excess
+from tidepool.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.integration.deploy_support import Proxy
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def shop(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """An empty repository with a work pool on the server."""
+    del prefect_server
+    made = Shop(tmp_path / "shop", monkeypatch)
+    made.create_pool()
+    return made
+
+
+@pytest.fixture
+def proxy(prefect_server: str) -> Iterator[Proxy]:
+    with recorded(prefect_server) as each:
+        yield each
+
+
+def poll(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
+    return value
+
+
+def test_what_is_new_is_created_and_a_second_apply_writes_nothing_and_keeps_future_runs(
+    shop: Shop, proxy: Proxy
+) -> None:
+    shop.deployment("one", NIGHTLY, HOURLY, concurrency_limit={"limit": 1, "collision_strategy": "CANCEL_NEW"})
+    shop.deployment("two", HOURLY, enforce_parameter_schema=False, parameters={"count": 3, "shop": "harbour"})
+    assert len(shop.apply()) == 5
+    runs = poll(shop.future_runs)
+    poll(lambda: len(shop.future_runs()) == len(runs) or runs.update(shop.future_runs()))
+    runs = shop.future_runs()
+    proxy.requests.clear()
+    assert shop.apply() == []
+    assert proxy.writes == []
+    assert runs <= shop.future_runs()
+
+
+def test_only_what_changed_is_written(shop: Shop, proxy: Proxy) -> None:
+    one, two = shop.deployment("one", NIGHTLY), shop.deployment("two", NIGHTLY)
+    shop.apply()
+    before = shop.live()
+    two["schedules"] = [{**NIGHTLY, "cron": "30 4 * * *"}]
+    proxy.requests.clear()
+    assert shop.apply() == [f"schedule {shop.flow}/two#nightly"]
+    assert paths(proxy.writes) == ["PATCH /api/deployments/{id}/schedules/{id}"]
+    one["parameters"] = {"count": 9}
+    proxy.requests.clear()
+    assert shop.apply() == [f"deployment {shop.flow}/one"]
+    after = shop.live()
+    assert after["one"]["parameters"] == {"count": 9}
+    for name in ("one", "two"):
+        assert [each["id"] for each in before[name]["schedules"]] == [each["id"] for each in after[name]["schedules"]]
+
+
+def test_schedules_are_reconciled_in_place(shop: Shop) -> None:
+    one = shop.deployment("one", NIGHTLY, HOURLY)
+    shop.apply()
+    ids = {each["slug"]: each["id"] for each in shop.live()["one"]["schedules"]}
+    one["schedules"] = [{**NIGHTLY, "slug": "early", "replaces": "nightly", "cron": "0 5 * * *"}]
+    shop.apply()
+    (left,) = shop.live()["one"]["schedules"]
+    assert (left["slug"], left["id"], left["schedule"]["cron"]) == ("early", ids["nightly"], "0 5 * * *")
+    one["schedules"] = []
+    shop.apply()
+    assert shop.live()["one"]["schedules"] == []
+    assert not shop.plan()
+
+
+def test_what_left_git_leaves_the_server_and_what_is_not_ours_stays(shop: Shop, tmp_path: Path) -> None:
+    other = Shop(tmp_path / "other")
+    other.create_pool()
+    other.deployment("theirs", NIGHTLY)
+    other.apply()
+    shop.deployment("one"), shop.deployment("two")
+    shop.server_file = {
+        "variables": [{"name": f"{shop.owner}_v", "value": 1}],
+        "concurrency_limits": [{"name": f"{shop.owner}-l", "limit": 2}],
+    }
+    shop.apply()
+    shop.manifest["deployments"].pop()
+    shop.server_file = {}
+    written = shop.apply()
+    assert set(written) == {
+        f"deployment {shop.flow}/two",
+        f"variable {shop.owner}_v",
+        f"concurrency limit {shop.owner}-l",
+    }
+    assert set(shop.live()) == {"one"}
+    assert set(other.live()) == {"theirs"}
+
+
+def test_a_deployment_that_a_person_made_is_neither_overwritten_nor_deleted(shop: Shop, proxy: Proxy) -> None:
+    shop.deployment("one")["tags"] = []
+    shop.write()
+    desired.Flows(shop.root)  # puts the folder on the path
+    assert in_process(shop.manifest | {"build": []}, lambda _: None) == ""  # by hand: no tag
+    shop.manifest["deployments"].clear()
+    shop.deployment("one")
+    shop.deployment("two")
+    proxy.requests.clear()
+    with pytest.raises(UsageError, match=f"not ours, so not touched, and nothing else was written: deployment {shop.flow}/one"):
+        shop.apply()
+    assert proxy.writes == []
+
+
+def test_a_pause_survives_changes_of_the_deployment_and_of_the_schedule(shop: Shop) -> None:
+    one, two = shop.deployment("one", NIGHTLY), shop.deployment("two", NIGHTLY)
+    shop.apply()
+    live = shop.live()
+    with server.connect() as client:
+        client.pause_deployment(live["one"]["id"])
+        client.update_deployment_schedule(live["two"]["id"], live["two"]["schedules"][0]["id"], active=False)
+    one["parameters"], one["schedules"] = {"count": 5}, [{**NIGHTLY, "cron": "0 6 * * *"}, HOURLY]
+    two["parameters"], two["schedules"] = {"count": 5}, [{**NIGHTLY, "slug": "late", "replaces": "nightly"}]
+    shop.apply()
+    live = shop.live()
+    assert live["one"]["paused"] is True
+    assert live["one"]["parameters"] == live["two"]["parameters"] == {"count": 5}
+    assert [each["active"] for each in live["two"]["schedules"]] == [False]
+    plan = shop.plan()
+    assert not plan
+    assert {thing.name for thing in plan.paused} == {f"{shop.flow}/one", f"{shop.flow}/two#late"}
+
+
+def test_a_schedule_that_a_person_added_survives(shop: Shop) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    one = shop.deployment("one", NIGHTLY)
+    shop.apply()
+    with server.connect() as client:
+        added = client.create_deployment_schedules(shop.live()["one"]["id"], [(CronSchedule(cron="0 0 1 1 *"), True)])
+    one["parameters"], one["schedules"] = {"count": 2}, [HOURLY]
+    shop.apply()
+    left = {each["slug"]: each["id"] for each in shop.live()["one"]["schedules"]}
+    assert left[None] == str(added[0].id)
+    assert set(left) == {None, "hourly"}
+    plan = shop.plan()
+    assert not plan
+    assert len(plan.foreign) == 1
+
+
+def test_a_server_that_fails_half_way_is_reported_exactly_and_the_next_apply_completes_it(
+    shop: Shop, proxy: Proxy
+) -> None:
+    for index in range(6):
+        shop.deployment(f"d{index}", NIGHTLY)
+    shop.server_file = {"variables": [{"name": f"{shop.owner}_v", "value": 1}]}
+    proxy.refuse_after = 7  # the variable, and flow + deployment + triggers of two deployments
+    with pytest.raises(apply.PartialApplyError) as caught:
+        shop.apply()
+    text = str(caught.value)
+    assert f"written (3): variable {shop.owner}_v, deployment {shop.flow}/d0, deployment {shop.flow}/d1\n" in text
+    assert f"in doubt (1): deployment {shop.flow}/d2\n" in text
+    assert f"deployment {shop.flow}/d5" in text.split("not written", 1)[1]
+    proxy.refuse_after = None
+    assert set(shop.live()) == {"d0", "d1"}
+    shop.apply()
+    assert set(shop.live()) == {f"d{index}" for index in range(6)}
+    assert not shop.plan()
+
+
+def test_deleting_more_than_a_share_is_seen(shop: Shop) -> None:
+    for index in range(4):
+        shop.deployment(f"d{index}")
+    shop.apply()
+    shop.manifest["deployments"] = shop.manifest["deployments"][:2]
+    shop.write()
+    with server.connect() as client:
+        found = shop.look(client)
+    assert excess(found.plan, found.state.live, 0.3) == ["2 of 4 deployments"]
+    assert excess(found.plan, found.state.live, 0.5) == []
+
+
+def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, proxy: Proxy) -> None:
+    (shop.root / "template.json").write_text(
+        '{"variables": {"type": "object", "properties": {"image": {"type": "string", "default": "a"}}}, '
+        '"job_configuration": {"image": "{{ image }}"}}'
+    )
+    pool = f"{shop.pool}-new"
+    shop.deployment("one", work_pool={"name": pool})
+    failed = {
+        "name": "run-failed",
+        "description": "Runs another.",
+        "trigger": {
+            "type": "event",
+            "posture": "Reactive",
+            "expect": ["prefect.flow-run.Failed", "prefect.flow-run.Crashed"],
+            "match": {"prefect.resource.id": f"prefect.flow-run.{shop.mark}"},
+            "threshold": 1,
+            "within": 0,
+        },
+        "actions": [{"type": "run-deployment", "deployment": f"{shop.flow}/one"}],
+    }
+    shop.server_file = {
+        "work_pools": [{"name": pool, "type": "kubernetes", "base_job_template": "template.json"}],
+        "concurrency_limits": [{"name": f"{shop.owner}-l", "limit": 2}],
+        "variables": [{"name": f"{shop.owner}_v", "value": {"a": [1]}}],
+        "automations": [failed],
+    }
+    assert len(shop.apply()) == 5
+    proxy.requests.clear()
+    assert shop.apply() == []
+    assert proxy.writes == []
+
+    with server.connect() as client:  # what an installation sets stays
+        template = client.read_work_pool(pool).base_job_template
+        template["variables"]["properties"]["image"]["default"] = "ours"
+        from prefect.client.schemas.actions import WorkPoolUpdate
+
+        client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
+        automation = next(each for each in client.read_automations() if each.name == "run-failed" and shop.owner in str(each.tags))
+        client.pause_automation(automation.id)
+    assert not shop.plan()
+    path = shop.root / "template.json"
+    path.write_text(path.read_text().replace('"{{ image }}"', '"{{ image }}", "command": "run"'))
+    failed["description"] = "Runs it again."
+    shop.server_file["concurrency_limits"][0]["limit"] = 5
+    shop.server_file["variables"][0]["value"] = "b"
+    assert len(shop.apply()) == 4
+    with server.connect() as client:
+        template = client.read_work_pool(pool).base_job_template
+        assert template["job_configuration"]["command"] == "run"
+        assert template["variables"]["properties"]["image"]["default"] == "ours"
+        mine = [each for each in client.read_automations() if f"managed-by:{shop.owner}" in each.tags]
+        assert [(each.description, each.enabled) for each in mine] == [("Runs it again.", False)]
+        shop.server_file["automations"] = []
+        shop.apply()
+        assert not [each for each in client.read_automations() if f"managed-by:{shop.owner}" in each.tags]
+        client.delete_work_pool(pool)
+
+
+def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
+    from tidepool.deploy import drift, show
+
+    shop.deployment("one", NIGHTLY)
+    shop.apply()
+    start = now()
+    with server.connect() as client:
+        wanted = pauses.Pause(
+            deployment="one", by="ann@example.com", reason="the till is broken", at=start, until=start + timedelta(hours=2)
+        )
+        pauses.pause(client, wanted, shop.owner)
+        assert shop.live()["one"]["paused"] is True
+        assert not shop.plan(), "a pause on record is no drift"
+
+        def look(hours: float) -> drift.Drift:
+            return drift.find(
+                client,
+                shop.root,
+                "production",
+                shop.owner,
+                now=start + timedelta(hours=hours),
+                runs_per_hour=60,
+                end_pauses=True,
+            )
+
+        early = look(1)
+        assert not early.resumed
+        (line,) = show.paused_lines(early.view)
+        assert "is paused for 1 h by ann@example.com, until " in line
+        assert line.endswith(": the till is broken")
+        late = look(3)
+        assert [each.deployment for each in late.resumed] == [f"{shop.flow}/one"]
+        assert shop.live()["one"]["paused"] is False
+        assert pauses.recorded(client, shop.owner) == []
+
+        pauses.pause(client, wanted, shop.owner)
+        client.resume_deployment(shop.live()["one"]["id"])  # by hand, in the UI
+        assert look(1).resumed == ()
+        assert pauses.recorded(client, shop.owner) == []
+        with pytest.raises(UsageError, match="deployment 'oen' is not on the server: known: "):
+            pauses.find(client, "oen", shop.owner)
+
+
+def test_drift_says_what_differs_and_since_when(shop: Shop) -> None:
+    from tidepool.deploy import drift
+
+    shop.deployment("one", NIGHTLY, HOURLY)
+    shop.apply()
+    live = shop.live()["one"]
+    with server.connect() as client:
+        client.update_deployment_schedule(
+            live["id"],
+            next(each["id"] for each in live["schedules"] if each["slug"] == "nightly"),
+            schedule=_cron("0 12 * * *"),
+        )
+        found = drift.find(
+            client, shop.root, "production", shop.owner, now=now() + timedelta(hours=5), runs_per_hour=60
+        )
+    (change,) = found.view.plan.changes
+    assert (change.action, change.thing.kind) == (Action.UPDATE, Kind.SCHEDULE)
+    row = f"| `~` | schedule `{shop.flow}/one#nightly` | schedule.cron | `0 12 * * *` | `15 3 * * *` | 5 h at most |"
+    assert row in drift.markdown(found)
+    assert found.summary == "production: 1 differ from Git"
+
+
+def _cron(cron: str) -> Any:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    return CronSchedule(cron=cron, timezone="Europe/Paris")
+
+
+def test_a_notification_reaches_the_target_of_the_settings(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, proxy: Proxy
+) -> None:
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    from prefect.events import emit_event
+
+    from tidepool import settings as settings_module
+
+    received: list[bytes] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    receiver = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    monkeypatch.setenv("TIDEPOOL_NOTIFY_URLS", f"json://127.0.0.1:{receiver.server_address[1]}/")
+    settings_module.settings.cache_clear()
+    shop.deployment("one")
+    shop.server_file = {
+        "automations": [
+            {
+                "name": "drift-found",
+                "description": "Tells.",
+                "trigger": {
+                    "type": "event",
+                    "posture": "Reactive",
+                    "expect": [f"{shop.mark}.found"],
+                    "match": {"prefect.resource.id": "*"},
+                    "threshold": 1,
+                    "within": 0,
+                },
+                "actions": [{"type": "notify", "subject": "drift", "body": "{{ event.payload.summary }}"}],
+            }
+        ]
+    }
+    try:
+        shop.apply()
+        proxy.requests.clear()
+        assert shop.apply() == []
+        assert proxy.writes == []
+        monkeypatch.delenv("TIDEPOOL_NOTIFY_URLS")  # a laptop without the secret sees no drift, and changes nothing
+        settings_module.settings.cache_clear()
+        assert not shop.plan()
+        poll(
+            lambda: (
+                emit_event(f"{shop.mark}.found", {"prefect.resource.id": "shop"}, payload={"summary": "2 differ"})
+                and received
+            ),
+            90,
+        )
+        assert b"2 differ" in received[0]
+    finally:
+        receiver.shutdown()
+        receiver.server_close()
+        with server.connect() as client:
+            for each in client.read_automations():
+                if f"managed-by:{shop.owner}" in each.tags:
+                    client.delete_automation(each.id)
+
+
+def test_the_next_runs_are_those_that_the_scheduler_makes(shop: Shop) -> None:
+    shop.deployment("one", NIGHTLY, HOURLY)
+    shop.apply()
+    expected = {
+        each.timestamp()
+        for config in (NIGHTLY, HOURLY)
+        for each in schedules.next_fires(schedules.parse(config), now(), 3)
+    }
+
+    def starts() -> set[float]:
+        from datetime import datetime
+
+        with server.connect() as client:
+            body = {"flows": {"name": {"any_": [shop.flow]}}}
+            return {
+                datetime.fromisoformat(each["expected_start_time"]).timestamp()
+                for each in server.pages(client, "/flow_runs/filter", body)
+            }
+
+    poll(lambda: expected <= starts())
