@@ -2,6 +2,7 @@
 
 Any cluster will do: KUBECONFIG names it, TEST_REGISTRY is a registry that this machine pushes to and the nodes pull
 from (default localhost:5000), TEST_BASE_IMAGE stands in for python:3.11-slim-bookworm where there is no Docker Hub.
+TEST_KEEP_NAMESPACE=1 leaves the installation, TEST_NAMESPACE=name uses one that was left.
 """
 
 from __future__ import annotations
@@ -110,10 +111,9 @@ class Platform:
 def image() -> str:
     """The image of this working tree in the registry, by digest."""
     _say("building the image")
-    if BASE_IMAGE:
-        # The Dockerfile's own default, which `prefect deploy` builds from as well.
-        command("docker", "tag", BASE_IMAGE, "python:3.11-slim-bookworm")
-    printed = command("make", "image", f"IMAGE_NAME={REGISTRY}/tidepool", "PUSH=1", timeout=900)
+    printed = command(
+        "make", "image", f"IMAGE_NAME={REGISTRY}/tidepool", f"TIDEPOOL_BASE_IMAGE={BASE_IMAGE}", "PUSH=1", timeout=900
+    )
     found = re.search(rf"^{re.escape(REGISTRY)}/tidepool@sha256:\S+", printed, re.MULTILINE)
     assert found, printed
     return found.group(0)
@@ -148,6 +148,9 @@ def dependencies() -> str:
 def namespace() -> Iterator[Namespace]:
     """A namespace of these tests' own, which enforces the restricted Pod Security Standard; gone afterwards."""
     assert os.environ.get("KUBECONFIG"), "these tests need a Kubernetes cluster: set KUBECONFIG"
+    if kept := os.environ.get("TEST_NAMESPACE"):
+        yield Namespace(kept)
+        return
     made = Namespace(f"tidepool-test-{uuid4().hex[:6]}")
     command("kubectl", "create", "namespace", made.name)
     command("kubectl", "label", "namespace", made.name, "pod-security.kubernetes.io/enforce=restricted")
@@ -155,7 +158,7 @@ def namespace() -> Iterator[Namespace]:
         yield made
     finally:
         if os.environ.get("TEST_KEEP_NAMESPACE"):
-            _say(f"kept: namespace {made.name}")
+            _say(f"kept for TEST_NAMESPACE={made.name}")
         else:
             # The chart first: the operator's finalizers are answered while the operator is there.
             made.kubectl("delete", "daskclusters", "--all", "--timeout=60s")
@@ -174,7 +177,7 @@ def platform(namespace: Namespace, image: str, dependencies: str) -> Iterator[Pl
         namespace.kubectl("rollout", "status", f"deployment/{name}", "--timeout=180s", timeout=200)
     repository, digest = image.split("@")
     command(
-        "helm", "install", "tidepool", str(TOP / "helm/tidepool"), "--namespace", namespace.name,
+        "helm", "upgrade", "--install", "tidepool", str(TOP / "helm/tidepool"), "--namespace", namespace.name,
         f"--values={HERE / 'values.yaml'}", f"--set=image.repository={repository}", f"--set=image.digest={digest}",
         "--set=registration.enabled=false", "--wait", "--timeout=8m",
         timeout=540,
@@ -192,6 +195,7 @@ def _deploy(platform: Platform) -> None:
         "PREFECT_API_URL": platform.api,
         "PREFECT_API_AUTH_STRING": ":".join(AUTH),
         "PREFECT_HOME": f"/tmp/tidepool-{platform.namespace.name}",
+        "TIDEPOOL_BASE_IMAGE": BASE_IMAGE,
         "TIDEPOOL_IMAGE_NAME": platform.image.split("@")[0],
         "TIDEPOOL_REPOSITORY_URL": "https://git.example.com/tidepool",
     }

@@ -1,0 +1,166 @@
+"""Dask clusters on Kubernetes: how many start, how fast, and where the time goes; the stock class beside it.
+
+    python -m benchmarks.cluster_start --namespace tidepool --clusters 40 --at-a-time 5
+
+Needs KUBECONFIG and a chart installed as tests/cluster does. Each driver is a Job from the work pool's template;
+one cluster = one Prefect flow that maps three tasks. Times are from asking for the cluster (the call of `map`) to the
+result of the first mapped Prefect task. Stock is prefect_dask.DaskTaskRunner with dask_kubernetes' KubeCluster, given
+pods that start: its own spec starts no cluster with this Dask. It needs more rights, which it gets for the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
+
+from drive import drive
+from kube import Namespace, command
+
+# What a driver runs: CLUSTERS flows one after another, a line of JSON each.
+DRIVER = '''
+import json, os, time
+from prefect import flow, task
+from prefect.logging import disable_run_logger
+
+@task
+def double(x):
+    return 2 * x
+
+clusters = []
+
+def ours(size):
+    from tidepool.compute.kubernetes import kubernetes_cluster
+    clusters.append(kubernetes_cluster(size))
+    return clusters[-1]
+
+def stock(size):
+    """KubeCluster as it is, with pods that start."""
+    from datetime import datetime, UTC
+    import asyncio
+    from dask_kubernetes.operator import KubeCluster
+    from tidepool.compute import cluster_spec
+    from tidepool.compute.kubernetes_api import KubernetesApi
+    from tidepool.settings import settings
+    async def driver():
+        s = settings().kubernetes
+        api = await KubernetesApi.connect(s.namespace, 30)
+        return cluster_spec.driver_of(await api.pod(s.pod_name), s)
+    name = f"stock-{os.urandom(3).hex()}"
+    spec = cluster_spec.manifest(name, run=cluster_spec.Run(), driver=asyncio.run(driver()), size=size,
+        settings=settings().kubernetes, dask_settings={}, versions="", now=datetime.now(UTC))
+    scheduler = spec["spec"]["scheduler"]["spec"]["containers"][0]
+    scheduler["args"] = ["dask", "scheduler", "--host=0.0.0.0"]
+    scheduler["env"] = [e for e in scheduler["env"] if not e["name"].startswith("DASK_")]
+    scheduler["readinessProbe"]["periodSeconds"] = 1
+    spec["spec"]["scheduler"]["service"].pop("publishNotReadyAddresses")
+    worker = spec["spec"]["worker"]["spec"]["containers"][0]
+    worker["args"] = ["dask", "worker", "--name=$(DASK_WORKER_NAME)", "--nthreads=1", "--worker-port=8788",
+        "--dashboard", "--dashboard-address=:8789"]
+    namespace = settings().kubernetes.namespace
+    return KubeCluster(custom_cluster_spec=spec, namespace=namespace, resource_timeout=60, quiet=True)
+
+def runner(kind):
+    from tidepool.settings import settings
+    size = settings().size("small")
+    if kind == "stock":
+        from prefect_dask import DaskTaskRunner
+        return DaskTaskRunner(cluster_class=stock, cluster_kwargs={"size": size})
+    from tidepool.compute.runner import TidepoolTaskRunner
+    return TidepoolTaskRunner(cluster_class=ours, cluster_kwargs={"size": size})
+
+for n in range(int(os.environ["CLUSTERS"])):
+    @flow(task_runner=runner(os.environ["KIND"]), name="cluster-start")
+    def one():
+        asked = time.monotonic()
+        futures = double.map([1, 2, 3])
+        futures[0].result()
+        first = time.monotonic() - asked
+        assert [future.result() for future in futures] == [2, 4, 6]
+        return first, time.monotonic()
+    try:
+        first, ended = one()
+        steps = dict(clusters[-1].steps) if clusters else {}
+        print("RESULT " + json.dumps({"first": first, "close": time.monotonic() - ended, "steps": steps}), flush=True)
+    except Exception as error:
+        print("RESULT " + json.dumps({"failed": repr(error)[:300]}), flush=True)
+'''
+STOCK_RIGHTS = """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: benchmark-stock}
+rules:
+  - {apiGroups: [kubernetes.dask.org], resources: ["*"], verbs: [create, delete, get, list, patch, watch]}
+  - {apiGroups: [""], resources: [pods, services, endpoints], verbs: [get, list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: benchmark-stock}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: benchmark-stock}
+subjects: [{kind: ServiceAccount, name: tidepool-flow-run}]
+"""
+
+
+def measure(namespace: Namespace, kind: str, clusters: int, at_a_time: int) -> list[dict[str, object]]:
+    """Runs so many drivers at a time; every cluster's line."""
+    each = {"KIND": kind, "CLUSTERS": str(clusters // at_a_time), "PREFECT_LOGGING_LEVEL": "ERROR"}
+    drivers = [drive(namespace, DRIVER, **each) for _ in range(at_a_time)]
+    lines = [line for driver in drivers for line in driver.wait(120 + 90 * clusters / at_a_time)[1].splitlines()]
+    return [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
+
+
+def percentile(values: list[float], part: float) -> float:
+    """That part of the values is not above it."""
+    return sorted(values)[min(len(values) - 1, round(part * (len(values) - 1)))]
+
+
+def table(title: str, asked: int, results: list[dict[str, object]]) -> None:
+    """Prints one measurement."""
+    first = [float(str(each["first"])) for each in results if "first" in each]
+    print(f"\n{title}: {len(first)} of {asked} clusters ran their tasks")
+    for reason in sorted({str(each["failed"])[:160] for each in results if "failed" in each}):
+        print(f"  failed: {reason}")
+    if not first:
+        return
+    print(f"  first mapped task  median {statistics.median(first):5.2f} s   95th {percentile(first, 0.95):5.2f} s")
+    rows: dict[str, list[float]] = {}
+    for each in results:
+        steps = each.get("steps")
+        for name, seconds in (steps if isinstance(steps, dict) else {}).items():
+            rows.setdefault(name, []).append(seconds)
+    for name, seconds in rows.items():
+        print(f"    {name:<24} {statistics.median(seconds):5.2f} s        {percentile(seconds, 0.95):5.2f} s")
+    close = [float(str(each["close"])) for each in results if "close" in each]
+    print(f"  from the last result to the end of the run, median {statistics.median(close):.2f} s", flush=True)
+
+
+def main() -> None:
+    """The command."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("--namespace", default="tidepool")
+    arguments.add_argument("--clusters", type=int, default=200)
+    arguments.add_argument("--stock", type=int, default=0, help="stock clusters beside them")
+    arguments.add_argument("--at-a-time", type=int, default=1)
+    chosen = arguments.parse_args()
+    namespace = Namespace(chosen.namespace)
+    print(f"{command('nproc').strip()} cores, load {Path('/proc/loadavg').read_text().split()[0]}")
+    asked = chosen.clusters // chosen.at_a_time * chosen.at_a_time
+    results = measure(namespace, "ours", asked, chosen.at_a_time)
+    table(f"tidepool, {chosen.at_a_time} at a time", asked, results)
+    if chosen.stock:
+        namespace.apply(STOCK_RIGHTS)
+        try:
+            results = measure(namespace, "stock", chosen.stock, chosen.at_a_time)
+        finally:
+            namespace.kubectl("delete", "role,rolebinding", "benchmark-stock")
+        table(f"stock, {chosen.at_a_time} at a time", chosen.stock, results)
+    namespace.until(lambda: not namespace.dask(), "nothing is left", 60)
+    print("nothing left after 60 s")
+
+
+if __name__ == "__main__":
+    main()
