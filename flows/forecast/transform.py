@@ -336,7 +336,10 @@ def summary(outcome: Outcome, series: pd.Series[float]) -> dict[str, Any]:
     return {
         "winner": prediction.model,
         "prediction": asdict(prediction) | {"week": prediction.week.isoformat()},
-        "models": [asdict(score) for score in outcome.ranked],
+        "models": [
+            asdict(score) | {"warnings": list(score.warnings), "failures": list(score.failures)}
+            for score in outcome.ranked
+        ],
         "series": {
             "source": outcome.source,
             "weeks": len(series),
