@@ -1,0 +1,83 @@
+"""drift-report: says what differs between Git and the server, and ends pauses whose time is over.
+
+Produces: the artifact `drift-report`, whose page is the history, and the event `tidepool.drift.found` when something
+differs; the automation `drift-found` turns it into a notification.
+Deployment: `drift-report`, every hour (prefect.yaml).
+A re-run is safe: it only reads, and resumes what is due.
+Requires: prefect.yaml, automations.yaml and environments/ in the current folder, as in the image.
+Runbook: docs/runbooks/drift-report.md
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from tidepool import report
+from tidepool.settings import repository, settings
+
+NAME = "drift-report"
+EVENT = "tidepool.drift.found"
+# A message is read on a phone; the rest is in the artifact.
+_MESSAGE_CHARACTERS = 1500
+
+
+@flow(name=NAME, flow_run_name="drift of {environment}", timeout_seconds=600)
+def drift_report(
+    environment: Annotated[
+        str, Field(description="What the server should be like: production, or a name in environments/.")
+    ] = "production",
+    end_pauses: Annotated[bool, Field(description="Resume deployments that were paused until now.")] = True,
+) -> dict[str, Any]:
+    """Reports what differs between Git and the server.
+
+    Args:
+        environment: What the server should be like.
+        end_pauses: Resume deployments that `tidepool pause` paused until now.
+
+    Returns:
+        `differences`, `paused` and `resumed`, as counts.
+    """
+    return find_drift(environment, end_pauses=end_pauses)
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=30)  # the server may be restarting
+def find_drift(environment: str, *, end_pauses: bool) -> dict[str, Any]:
+    """Compares, publishes the report, and tells of a finding."""
+    from datetime import UTC, datetime
+
+    from prefect.events import emit_event
+
+    from tidepool.deploy import drift, server
+
+    log, deploy = get_run_logger(), settings().deploy
+    with server.connect(retries=5) as client:
+        found = drift.find(
+            client,
+            repository(),
+            environment,
+            deploy.owner,
+            now=datetime.now(UTC),
+            runs_per_hour=deploy.runs_per_hour,
+            end_pauses=end_pauses,
+        )
+    text = drift.markdown(found)
+    report.page(NAME, text.encode()[: report.LIMIT_BYTES].decode(errors="ignore"), found.summary)
+    log.info("%s", found.summary)
+    if found:
+        emit_event(
+            EVENT,
+            resource={
+                "prefect.resource.id": f"tidepool.environment.{environment}",
+                "prefect.resource.name": environment,
+            },
+            payload={"summary": found.summary, "report": text[:_MESSAGE_CHARACTERS]},
+        )
+    return {
+        "differences": len(found.view.plan.changes),
+        "paused": len(found.view.plan.paused),
+        "resumed": len(found.resumed),
+    }
