@@ -176,6 +176,7 @@ class ImageSettings(_Group):
         default="",
         description="Registry and repository that `prefect deploy --all` pushes the image to, without a tag.",
     )
+    base: str = Field(default="", description="Image to build it from. Empty: the Dockerfile's own base.")
 
 
 class RepositorySettings(_Group):

@@ -112,7 +112,7 @@ def image() -> str:
     """The image of this working tree in the registry, by digest."""
     _say("building the image")
     printed = command(
-        "make", "image", f"IMAGE_NAME={REGISTRY}/tidepool", f"TIDEPOOL_BASE_IMAGE={BASE_IMAGE}", "PUSH=1", timeout=900
+        "make", "image", f"IMAGE_NAME={REGISTRY}/tidepool", f"TIDEPOOL_IMAGE_BASE={BASE_IMAGE}", "PUSH=1", timeout=900
     )
     found = re.search(rf"^{re.escape(REGISTRY)}/tidepool@sha256:\S+", printed, re.MULTILINE)
     assert found, printed
@@ -195,7 +195,7 @@ def _deploy(platform: Platform) -> None:
         "PREFECT_API_URL": platform.api,
         "PREFECT_API_AUTH_STRING": ":".join(AUTH),
         "PREFECT_HOME": f"/tmp/tidepool-{platform.namespace.name}",
-        "TIDEPOOL_BASE_IMAGE": BASE_IMAGE,
+        "TIDEPOOL_IMAGE_BASE": BASE_IMAGE,
         "TIDEPOOL_IMAGE_NAME": platform.image.split("@")[0],
         "TIDEPOOL_REPOSITORY_URL": "https://git.example.com/tidepool",
     }
