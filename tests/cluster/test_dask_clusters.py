@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from conftest import Platform
 
 OPEN = """
-import json, logging, sys, time
+import json, logging, time
 import distributed
 from tidepool.compute.kubernetes import kubernetes_cluster
 from tidepool.settings import settings
@@ -24,10 +24,11 @@ ONE = (
 with kubernetes_cluster(size) as cluster, distributed.Client(cluster, set_as_default=False) as client:
     client.wait_for_workers(2)
     value = client.submit(sum, [1, 2, 3]).result()
-    time.sleep(float(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    time.sleep(SECONDS)
 print(json.dumps({"name": cluster.name, "value": value, "steps": list(cluster.steps), "used": vars(cluster.used)}))
 """
 )
+SHORT, LONG = ONE.replace("SECONDS", "5"), ONE.replace("SECONDS", "600")
 
 
 def nothing_left(platform: Platform, seconds: float = 60) -> None:
@@ -35,7 +36,7 @@ def nothing_left(platform: Platform, seconds: float = 60) -> None:
 
 
 def test_a_cluster_belongs_to_its_job_and_computes(platform: Platform) -> None:
-    driver = drive(platform.namespace, ONE)
+    driver = drive(platform.namespace, SHORT)
     clusters = platform.namespace.until(lambda: platform.namespace.get("daskclusters"), "a DaskCluster exists", 120)
     [owner] = clusters[0]["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"]) == ("Job", driver.name)
@@ -64,7 +65,7 @@ print(json.dumps({}))
 
 
 def test_more_than_the_caps_is_refused_before_anything_is_created(platform: Platform) -> None:
-    driver = drive(platform.namespace, ONE, TIDEPOOL_KUBERNETES_MAX_WORKERS="1")
+    driver = drive(platform.namespace, SHORT, TIDEPOOL_KUBERNETES_MAX_WORKERS="1")
     succeeded, log = driver.wait()
     assert not succeeded
     assert "2 workers for the Dask workers of one run are more than the 1" in log
@@ -73,7 +74,7 @@ def test_more_than_the_caps_is_refused_before_anything_is_created(platform: Plat
 
 def test_a_cluster_that_finds_no_node_says_so_and_leaves_nothing(platform: Platform) -> None:
     driver = drive(
-        platform.namespace, ONE, TIDEPOOL_SMALL_CPU="90", TIDEPOOL_KUBERNETES_MAX_CPU="1000",
+        platform.namespace, SHORT, TIDEPOOL_SMALL_CPU="90", TIDEPOOL_KUBERNETES_MAX_CPU="1000",
         TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="20",
     )  # fmt: skip
     succeeded, log = driver.wait()
@@ -89,7 +90,7 @@ def test_without_an_operator_the_run_waits_says_so_fails_and_leaves_nothing(plat
     operator = "app.kubernetes.io/component=operator"
     try:
         namespace.until(lambda: not namespace.names("pods", operator), "the operator is gone", 90)
-        succeeded, log = drive(namespace, ONE, TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="25").wait()
+        succeeded, log = drive(namespace, SHORT, TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="25").wait()
     finally:
         namespace.kubectl("scale", "deployment/tidepool-operator", "--replicas=1")
         namespace.kubectl("rollout", "status", "deployment/tidepool-operator", "--timeout=180s", timeout=200)
@@ -99,11 +100,9 @@ def test_without_an_operator_the_run_waits_says_so_fails_and_leaves_nothing(plat
     nothing_left(platform)
 
 
-def test_a_driver_that_is_told_to_end_takes_its_cluster_along(platform: Platform) -> None:
-    script = ONE.replace("sys.argv[1]", "600").replace("float(600) if len(sys.argv) > 1 else 5", "600")
-    driver = drive(platform.namespace, script)
-    ready = "is ready"
-    platform.namespace.until(lambda: ready in driver.log(), "the cluster is ready", 180)
+def test_a_cluster_goes_with_its_job(platform: Platform) -> None:
+    driver = drive(platform.namespace, LONG)
+    platform.namespace.until(lambda: "is ready" in driver.log(), "the cluster is ready", 180)
     platform.namespace.kubectl("delete", "job", driver.name, "--cascade=foreground", "--timeout=90s")
     nothing_left(platform)
 
