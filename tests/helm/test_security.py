@@ -1,0 +1,228 @@
+"""Who may do what, as which user, and what may talk to what."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Manifest, Render
+
+# Every right in the Kubernetes API that anything of ours has: (account, API group, resource) -> verbs.
+RIGHTS = {
+    ("worker", "batch", "jobs"): "create delete get list watch",
+    ("worker", "", "pods"): "get list watch",
+    ("worker", "", "pods/log"): "get",
+    ("flow-run", "kubernetes.dask.org", "daskclusters"): "create delete get",
+    ("flow-run", "kubernetes.dask.org", "daskworkergroups"): "create",
+    ("flow-run", "kubernetes.dask.org", "daskautoscalers"): "create",
+    ("flow-run", "", "pods"): "get list",
+    ("flow-run", "", "pods/log"): "get",
+    ("flow-run", "", "events"): "list",
+    ("operator", "kubernetes.dask.org", "daskclusters"): "delete get list patch watch",
+    ("operator", "kubernetes.dask.org", "daskworkergroups"): "create delete get list patch watch",
+    ("operator", "kubernetes.dask.org", "daskautoscalers"): "get list patch watch",
+    ("operator", "kubernetes.dask.org", "daskjobs"): "get list patch watch",
+    ("operator", "apps", "deployments"): "create delete get list",
+    ("operator", "", "services"): "create get list patch watch",
+    ("operator", "", "pods"): "get list watch",
+    ("operator", "", "events"): "create",
+}
+REAPER_RIGHTS = {("operator", "batch", "jobs"): "get list watch"}  # only with reaper.enabled
+
+# Which pods hold a token of which account. A pod that is not listed has none.
+TOKENS = {
+    "Deployment/tidepool-worker": "tidepool-worker",
+    "Deployment/tidepool-operator": "tidepool-operator",
+    "Deployment/tidepool-reaper": "tidepool-operator",
+}
+
+
+def rights(manifests: list[Manifest]) -> dict[tuple[str, str, str], str]:
+    found = {}
+    for role in (each for each in manifests if each["kind"] == "Role"):
+        account = role["metadata"]["name"].removeprefix("tidepool-")
+        for rule in role["rules"]:
+            assert set(rule) == {"apiGroups", "resources", "verbs"}
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    assert (account, group, resource) not in found, "written twice"
+                    found[account, group, resource] = " ".join(sorted(rule["verbs"]))
+    return found
+
+
+def test_rights_are_exactly_these(render: Render) -> None:
+    assert rights(render("production")) == RIGHTS
+    assert rights(render("production", reaper__enabled="true")) == RIGHTS | REAPER_RIGHTS
+    assert "*" not in str(RIGHTS)
+
+
+def test_each_role_is_bound_to_its_own_account_only(render: Render) -> None:
+    manifests = render("production")
+    assert not [each for each in manifests if each["kind"].startswith("Cluster")], "a Role does"
+    for binding in (each for each in manifests if each["kind"] == "RoleBinding"):
+        name = binding["metadata"]["name"]
+        assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": "flows"}]
+
+
+def test_a_token_only_where_it_is_used(pods: list[tuple[str, Manifest]]) -> None:
+    for name, spec in pods:
+        assert spec["automountServiceAccountToken"] is (name in TOKENS), name
+        assert spec.get("serviceAccountName") == TOKENS.get(name), name
+
+
+def test_every_pod_is_restricted(pods: list[tuple[str, Manifest]]) -> None:
+    assert len(pods) == 10
+    for name, spec in pods:
+        assert_restricted(name, spec)
+
+
+def assert_restricted(name: str, spec: Manifest) -> None:
+    """The `restricted` Pod Security Standard, and what we add: a numeric user, a read-only root, bounded memory."""
+    context = spec["securityContext"]
+    assert context["runAsNonRoot"] is True, name
+    assert context["runAsUser"] == context["runAsGroup"] == 10001, name
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
+    # Kubernetes turns a Service `tidepool-server` into TIDEPOOL_SERVER_*, which tidepool refuses as unknown settings.
+    assert spec["enableServiceLinks"] is False, name
+    assert {next(iter(volume.keys() - {"name"})) for volume in spec["volumes"]} <= {"emptyDir", "configMap"}, name
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"], name
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}, name
+        assert "memory" in container["resources"]["limits"], name
+
+
+def test_no_secret_is_in_a_manifest(render: Render, pods: list[tuple[str, Manifest]]) -> None:
+    assert not [each for each in render("production") if each["kind"] == "Secret"]
+    for name, spec in pods:
+        for container in spec["containers"]:
+            for variable in container.get("env", []):
+                if re.search(r"AUTH_STRING$|CONNECTION_URL|PASSWORD|TOKEN|SECRET_ACCESS", variable["name"]):
+                    assert "secretKeyRef" in variable.get("valueFrom", {}), f"{name}: {variable['name']}"
+
+
+def test_the_worker_passes_the_password_on_by_reference(render: Render) -> None:
+    worker = next(
+        each
+        for each in render("production")
+        if each["metadata"]["name"] == "tidepool-worker" and each["kind"] == "Deployment"
+    )
+    env = {each["name"]: each.get("value") for each in worker["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert env["PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_NAME"] == "tidepool-auth"
+    assert env["PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_KEY"] == "auth-string"
+
+
+def test_images_are_ours_and_by_digest(pods: list[tuple[str, Manifest]]) -> None:
+    images = {container["image"] for _, spec in pods for container in spec["containers"]}
+    assert len(images) == 1
+    assert re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", images.pop())
+
+
+# What may open a connection to what: (from, to, ports). docs/security.md explains each.
+PLATFORM = ["worker", "work-pool", "registration", "reaper", "exporter", "test"]
+SOME = {"flow-run": {"app.kubernetes.io/component": "flow-run"}, "dask-worker": {"dask.org/component": "worker"},
+        "dask-scheduler": {"dask.org/component": "scheduler"}}  # fmt: skip
+PATHS = {
+    ("dask-worker", "dask-scheduler"): {8786, 8787},
+    ("dask-worker", "dask-worker"): {8788},
+    ("dask-worker", "server"): {4200},
+    ("dask-scheduler", "dask-worker"): {8788},
+    ("flow-run", "dask-scheduler"): {8786, 8787},
+    ("flow-run", "server"): {4200},
+    ("operator", "dask-scheduler"): {8786, 8787},
+    **{(each, "server"): {4200} for each in PLATFORM},
+}
+ADDRESSES = {  # egress that is not to a pod of ours
+    "worker": {"dns", "apiServer"},
+    "operator": {"dns", "apiServer"},
+    "reaper": {"dns", "apiServer"},
+    "flow-run": {"dns", "apiServer", "storage"},
+    "dask-worker": {"dns", "storage"},
+    "dask-scheduler": {"dns"},
+    "server": {"dns", "database"},
+    "services": {"dns", "database"},
+    "migration": {"dns", "database"},
+    **{each: {"dns"} for each in ("work-pool", "registration", "exporter", "test")},
+}
+
+
+def labels_of(component: str) -> dict[str, str]:
+    return SOME.get(component) or {
+        "app.kubernetes.io/name": "tidepool",
+        "app.kubernetes.io/instance": "tidepool",
+        "app.kubernetes.io/component": component,
+    }
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    exact = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return exact and all(labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", []))
+
+
+@pytest.fixture
+def policies(render: Render) -> list[Manifest]:
+    found = render("production", reaper__enabled="true", exporter__enabled="true")
+    return [each["spec"] for each in found if each["kind"] == "NetworkPolicy"]
+
+
+def allowed(policies: list[Manifest], source: str, target: str) -> set[int]:
+    """Ports that both the egress of `source` and the ingress of `target` allow."""
+
+    def side(direction: str, peers: str, own: str, other: str) -> set[int]:
+        ports: set[int] = set()
+        for policy in policies:
+            if selects(policy["podSelector"], labels_of(own)):
+                for rule in policy.get(direction, []):
+                    for peer in rule.get(peers, []):
+                        local = "podSelector" in peer and "namespaceSelector" not in peer
+                        if local and selects(peer["podSelector"], labels_of(other)):
+                            ports |= {each["port"] for each in rule["ports"]}
+        return ports
+
+    return side("egress", "to", source, target) & side("ingress", "from", target, source)
+
+
+def test_paths_between_our_pods_are_exactly_these(policies: list[Manifest]) -> None:
+    found = {
+        (source, target): ports
+        for source in ADDRESSES
+        for target in ADDRESSES
+        if (ports := allowed(policies, source, target))
+    }
+    assert found == PATHS
+
+
+def test_everything_else_is_denied(policies: list[Manifest]) -> None:
+    assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies
+
+
+@pytest.mark.parametrize("component", sorted(ADDRESSES))
+def test_addresses_outside_are_exactly_these(policies: list[Manifest], component: str) -> None:
+    def kind(rule: Manifest) -> str | None:
+        ports = {each["port"] for each in rule.get("ports", [])}
+        peers: list[Any] = rule.get("to", [])
+        if ports == {53}:
+            return "dns"
+        if ports <= {5432, 6379}:
+            return "database"
+        if any("except" in peer.get("ipBlock", {}) for peer in peers):
+            return "storage"
+        return "apiServer" if any("ipBlock" in peer for peer in peers) else None
+
+    rules = [
+        rule
+        for policy in policies
+        if selects(policy["podSelector"], labels_of(component))
+        for rule in policy.get("egress", [])
+    ]
+    assert {found for rule in rules if (found := kind(rule))} == ADDRESSES[component]
+    assert all(rule.get("ports") for rule in rules), "a rule without ports allows all of them"

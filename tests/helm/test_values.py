@@ -1,0 +1,102 @@
+"""Wrong values get one clear sentence; what is generated is up to date."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from conftest import Render
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "helm" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_files_are_up_to_date() -> None:
+    stale = [str(path.relative_to(ROOT)) for path, text in generate().outputs().items() if path.read_text() != text]
+    assert not stale, "run `make chart-docs`"
+
+
+def test_every_value_is_documented() -> None:
+    text = (ROOT / "helm" / "tidepool" / "values.yaml").read_text()
+    documented = generate().documented(text)
+
+    def walk(values: dict, path: tuple[str, ...]) -> None:
+        for key, value in values.items():
+            assert (*path, key) in documented, ".".join((*path, key))
+            if isinstance(value, dict) and any(found[:-1] == (*path, key) for found in documented):
+                walk(value, (*path, key))
+
+    walk(yaml.safe_load(text), ())
+
+
+def test_the_custom_resources_are_those_of_the_locked_operator() -> None:
+    import dask_kubernetes
+
+    shipped = (
+        Path(dask_kubernetes.__file__).parent / "operator" / "deployment" / "helm" / "dask-kubernetes-operator" / "crds"
+    )
+    folder = ROOT / "k8s" / "crds"
+    assert {path.name for path in shipped.iterdir()} == {path.name for path in folder.glob("dask*.yaml")}
+    for path in shipped.iterdir():
+        assert (folder / path.name).read_text() == path.read_text(), path.name
+    ours = yaml.safe_load((ROOT / "helm" / "tidepool" / "Chart.yaml").read_text())
+    assert ours["annotations"]["tidepool/dask-kubernetes"] == dask_kubernetes.__version__
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"server__replics": "2"}, "additional properties 'replics' not allowed"),
+        ({"image__digest": "sha256:12"}, "does not match pattern"),
+        ({"image__pullPolicy": "Sometimes"}, "must be one of 'IfNotPresent', 'Always', 'Never'"),
+        ({"server__publicUrl": "https://host/"}, "does not match pattern"),
+        ({"workPool__concurrencyLimit": "many"}, "got string, want integer"),
+        ({"server__replicas": "2"}, "server.replicas is 2: more than one needs database.secretName"),
+        ({"redis__host": "redis"}, "redis.host is set without database.secretName"),
+        ({"image__digest": ""}, "registration.enabled needs image.digest (`make image` prints it)"),
+        ({"ingress__enabled": "true"}, "server.publicUrl is http://localhost:4200: with ingress.enabled it is the https://"),
+        ({"workPool__defaults__memory": "2Gi"}, "workPool.defaults.memory is no variable of the base job template"),
+        ({"flowRuns__env__AWS_KEY": "x"}, "flowRuns.env.AWS_KEY is no setting; names start with TIDEPOOL_ or PREFECT_"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named(render: Render, values: dict[str, str], sentence: str) -> None:
+    with pytest.raises(AssertionError) as refused:
+        render("minimal", **values)
+    assert sentence in str(refused.value)
+
+
+def test_settings_in_values_are_settings() -> None:
+    from tidepool.settings import variables
+
+    for name in ("values.yaml", "ci/production-values.yaml", "ci/minimal-values.yaml"):
+        values = yaml.safe_load((ROOT / "helm" / "tidepool" / name).read_text())
+        for variable in values.get("flowRuns", {}).get("env", {}):
+            assert variable in variables() or variable.startswith("PREFECT_"), f"{name}: {variable}"
+
+
+def test_schema_refuses_unknown_keys_everywhere() -> None:
+    schema = json.loads((ROOT / "helm" / "tidepool" / "values.schema.json").read_text())
+
+    def walk(node: dict, path: str) -> None:
+        if "properties" in node:
+            assert node.get("additionalProperties") is False, path
+            for key, inner in node["properties"].items():
+                walk(inner, f"{path}.{key}")
+
+    walk(schema, "")
