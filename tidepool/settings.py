@@ -118,7 +118,7 @@ class KubernetesSettings(_Group):
     scratch_gib: float = Field(default=10, gt=0, description="Disk that a worker may use for /tmp and to spill, GiB.")
     worker_node_selector: dict[str, str] = Field(
         default={},
-        description="Labels of the nodes for workers, as JSON; the scheduler stays with the driver. Empty: the driver's.",
+        description="Labels of the nodes for workers, as JSON. Empty: the driver's, as for the scheduler.",
     )
     worker_tolerations: list[dict[str, str | int]] = Field(
         default=[], description="Tolerations of workers besides the driver's, as JSON; spot nodes usually need one."

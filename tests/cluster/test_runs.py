@@ -17,7 +17,7 @@ def copy_of(platform: Platform, deployment: str, name: str) -> str:
     found = platform.read(f"deployments/name/{deployment}")
     wanted = ("flow_id", "entrypoint", "path", "parameters", "work_pool_name", "job_variables", "version")
     platform.post("deployments/", {**{key: found[key] for key in wanted}, "name": name})
-    return f"{deployment.split('/')[0]}/{name}"
+    return f"{deployment.split('/', maxsplit=1)[0]}/{name}"
 
 
 def jobs(platform: Platform, run_id: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from tidepool.errors import UsageError
 from tidepool.settings import KubernetesSettings, SizeSettings
 
 IMAGE = "registry.example.com/tidepool@sha256:" + "a" * 64
-RUN = Run(id="0d9e1c1e-86a4-4a0f-9d47-6a8a5d1a0b11", flow="weekly-forecast", attempt=2, deployment="weekly-forecast/x")
+RUN = Run(id="0d9e1c1e-86a4-4a0f-9d47-6a8a5d1a0b11", flow="weekly-forecast", attempt=2)
 SIZE = SizeSettings(workers=3, threads=2, cpu=0.5, memory_gib=1.5)
 
 
@@ -96,10 +96,11 @@ def test_the_caps_themselves_are_allowed() -> None:
 
 
 def test_a_cluster_belongs_to_its_runs_job_and_says_when_it_ends() -> None:
-    metadata = manifest(driver=Driver(IMAGE, owner=("job-x", "uid-x")), deadline_seconds=3600)["metadata"]
+    driver = Driver(IMAGE, owner=("job-x", "uid-x"), deployment="weekly")
+    metadata = manifest(driver=driver, deadline_seconds=3600)["metadata"]
     assert metadata["labels"]["tidepool.dev/flow-run-id"] == RUN.id
     assert metadata["annotations"]["tidepool.dev/deadline"] == "2026-03-01T07:00:00+00:00"
-    assert metadata["annotations"]["tidepool.dev/deployment"] == "weekly-forecast/x"
+    assert metadata["annotations"]["tidepool.dev/deployment"] == "weekly"
     [owner] = metadata["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"]) == ("Job", "job-x", "uid-x")
     assert owner["blockOwnerDeletion"] is False, "the driver may not set a finalizer on Jobs"
@@ -200,7 +201,11 @@ def test_workers_go_to_spot_nodes_and_the_scheduler_stays_with_the_driver() -> N
 
 def driver_pod(**status: object) -> dict[str, Any]:
     return {
-        "metadata": {"name": "p", "ownerReferences": [{"kind": "Job", "name": "job-y", "uid": "uid-y"}]},
+        "metadata": {
+            "name": "p",
+            "labels": {"prefect.io/deployment-name": "weekly"},
+            "ownerReferences": [{"kind": "Job", "name": "job-y", "uid": "uid-y"}],
+        },
         "spec": {
             "nodeSelector": {"pool": "on-demand"},
             "tolerations": [{"key": "node.kubernetes.io/not-ready"}, {"key": "team"}],
@@ -231,6 +236,7 @@ def test_dask_pods_get_the_drivers_variables_but_not_who_it_is() -> None:
     assert "value" not in driver.env[1], "a secret stays a reference"
     assert driver.env_from == [{"secretRef": {"name": "tidepool-credentials"}}]
     assert driver.owner == ("job-x", "uid-x")
+    assert driver.deployment == "weekly"
     assert driver.placement == {"nodeSelector": {"pool": "on-demand"}, "tolerations": [{"key": "team"}]}
 
 

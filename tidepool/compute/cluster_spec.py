@@ -64,13 +64,11 @@ class Run:
         id: The flow run's id; empty outside of one.
         flow: The flow's name.
         attempt: 1 for the first execution of the run, 2 for its first retry, …
-        deployment: `flow/deployment`, or empty.
     """
 
     id: str = ""
     flow: str = "adhoc"
     attempt: int = 1
-    deployment: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,7 @@ class Driver:
         env_from: Whole ConfigMaps and Secrets as variables, as Kubernetes has them.
         placement: Pod fields: nodeSelector, tolerations, affinity, priorityClassName, imagePullSecrets.
         owner: (name, uid) of the run's Job, with which Kubernetes removes the cluster.
+        deployment: Name of the deployment, as Prefect labels its pods with it; may be empty.
     """
 
     image: str
@@ -90,6 +89,7 @@ class Driver:
     env_from: list[dict[str, Any]] = field(default_factory=list)
     placement: dict[str, Any] = field(default_factory=dict)
     owner: tuple[str, str] | None = None
+    deployment: str = ""
 
 
 def driver_of(pod: Mapping[str, Any], settings: KubernetesSettings) -> Driver:
@@ -115,6 +115,7 @@ def driver_of(pod: Mapping[str, Any], settings: KubernetesSettings) -> Driver:
         env_from=[dict(each) for each in container.get("envFrom", [])],
         placement=placement,
         owner=owner,
+        deployment=pod["metadata"].get("labels", {}).get("prefect.io/deployment-name", ""),
     )
 
 
@@ -226,7 +227,7 @@ def manifest(
         labels[LABEL_SHARED] = _slug(shared)
     else:
         labels[LABEL_RUN] = run.id or "none"
-        annotations[ANNOTATION_DEPLOYMENT] = run.deployment
+        annotations[ANNOTATION_DEPLOYMENT] = driver.deployment
         deadline = now + timedelta(seconds=settings.deadline_seconds)
         annotations[ANNOTATION_DEADLINE] = deadline.astimezone(UTC).isoformat(timespec="seconds")
         if driver.owner:

@@ -78,16 +78,10 @@ def this_run() -> Run:
     if context is not None and context.flow_run is not None:
         name = context.flow.name if context.flow else "adhoc"
         run = context.flow_run
-        return Run(str(run.id), name, max(run.run_count, 1), _deployment(name))
+        return Run(str(run.id), name, max(run.run_count, 1))
     if flow_run.id:
         return Run(str(flow_run.id), flow_run.flow_name or "adhoc", max(flow_run.run_count or 1, 1))
     return Run()
-
-
-def _deployment(flow: str) -> str:
-    from prefect.runtime import deployment
-
-    return f"{flow}/{deployment.name}" if deployment.id else ""
 
 
 class KubernetesCluster(Cluster):
@@ -360,7 +354,7 @@ class KubernetesCluster(Cluster):
                     self._log_to.warning(
                         "Dask cluster %s: its last figures are lost: %s", self.name, error or "no answer"
                     )
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, OSError):
             await asyncio.wait_for(super()._close(), _COLLECT_SECONDS)  # type: ignore[no-untyped-call]
         self.status = Status.closed
         if self._api is not None:
