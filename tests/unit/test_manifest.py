@@ -1,5 +1,7 @@
 """The strict manifest: malformed files and the sentence for each, with its line."""
 
+# ruff: noqa: E501 - rows of a table
+
 from __future__ import annotations
 
 import subprocess
@@ -336,8 +338,10 @@ def test_a_problem_of_an_overlay_is_told_with_the_overlays_line(repository: Path
     (repository / "environments" / "staging.yaml").write_text(overlay)
     assert problems(repository) == []
     assert problems(repository, "staging") == [
-        "environments/staging.yaml:5: deployments[sell].work_pool.job_variables.deadline_seconds: "
-        "1 is less than the minimum of 60"
+        (
+            "environments/staging.yaml:5: deployments[sell].work_pool.job_variables.deadline_seconds: "
+            "1 is less than the minimum of 60"
+        )
     ]
 
 
@@ -353,7 +357,7 @@ def test_a_reference_to_a_secret_is_none(repository: Path) -> None:
 
 
 def test_no_file_is_one_sentence(tmp_path: Path) -> None:
-    assert [problem.split(": ")[1] for problem in problems(tmp_path)][0] == "prefect.yaml cannot be read"
+    assert next(problem.split(": ")[1] for problem in problems(tmp_path)) == "prefect.yaml cannot be read"
 
 
 def test_the_command_says_all_problems_and_exits_with_2(repository: Path) -> None:

@@ -1,5 +1,7 @@
 """The plan: what changes, what stays, whose it is, and what a schedule's change means for its next runs."""
 
+# ruff: noqa: ANN401, E501 - any field; rows of a table
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -75,7 +77,8 @@ def test_true_is_not_one() -> None:
 
 def test_a_secret_is_compared_and_not_shown() -> None:
     found = plan(
-        [thing("b", Kind.NOTIFICATION, urls=Masked("slack://new"))], [live("b", Kind.NOTIFICATION, urls=Masked("slack://old"))]
+        [thing("b", Kind.NOTIFICATION, urls=Masked("slack://new"))],
+        [live("b", Kind.NOTIFICATION, urls=Masked("slack://old"))],
     )
     shown = show.view(found, "production", AUTUMN, 60)
     assert len(found.changes) == 1
@@ -150,9 +153,7 @@ def renamed(draw: st.DrawFn, wanted: list[Thing]) -> list[Thing]:
     slugs = {each.name for each in wanted}
     return [
         replace(each, replaces=old)
-        if each.kind is Kind.SCHEDULE
-        and (old := f"{each.parent}#{draw(SLUGS)}") not in slugs
-        and draw(st.booleans())
+        if each.kind is Kind.SCHEDULE and (old := f"{each.parent}#{draw(SLUGS)}") not in slugs and draw(st.booleans())
         else each
         for each in wanted
     ]
@@ -182,11 +183,16 @@ def test_an_applied_plan_reaches_git_and_leaves_others_alone(data: st.DataObject
     ]
     there = {each.name for each in ours if each.kind is Kind.DEPLOYMENT}
     theirs = [
-        on_server(replace(each, name=f"their-{each.name}", parent=each.parent and f"their-{each.parent}"), owned=False, identity=f"t{index}")
+        on_server(
+            replace(each, name=f"their-{each.name}", parent=each.parent and f"their-{each.parent}"),
+            owned=False,
+            identity=f"t{index}",
+        )
         for index, each in enumerate(data.draw(states()))
     ]
     by_hand = [
-        Live(kind=Kind.SCHEDULE, name=f"{name}#by-hand", parent=name, id=f"h-{name}", owned=False, fields={}) for name in there
+        Live(kind=Kind.SCHEDULE, name=f"{name}#by-hand", parent=name, id=f"h-{name}", owned=False, fields={})
+        for name in there
     ]
     wanted = data.draw(renamed(data.draw(states())))
     before = [*ours, *theirs, *by_hand]
@@ -264,7 +270,10 @@ def test_the_comment_on_a_change_across_a_clock_change() -> None:
     names = {"kind": Kind.SCHEDULE, "name": "sell/sell#nightly", "parent": "sell/sell"}
     found = plan(
         [thing("sell/sell"), Thing(**names, fields=after)],
-        [live("sell/sell"), Live(**names, fields=before, id="1", owned=True, updated=datetime(2027, 3, 25, 12, tzinfo=UTC))],
+        [
+            live("sell/sell"),
+            Live(**names, fields=before, id="1", owned=True, updated=datetime(2027, 3, 25, 12, tzinfo=UTC)),
+        ],
     )
     assert show.markdown(show.view(found, "production", SPRING, 60)) == (
         "### tidepool plan: production\n"

@@ -321,7 +321,7 @@ class _Writer:
 
         # Any Apprise URL works in it: of Prefect's blocks it is the one that passes the text on unchanged.
         block = SlackWebhook(url=SecretStr(change.thing.fields["urls"].value))
-        identifier = block.save(change.thing.name, overwrite=True, _sync=True)
+        identifier = cast("Any", block).save(change.thing.name, overwrite=True, _sync=True)
         self.state = State(live=self.state.live, deployments=self.state.deployments, block=str(identifier))
 
     def _schedule(self, change: Change) -> None:

@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,26 +16,26 @@ from tidepool.settings import repository, settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prefect.client.orchestration import SyncPrefectClient
+
     from tidepool.deploy import plan as plan_module
     from tidepool.deploy import show, situation
 
 CHANGES, ERROR = 2, 1
 
 Environment = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--environment", "-e", help="production, or a name in environments/. Default: TIDEPOOL_DEPLOY_ENVIRONMENT."
     ),
 ]
 Image = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(metavar="NAME@sha256:…", help="The image to run. A plan without it leaves the image out."),
 ]
-Version = Annotated[
-    Optional[str], typer.Option(help="Version of the deployments, where there is no Git checkout to ask.")
-]
+Version = Annotated[str | None, typer.Option(help="Version of the deployments, where there is no Git checkout to ask.")]
 YesDelete = Annotated[
-    Optional[int], typer.Option(metavar="N", help="Yes, delete exactly N things, more than the allowed share.")
+    int | None, typer.Option(metavar="N", help="Yes, delete exactly N things, more than the allowed share.")
 ]
 
 
@@ -76,13 +76,13 @@ def validate(environment: Environment = None) -> None:
     typer.echo(f"no problems: {', '.join(names)}")
 
 
-def plan(
+def plan(  # noqa: PLR0917 - the options of a command
     environment: Environment = None,
     image: Image = None,
     version: Version = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull-request comment.")] = False,
-    output: Annotated[Optional[Path], typer.Option(help="Write it to this file in the place of printing.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write it to this file in the place of printing.")] = None,
 ) -> None:
     """Show what an apply would change: field by field, with the next runs of each schedule before and after.
 
@@ -157,7 +157,7 @@ def drift(
     environment: Environment = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    output: Annotated[Optional[Path], typer.Option(help="Write it to this file in the place of printing.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write it to this file in the place of printing.")] = None,
     end_pauses: Annotated[
         bool, typer.Option("--end-pauses", help="Resume what was paused until now, as the drift job does.")
     ] = False,
@@ -198,7 +198,7 @@ def pause(
     name: Annotated[str, typer.Argument(help="Name of the deployment, or flow/deployment.")],
     until: Annotated[str, typer.Option(help="4h, 30min, 2d, or a time such as 2026-11-30T09:00+01:00.")],
     reason: Annotated[str, typer.Option(help="Why, for whoever is on call next.")],
-    by: Annotated[Optional[str], typer.Option(help="Who; default: Git's user, or this machine's.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who; default: Git's user, or this machine's.")] = None,
 ) -> None:
     """Pause a deployment's schedules until a time. The drift job resumes it then; deploys leave it alone."""
     from tidepool.deploy import pauses, server
@@ -223,9 +223,7 @@ def resume(name: Annotated[str, typer.Argument(help="Name of the deployment, or 
 
 
 def rollback(
-    to: Annotated[
-        Optional[str], typer.Option(metavar="COMMIT", help="Apply this version. Without it: list them.")
-    ] = None,
+    to: Annotated[str | None, typer.Option(metavar="COMMIT", help="Apply this version. Without it: list them.")] = None,
     environment: Environment = None,
     yes_delete: YesDelete = None,
 ) -> None:
@@ -249,26 +247,24 @@ def rollback(
     code = history.apply_version(repository(), name, version, options)
     if code == 0:
         typer.echo(
-            f"{name} is at {version.commit[:12]} ({version.subject}). Git's main branch is not: revert it there too, or the "
-            "next deploy rolls forward."
+            f"{name} is at {version.commit[:12]} ({version.subject}). Git's main branch is not: revert it there, or "
+            "the next deploy rolls forward."
         )
     raise typer.Exit(code)
 
 
-def _look(
-    client: situation.server.SyncPrefectClient, name: str, image: str | None, version: str | None
-) -> situation.Situation:
+def _look(client: SyncPrefectClient, name: str, image: str | None, version: str | None) -> situation.Situation:
     from tidepool.deploy import situation
 
     return situation.look(client, repository(), name, settings().deploy.owner, image=image, version=version)
 
 
-def _view(client: situation.server.SyncPrefectClient, found: situation.Situation, name: str) -> show.View:
+def _view(client: SyncPrefectClient, found: situation.Situation, name: str) -> show.View:
     from tidepool.deploy import pauses, show
 
     deploy = settings().deploy
     recorded = pauses.recorded(client, deploy.owner)
-    return show.view(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, found.notes, recorded)
+    return show.view(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, notes=found.notes, pauses=recorded)
 
 
 def _guard(found: situation.Situation, yes_delete: int | None) -> None:
@@ -291,7 +287,7 @@ def _guard(found: situation.Situation, yes_delete: int | None) -> None:
 
 
 def _write(
-    client: situation.server.SyncPrefectClient,
+    client: SyncPrefectClient,
     found: situation.Situation,
     wanted: Callable[[plan_module.Change], bool],
 ) -> list[str]:

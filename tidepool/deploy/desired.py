@@ -1,4 +1,4 @@
-"""What Git wants on the server, in the normal form that is compared: prefect.yaml of one environment, automations.yaml."""
+"""What Git wants on the server, in the normal form that is compared: prefect.yaml and automations.yaml."""
 
 from __future__ import annotations
 

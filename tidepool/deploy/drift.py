@@ -65,7 +65,9 @@ def find(
     """
     resumed = pauses.expire(client, owner, now) if end_pauses else []
     found = situation.look(client, repository, environment, owner, checked=True)
-    view = show.view(found.plan, environment, now, runs_per_hour, found.notes, pauses.recorded(client, owner))
+    view = show.view(
+        found.plan, environment, now, runs_per_hour, notes=found.notes, pauses=pauses.recorded(client, owner)
+    )
     return Drift(view=view, resumed=tuple(resumed))
 
 

@@ -6,7 +6,7 @@ Here the whole of both files is checked before anything is written; with a serve
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import difflib
 import re
 import zoneinfo
@@ -45,9 +45,9 @@ _NOT_HERE = {
 
 # Names and values of variables that hold a secret; a reference to one ({{ … }}) is fine.
 _SECRET_NAME = re.compile(
-    r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|AUTH_STRING)", re.I
+    r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|AUTH_STRING)", re.IGNORECASE
 )
-_SECRET_NAME_OF_A_REFERENCE = re.compile(r"(_NAME|_FILE|_PATH|_ID|_REF|_ENABLED|_SECONDS)$", re.I)
+_SECRET_NAME_OF_A_REFERENCE = re.compile(r"(_NAME|_FILE|_PATH|_ID|_REF|_ENABLED|_SECONDS)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|hooks\.slack\.com/services/\w|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|://[^/\s:@]+:[^/\s@{]+@|pnu_[A-Za-z0-9]{20,}"
@@ -215,11 +215,11 @@ def _shape(model: type[BaseModel], file: YamlFile, names: Mapping[int, str]) -> 
 def _clean(data: Any, location: tuple[int | str, ...]) -> Where:  # noqa: ANN401 - any YAML value
     """The way in the file: without the branches of unions, which pydantic puts in."""
     where: list[int | str] = []
-    current = data
+    current: Any = data
     for index, part in enumerate(location):
-        if isinstance(current, dict) and part in current:
+        if isinstance(current, list) and isinstance(part, int) and part < len(current):
             current = current[part]
-        elif isinstance(current, list) and isinstance(part, int) and part < len(current):
+        elif isinstance(current, dict) and part in current:
             current = current[part]
         elif index == len(location) - 1 and isinstance(current, dict) and isinstance(part, str) and part.isidentifier():
             pass  # a missing key: the last part
@@ -244,7 +244,7 @@ def _message(model: type[BaseModel], where: Where, error: Any) -> str:  # noqa: 
         )
     if error["type"] == "string_pattern_mismatch":
         return f"{error['input']!r} must be lower-case words joined by hyphens"
-    text = error["msg"].removeprefix("Value error, ")
+    text = str(error["msg"]).removeprefix("Value error, ")
     text = text[0].lower() + text[1:]
     shown = "" if error["type"] == "value_error" or isinstance(error["input"], dict) else f", not {error['input']!r}"
     return text + shown
@@ -496,8 +496,10 @@ class _Checker:
             if isinstance(value, str) and looks_secret(str(key), value):
                 yield (
                     at.where("work_pool", "job_variables", "env", key),
-                    "this looks like a secret in clear: it would stand in the deployment's record; put it into the "
-                    "Secret of the flow runs",
+                    (
+                        "this looks like a secret in clear: it would stand in the deployment's record; put it into the "
+                        "Secret of the flow runs"
+                    ),
                 )
         try:
             settings_module.reject_unknown([str(key) for key in environment])
@@ -574,7 +576,7 @@ def _schedule(schedule: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     try:
         parsed = schedules.parse(schedule)
-        schedules.next_fires(parsed, datetime.datetime.now(datetime.UTC), 1)
+        schedules.next_fires(parsed, dt.datetime.now(dt.UTC), 1)
     except ValidationError as error:
         reasons = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
         yield kind, f"{schedule[kind]!r}: {reasons}"

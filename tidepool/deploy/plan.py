@@ -177,10 +177,10 @@ def plan(desired: Iterable[Thing], live: Iterable[Live]) -> Plan:
     kept: set[str] = set()
     order = list(Kind)
     # A live thing of the right name is taken before one that would get a new name.
-    for thing in sorted(wanted, key=lambda each: (order.index(each.kind), bool(each.replaces))):
-        if thing.parent in taken:
+    for each in sorted(wanted, key=lambda one: (order.index(one.kind), bool(one.replaces))):
+        if each.parent in taken:
             continue
-        _compare(thing, by_name, kept, result)
+        _compare(each, by_name, kept, result)
     gone = [thing for thing in existing if thing.owned and thing.id not in kept and thing.parent not in taken]
     without_parent = {thing.name for thing in gone if thing.kind is Kind.DEPLOYMENT}
     deletions = [

@@ -1,5 +1,7 @@
-"""When a schedule fires, as Prefect's own scheduler computes it, and what is odd about it: clock changes, skipped or
-doubled ticks, too many runs.
+"""When a schedule fires, as Prefect's own scheduler computes it, and what is odd about it.
+
+Odd are ticks that a clock change moves, skips or doubles, a gap or a clash between an old and a new schedule, and too
+many runs.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ def view(
     environment: str,
     now: datetime,
     runs_per_hour: int,
+    *,
     notes: Sequence[str] = (),
     pauses: Sequence[Pause] = (),
 ) -> View:
@@ -157,10 +158,8 @@ def markdown(shown: View) -> str:
     if not shown.plan.changes:
         lines += ["Nothing to do: the server is as Git wants it.", ""]
     for change in shown.plan.changes:
-        lines += [
-            f"#### `{SYMBOLS[change.action]}` {change.action} {change.thing.kind} `{change.thing.name}`{_since(change, shown)}",
-            "",
-        ]
+        head = f"#### `{SYMBOLS[change.action]}` {change.action} {change.thing.kind} `{change.thing.name}`"
+        lines += [head + _since(change, shown), ""]
         lines += _markdown_change(change, shown)
     if paused_lines(shown):
         lines += ["#### Paused by somebody", "", *(f"- {line}" for line in paused_lines(shown)), ""]
@@ -199,11 +198,8 @@ def _details(change: Change, shown: View) -> list[Any]:
     lines: list[Any] = []
     if change.action is Action.UPDATE:
         for each in change.differences:
-            lines.append(
-                Text.assemble(
-                    f"{each.field}: ", (_short(each.old, each), "red"), " -> ", (_short(each.new, each), "green")
-                )
-            )
+            old, new = (_short(each.old, each), "red"), (_short(each.new, each), "green")
+            lines.append(Text.assemble(f"{each.field}: ", old, " -> ", new))
     ticks = shown.ticks.get(change.thing.name)
     if ticks:
         for word, times in (("before", ticks.before), ("next", ticks.after)):
@@ -224,8 +220,8 @@ def _since(change: Change, shown: View) -> str:
 def _conflict(change: Change) -> str:
     tags = (change.live.fields.get("tags") if change.live else None) or []
     return (
-        f"this {change.thing.kind} exists and is not ours (tags: {', '.join(tags) or 'none'}): give yours another name, "
-        "or add our tag to the existing one"
+        f"this {change.thing.kind} exists and is not ours (tags: {', '.join(tags) or 'none'}): give yours another "
+        "name, or add our tag to the existing one"
     )
 
 

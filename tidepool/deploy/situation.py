@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tidepool.deploy import automations, desired, manifest, plan, server
+from tidepool.deploy import automations, desired, environments, manifest, plan, server
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def check(client: SyncPrefectClient | None, repository: Path, environment: str, 
     """
     problems = manifest.check(repository, environment, owner=owner)
     if client is not None and not problems:  # a file with another shape has no work pools to ask for
-        wanted = desired.environments.load(repository, environment)["deployments"]
+        wanted = environments.load(repository, environment)["deployments"]
         in_git = {pool.name for pool in automations.load(repository).work_pools}
         found = templates(client, manifest.pools(wanted) - in_git)
         problems = manifest.check(repository, environment, owner=owner, templates=found)

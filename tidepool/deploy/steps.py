@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidepool.deploy import automations, environments, manifest, server, situation, yaml_lines
+from tidepool.deploy import automations, desired, environments, manifest, server, situation, yaml_lines
 from tidepool.errors import UsageError
 from tidepool.settings import repository, settings
 
@@ -52,7 +52,7 @@ def _validate(file: Path) -> None:
             found = situation.templates(client, manifest.pools(listed))
             problems = manifest.check(root, owner=owner, file=None if is_own else file, templates=found)
             tag = automations.owner_tag(owner)
-            flows = situation.desired.Flows(root)
+            flows = desired.Flows(root)
             names = {
                 f"{flows.load(each['entrypoint']).name}/{each['name']}": index for index, each in enumerate(listed)
             }
@@ -61,8 +61,8 @@ def _validate(file: Path) -> None:
                 manifest.Problem(
                     content.name,
                     content.line(("deployments", names[name], "name")),
-                    f"deployment {name} exists on the server and is not ours (tags: {', '.join(each['tags']) or 'none'}): "
-                    f"give yours another name, or add {tag} to the existing one",
+                    f"deployment {name} exists on the server and is not ours (tags: "
+                    f"{', '.join(each['tags']) or 'none'}): give yours another name, or add {tag} to the existing one",
                 )
                 for name, each in there.items()
                 if name in names and tag not in each["tags"]

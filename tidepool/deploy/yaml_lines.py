@@ -89,7 +89,7 @@ class _Builder:
             return self._mapping(node, where)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*where, index)) for index, item in enumerate(node.value)]
-        return self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return self._loader.construct_object(node)
 
     def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[Any, Any]:
         if id(node) not in self._flat:  # an anchor's node is met at each alias; merging adds keys to it
@@ -99,7 +99,7 @@ class _Builder:
             self._loader.flatten_mapping(node)
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = self._loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self._loader.construct_object(key_node, deep=True)
             self.lines[(*where, key)] = key_node.start_mark.line + 1
             result[key] = self.build(value_node, (*where, key))
         return result

@@ -1,0 +1,71 @@
+##@ From Git to the server (PREFECT_API_URL says which; ENVIRONMENT=production unless given)
+
+ENVIRONMENT ?= production
+IMAGE ?=
+CANARY ?= csv-etl/csv-etl
+CANARY_SECONDS ?= 900
+DEPLOY = --environment $(ENVIRONMENT) $(if $(IMAGE),--image $(IMAGE))
+YES = $(if $(YES_DELETE),--yes-delete $(YES_DELETE))
+PREFECT = $(BIN)/prefect
+
+# A plan and a drift report exit with 2 when there is something to see; that is no failure here.
+SEEN = || test $$? -eq 2
+
+.PHONY: validate
+validate: setup ## Check prefect.yaml, automations.yaml and all environments: every problem at once, with its line
+	@$(BIN)/tidepool validate
+
+.PHONY: plan
+plan: setup ## Show what a deploy would change (IMAGE=name@sha256:… to compare the image too)
+	@$(BIN)/tidepool plan $(DEPLOY) $(SEEN)
+
+.PHONY: plan-comment
+plan-comment: setup ## Write the plan as a comment on pull request PR=number, in the place of the last one
+	@mkdir -p build
+	@$(BIN)/tidepool plan $(DEPLOY) --markdown --output build/plan.md $(SEEN)
+	@gh pr comment $(PR) --body-file build/plan.md --edit-last --create-if-none
+
+.PHONY: deploy
+deploy: setup ## Make the server as Git wants it: what changed, by `prefect deploy --all` and the API, and what is gone
+	@$(BIN)/tidepool apply $(DEPLOY) $(YES)
+
+.PHONY: prune
+prune: setup ## Delete from the server what Git no longer has (YES_DELETE=N allows more than the usual share)
+	@$(BIN)/tidepool prune --environment $(ENVIRONMENT) $(YES)
+
+.PHONY: canary
+canary: setup ## Run one deployment through the work pool and wait: scheduler, worker, image and store work
+	@$(PREFECT) deployment run $(CANARY) --watch --watch-timeout $(CANARY_SECONDS)
+
+.PHONY: record
+record: ## Push the Git tags that record what was deployed; `tidepool rollback` reads them
+	@git push --quiet origin 'refs/tags/deployed/*:refs/tags/deployed/*'
+
+.PHONY: drift
+drift: setup ## Report what differs between Git and the server; fails if something does
+	@mkdir -p build
+	@$(BIN)/tidepool drift --environment $(ENVIRONMENT) --markdown --output build/drift.md; code=$$?; \
+	  test ! -f build/drift.md || tee -a "$${GITHUB_STEP_SUMMARY:-/dev/null}" < build/drift.md; exit $$code
+
+.PHONY: publish
+publish: ## Build the image once, push it with SBOM and provenance, and print it by digest (REGISTRY_USER, REGISTRY_TOKEN)
+	@printf '%s' "$$REGISTRY_TOKEN" | docker login --username "$$REGISTRY_USER" --password-stdin \
+	  "$(firstword $(subst /, ,$(IMAGE_NAME)))"
+	@docker buildx inspect tidepool >/dev/null 2>&1 || docker buildx create --name tidepool --driver docker-container
+	@mkdir -p build
+	@docker buildx build --builder tidepool --push --sbom=true --provenance=mode=max --metadata-file build/image.json \
+	  --tag $(IMAGE_NAME):$(IMAGE_TAG) --build-arg REVISION=$(IMAGE_TAG) .
+	@echo "image=$(IMAGE_NAME)@$$(jq -r '."containerimage.digest"' build/image.json)" | tee -a "$${GITHUB_OUTPUT:-/dev/null}"
+
+.PHONY: check-workflows
+check-workflows: setup ## Lint .github/workflows: actionlint (from PATH) and zizmor
+	@actionlint
+	@$(BIN)/zizmor --offline --quiet .github
+
+ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
+
+.PHONY: ci-tools
+ci-tools: setup ## Install the checkers that are no Python packages into .venv/bin (needs Go)
+	@for tool in $(ACTIONLINT) $(KUBECONFORM); do GOBIN=$(abspath $(BIN)) go install $$tool; done
+	@test -z "$${GITHUB_PATH:-}" || echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"
