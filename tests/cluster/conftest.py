@@ -2,7 +2,8 @@
 
 Any cluster will do: KUBECONFIG names it, TEST_REGISTRY is a registry that this machine pushes to and the nodes pull
 from (default localhost:5000), TEST_BASE_IMAGE stands in for python:3.11-slim-bookworm where there is no Docker Hub.
-TEST_KEEP_NAMESPACE=1 leaves the installation, TEST_NAMESPACE=name uses one that was left.
+TEST_IMAGE=name@sha256:… is installed in place of an image built here. TEST_KEEP_NAMESPACE=1 leaves the installation,
+TEST_NAMESPACE=name uses one that was left.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class Platform:
 @pytest.fixture(scope="session")
 def image() -> str:
     """The image of this working tree in the registry, by digest."""
+    if built := os.environ.get("TEST_IMAGE"):
+        return built
     _say("building the image")
     printed = command(
         "make", "image", f"IMAGE_NAME={REGISTRY}/tidepool", f"TIDEPOOL_IMAGE_BASE={BASE_IMAGE}", "PUSH=1", timeout=900
@@ -169,8 +172,8 @@ def namespace() -> Iterator[Namespace]:
 
 
 @pytest.fixture(scope="session")
-def platform(namespace: Namespace, image: str, dependencies: str) -> Iterator[Platform]:
-    """The chart beside PostgreSQL and an S3 server, with the six flows deployed by a bare `prefect deploy --all`."""
+def installation(namespace: Namespace, image: str, dependencies: str) -> Iterator[Platform]:
+    """The chart beside PostgreSQL and an S3 server."""
     _say(f"installing into {namespace.name}")
     namespace.apply(dependencies)
     for name in ("postgres", "s3"):
@@ -183,9 +186,14 @@ def platform(namespace: Namespace, image: str, dependencies: str) -> Iterator[Pl
         timeout=540,
     )  # fmt: skip
     with _forwarded(namespace, "service/tidepool-server", 4200) as port:
-        found = Platform(namespace, image, f"http://127.0.0.1:{port}/api")
-        _deploy(found)
-        yield found
+        yield Platform(namespace, image, f"http://127.0.0.1:{port}/api")
+
+
+@pytest.fixture(scope="session")
+def platform(installation: Platform) -> Platform:
+    """The same, with the six flows deployed by a bare `prefect deploy --all`, and nothing running."""
+    _deploy(installation)
+    return installation
 
 
 def _deploy(platform: Platform) -> None:

@@ -31,16 +31,20 @@ print(json.dumps({"name": cluster.name, "value": value, "steps": list(cluster.st
 SHORT, LONG = ONE.replace("SECONDS", "5"), ONE.replace("SECONDS", "600")
 
 
-def nothing_left(platform: Platform, seconds: float = 60) -> None:
-    platform.namespace.until(lambda: not platform.namespace.dask(), "no Dask object is left", seconds)
+def nothing_left(installation: Platform, seconds: float = 60) -> None:
+    installation.namespace.until(lambda: not installation.namespace.dask(), "no Dask object is left", seconds)
 
 
-def test_a_cluster_belongs_to_its_job_and_computes(platform: Platform) -> None:
-    driver = drive(platform.namespace, SHORT)
-    clusters = platform.namespace.until(lambda: platform.namespace.get("daskclusters"), "a DaskCluster exists", 120)
+def test_a_cluster_belongs_to_its_job_and_computes(installation: Platform) -> None:
+    driver = drive(installation.namespace, SHORT)
+    clusters = installation.namespace.until(
+        lambda: installation.namespace.get("daskclusters"), "a DaskCluster exists", 120
+    )
     [owner] = clusters[0]["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"]) == ("Job", driver.name)
-    groups = platform.namespace.until(lambda: platform.namespace.get("daskworkergroups"), "its workers exist", 30)
+    groups = installation.namespace.until(
+        lambda: installation.namespace.get("daskworkergroups"), "its workers exist", 30
+    )
     assert groups[0]["metadata"]["ownerReferences"][0]["uid"] == clusters[0]["metadata"]["uid"]
 
     result = driver.result()
@@ -48,10 +52,10 @@ def test_a_cluster_belongs_to_its_job_and_computes(platform: Platform) -> None:
     assert result["steps"][-1] == "checked", "image and libraries are compared before anything runs"
     assert len(result["used"]["workers"]) == 2
     assert result["used"]["memory_peak_gib"] > 0.05
-    nothing_left(platform)
+    nothing_left(installation)
 
 
-def test_clusters_that_are_closed_at_once_leave_nothing(platform: Platform) -> None:
+def test_clusters_that_are_closed_at_once_leave_nothing(installation: Platform) -> None:
     """The operator makes a worker group without an owner; a cluster that was gone by then left it for ever."""
     script = """
 for wait in (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2):
@@ -60,32 +64,32 @@ for wait in (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2):
     cluster.close()
 print(json.dumps({}))
 """
-    drive(platform.namespace, OPEN + script).result()
-    nothing_left(platform)
+    drive(installation.namespace, OPEN + script).result()
+    nothing_left(installation)
 
 
-def test_more_than_the_caps_is_refused_before_anything_is_created(platform: Platform) -> None:
-    driver = drive(platform.namespace, SHORT, TIDEPOOL_KUBERNETES_MAX_WORKERS="1")
+def test_more_than_the_caps_is_refused_before_anything_is_created(installation: Platform) -> None:
+    driver = drive(installation.namespace, SHORT, TIDEPOOL_KUBERNETES_MAX_WORKERS="1")
     succeeded, log = driver.wait()
     assert not succeeded
     assert "2 workers for the Dask workers of one run are more than the 1" in log
-    assert not platform.namespace.dask()
+    assert not installation.namespace.dask()
 
 
-def test_a_cluster_that_finds_no_node_says_so_and_leaves_nothing(platform: Platform) -> None:
+def test_a_cluster_that_finds_no_node_says_so_and_leaves_nothing(installation: Platform) -> None:
     driver = drive(
-        platform.namespace, SHORT, TIDEPOOL_SMALL_CPU="90", TIDEPOOL_KUBERNETES_MAX_CPU="1000",
+        installation.namespace, SHORT, TIDEPOOL_SMALL_CPU="90", TIDEPOOL_KUBERNETES_MAX_CPU="1000",
         TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="20",
     )  # fmt: skip
     succeeded, log = driver.wait()
     assert not succeeded
     assert "did not start within 20 s; it waited for its first worker: worker not scheduled: " in log
     assert "Insufficient cpu" in log
-    nothing_left(platform)
+    nothing_left(installation)
 
 
-def test_without_an_operator_the_run_waits_says_so_fails_and_leaves_nothing(platform: Platform) -> None:
-    namespace = platform.namespace
+def test_without_an_operator_the_run_waits_says_so_fails_and_leaves_nothing(installation: Platform) -> None:
+    namespace = installation.namespace
     namespace.kubectl("scale", "deployment/tidepool-operator", "--replicas=0")
     operator = "app.kubernetes.io/component=operator"
     try:
@@ -97,17 +101,17 @@ def test_without_an_operator_the_run_waits_says_so_fails_and_leaves_nothing(plat
     assert not succeeded
     assert "waiting for its scheduler" in log, "a long wait is told while it lasts"
     assert f"is the Dask operator running in namespace {namespace.name}?" in log
-    nothing_left(platform)
+    nothing_left(installation)
 
 
-def test_a_cluster_goes_with_its_job(platform: Platform) -> None:
-    driver = drive(platform.namespace, LONG)
-    platform.namespace.until(lambda: "is ready" in driver.log(), "the cluster is ready", 180)
-    platform.namespace.kubectl("delete", "job", driver.name, "--cascade=foreground", "--timeout=90s")
-    nothing_left(platform)
+def test_a_cluster_goes_with_its_job(installation: Platform) -> None:
+    driver = drive(installation.namespace, LONG)
+    installation.namespace.until(lambda: "is ready" in driver.log(), "the cluster is ready", 180)
+    installation.namespace.kubectl("delete", "job", driver.name, "--cascade=foreground", "--timeout=90s")
+    nothing_left(installation)
 
 
-def test_a_shared_cluster_serves_the_next_run_and_goes_when_it_is_idle(platform: Platform) -> None:
+def test_a_shared_cluster_serves_the_next_run_and_goes_when_it_is_idle(installation: Platform) -> None:
     script = """
 import os
 def where():
@@ -117,20 +121,20 @@ with kubernetes_cluster(size, shared="warm") as cluster, distributed.Client(clus
 print(json.dumps({"name": cluster.name, "pods": sorted(pods.values()), "steps": list(cluster.steps)}))
 """
     idle = {"TIDEPOOL_KUBERNETES_IDLE_TIMEOUT_SECONDS": "60"}
-    first = drive(platform.namespace, OPEN + script, **idle).result()
-    second = drive(platform.namespace, OPEN + script, **idle).result()
+    first = drive(installation.namespace, OPEN + script, **idle).result()
+    second = drive(installation.namespace, OPEN + script, **idle).result()
     assert first["name"] == second["name"]
     assert set(first["pods"]) <= set(second["pods"])
     assert second["steps"][0] == "found"
 
     # The same name with another size is another thing.
-    succeeded, log = drive(platform.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="1", **idle).wait()
+    succeeded, log = drive(installation.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="1", **idle).wait()
     assert not succeeded
     assert "shared Dask cluster 'warm' has another size than this run" in log
-    nothing_left(platform, 150)
+    nothing_left(installation, 150)
 
 
-def test_an_adaptive_cluster_grows_and_never_stops_a_busy_worker(platform: Platform) -> None:
+def test_an_adaptive_cluster_grows_and_never_stops_a_busy_worker(installation: Platform) -> None:
     script = """
 def work(seconds):
     distributed.get_worker().log_event("ran", seconds)
@@ -151,9 +155,9 @@ with kubernetes_cluster(size) as cluster, distributed.Client(cluster, set_as_def
 print(json.dumps({"most": most, "last": last, "ran": sorted(ran), "results": sorted(results)}))
 """
     result = drive(
-        platform.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="3", TIDEPOOL_KUBERNETES_ADAPTIVE_MINIMUM="1"
+        installation.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="3", TIDEPOOL_KUBERNETES_ADAPTIVE_MINIMUM="1"
     ).result()
     assert result["most"] == 3
     assert result["last"] < 3, "it did not shrink, so this showed nothing"
     assert result["ran"] == result["results"], "a task ran twice: its worker was closed while it was busy"
-    nothing_left(platform)
+    nothing_left(installation)

@@ -51,8 +51,10 @@ def middle(platform: Platform, runs: dict[str, str]) -> list[dict[str, Any]]:
 
 def test_the_middle_of_a_run(platform: Platform, middle: list[dict[str, Any]]) -> None:
     """Dask pods run the driver's image, belong to the run, and Prefect does not take them for flow runs."""
+    [image] = {deployment["job_variables"]["image"] for deployment in platform.post("deployments/filter")}
+    assert "@sha256:" in image
     dask = [pod for pod in middle if "dask.org/component" in pod["metadata"]["labels"]]
-    assert {pod["spec"]["containers"][0]["image"] for pod in dask} == {platform.image}
+    assert {pod["spec"]["containers"][0]["image"] for pod in dask} == {image}
     for pod in dask:
         assert "prefect.io/flow-run-id" not in pod["metadata"]["labels"]
         assert pod["metadata"]["labels"]["tidepool.dev/flow-run-id"]
