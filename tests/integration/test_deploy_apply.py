@@ -7,7 +7,9 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+import httpx
 import pytest
 
 from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, in_process, now, paths, recorded
@@ -342,12 +344,10 @@ def _cron(cron: str) -> Any:
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")  # by a plugin of Apprise
 def test_a_notification_reaches_the_target_of_the_settings(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, proxy: Proxy
+    shop: Shop, prefect_server: str, monkeypatch: pytest.MonkeyPatch, proxy: Proxy
 ) -> None:
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
-
-    from prefect.events import emit_event
 
     from tidepool import settings as settings_module
 
@@ -392,13 +392,15 @@ def test_a_notification_reaches_the_target_of_the_settings(
         monkeypatch.delenv("TIDEPOOL_NOTIFY_URLS")  # a laptop without the secret sees no drift, and changes nothing
         settings_module.settings.cache_clear()
         assert not shop.plan()
-        poll(
-            lambda: (
-                emit_event(f"{shop.mark}.found", {"prefect.resource.id": "shop"}, payload={"summary": "2 differ"})
-                and received
-            ),
-            90,
-        )
+        event = {
+            "id": str(uuid4()),
+            "occurred": now().isoformat(),
+            "event": f"{shop.mark}.found",
+            "resource": {"prefect.resource.id": "shop"},
+            "payload": {"summary": "2 differ"},
+        }
+        httpx.post(f"{prefect_server}/events", json=[event]).raise_for_status()
+        poll(lambda: received, 90)
         assert b"2 differ" in received[0]
     finally:
         receiver.shutdown()

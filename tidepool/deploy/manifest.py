@@ -217,9 +217,8 @@ def _clean(data: Any, location: tuple[int | str, ...]) -> Where:  # noqa: ANN401
     where: list[int | str] = []
     current: Any = data
     for index, part in enumerate(location):
-        if isinstance(current, list) and isinstance(part, int) and part < len(current):
-            current = current[part]
-        elif isinstance(current, dict) and part in current:
+        item = isinstance(current, list) and isinstance(part, int) and part < len(current)
+        if item or (isinstance(current, dict) and part in current):
             current = current[part]
         elif index == len(location) - 1 and isinstance(current, dict) and isinstance(part, str) and part.isidentifier():
             pass  # a missing key: the last part

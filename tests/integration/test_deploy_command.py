@@ -1,0 +1,156 @@
+"""The commands, as CI and people call them: the veto of a bare `prefect deploy --all`, apply, prune, rollback."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.deploy_support import NIGHTLY, Shop, recorded
+from tidepool import settings as settings_module
+from tidepool.deploy import server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.integration.deploy_support import Proxy
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture
+def proxy(prefect_server: str) -> Iterator[Proxy]:
+    with recorded(prefect_server) as each:
+        yield each
+
+
+@pytest.fixture
+def shop(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    del proxy
+    made = Shop(tmp_path / "shop", monkeypatch)
+    made.create_pool()
+    return made
+
+
+def tidepool(shop: Shop, proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, in the shop's folder, against the server behind the proxy."""
+    return subprocess.run(
+        [sys.executable, "-m", "tidepool.cli", *arguments],
+        cwd=shop.root,
+        env={
+            **settings_module.environment(),
+            "PREFECT_API_URL": proxy.url,
+            "TIDEPOOL_DEPLOY_OWNER": shop.owner,
+            "PYTHONWARNINGS": "default",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_bare_deploy_is_vetoed_before_the_first_write(shop: Shop, proxy: Proxy) -> None:
+    for name in ("one", "two", "three"):
+        shop.deployment(name, NIGHTLY)
+    shop.manifest["deployments"][1]["concurency_limit"] = 1
+    shop.manifest["deployments"][2]["work_pool"]["job_variables"] = {"working_dirr": "/"}
+    proxy.requests.clear()
+    done = shop.stock()
+    assert done.returncode != 0
+    assert proxy.writes == []
+    assert done.stderr.count("2 problems, nothing was written:") == 1, done.stderr
+    assert "unknown key, did you mean 'concurrency_limit'?" in done.stderr
+    assert "has no such job variable, did you mean 'working_dir'?" in done.stderr
+
+
+def test_a_bare_deploy_keeps_a_pause_and_does_not_take_what_is_not_ours(shop: Shop, proxy: Proxy) -> None:
+    shop.deployment("one", NIGHTLY)
+    assert shop.stock().returncode == 0
+    with server.connect() as client:
+        client.pause_deployment(shop.live()["one"]["id"])
+    assert shop.stock().returncode == 0
+    live = shop.live()["one"]
+    # Prefect itself resumed the deployment; its schedules were paused before that.
+    assert [each["active"] for each in live["schedules"]] == [False]
+    with server.connect() as client:
+        client.request("PATCH", "/deployments/{id}", path_params={"id": live["id"]}, json={"tags": ["somebody"]})
+    proxy.requests.clear()
+    done = shop.stock()
+    assert done.returncode != 0
+    assert "exists on the server and is not ours (tags: somebody)" in done.stderr
+    assert proxy.writes == []
+
+
+def test_plan_apply_and_prune_as_commands(shop: Shop, proxy: Proxy) -> None:
+    for name in ("one", "two", "three"):
+        shop.deployment(name, NIGHTLY)
+    shop.write()
+    planned = tidepool(shop, proxy, "plan", "--json")
+    assert planned.returncode == 2, planned.stderr
+    assert len(json.loads(planned.stdout)["changes"]) == 6
+    applied = tidepool(shop, proxy, "apply")
+    assert applied.returncode == 0, applied.stderr
+    assert f"created deployment {shop.flow}/three" in applied.stdout
+    assert tidepool(shop, proxy, "plan").returncode == 0
+
+    shop.manifest["deployments"].pop(0)
+    shop.write()
+    refused = tidepool(shop, proxy, "prune")
+    assert refused.returncode == 2
+    assert "it would delete 1 of 3 deployments, more than 30%; nothing was written" in refused.stderr
+    dry = tidepool(shop, proxy, "prune", "--dry-run")
+    assert f"would delete deployment {shop.flow}/one" in dry.stdout
+    assert set(shop.live()) == {"one", "two", "three"}
+    assert tidepool(shop, proxy, "prune", "--yes-delete", "1").returncode == 0
+    assert set(shop.live()) == {"two", "three"}
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(shop: Shop, proxy: Proxy) -> None:
+    shop.deployment("one")
+    shop.write()
+    proxy.close()
+    done = tidepool(shop, proxy, "plan")
+    assert done.returncode == 1
+    assert re.search(r"tidepool: the Prefect server at \S+ does not answer: ", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def git(shop: Shop, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments]
+    return subprocess.run(command, cwd=shop.root, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_rollback_applies_what_git_knows_of_an_older_version(shop: Shop, proxy: Proxy) -> None:
+    one = shop.deployment("one", NIGHTLY, version="1")
+    shop.write()
+    (shop.root / ".gitignore").write_text("__pycache__/\n")
+    git(shop, "init", "--quiet", "--initial-branch=main")
+    git(shop, "add", "-A")
+    git(shop, "commit", "--quiet", "-m", "First prices")
+    applied = tidepool(shop, proxy, "apply")
+    assert "recorded as deployed/production/" in applied.stdout, applied.stderr
+    first = git(shop, "rev-parse", "HEAD")
+
+    one["parameters"], one["schedules"] = {"count": 7}, [{**NIGHTLY, "cron": "0 9 * * *"}]
+    shop.write()
+    git(shop, "commit", "--quiet", "-am", "New prices")
+    assert tidepool(shop, proxy, "apply").returncode == 0
+    assert shop.live()["one"]["parameters"] == {"count": 7}
+
+    listed = tidepool(shop, proxy, "rollback").stdout.splitlines()
+    assert [line.split("  ")[-1] for line in listed] == ["New prices", "First prices"]
+    wrong = tidepool(shop, proxy, "rollback", "--to", "abcdef0")
+    assert wrong.returncode == 2
+    assert "version 'abcdef0' was not deployed; known: " in wrong.stderr
+    back = tidepool(shop, proxy, "rollback", "--to", first[:10])
+    assert back.returncode == 0, back.stderr
+    live = shop.live()["one"]
+    assert live["parameters"] == {"count": 1}
+    assert live["schedules"][0]["schedule"]["cron"] == NIGHTLY["cron"]
+    assert git(shop, "worktree", "list").count("\n") == 0
+    assert git(shop, "status", "--porcelain") == ""
