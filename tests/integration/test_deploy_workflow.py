@@ -1,0 +1,99 @@
+"""The steps of the deploy workflow, in its order, against a real server and a process worker; and the drift report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.integration.deploy_support import NIGHTLY, Shop
+from tidepool.deploy import server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(290)
+
+
+@pytest.fixture
+def worker(prefect_server: str, storage_root: str, tmp_path: Path) -> Iterator[None]:
+    """A process worker of the pool that the environment `local` uses."""
+    del storage_root
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--type", "process"]
+    log = (tmp_path / "worker.log").open("wb")
+    variables = {**os.environ, "PREFECT_API_URL": prefect_server}
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+@pytest.fixture
+def _leave_nothing(prefect_server: str) -> Iterator[None]:
+    del prefect_server
+    yield
+    with server.connect() as client:
+        for each in server.read_deployments(client, "managed-by:tidepool", []).values():
+            client.delete_deployment(each["id"])
+        for automation in client.read_automations():
+            if "managed-by:tidepool" in automation.tags:
+                client.delete_automation(automation.id)
+
+
+@pytest.mark.usefixtures("worker", "_leave_nothing")
+def test_the_steps_of_the_workflow_deploy_this_repository_and_run_the_canary(prefect_server: str) -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "deploy.yml").read_text())
+    calls = [step["run"] for step in workflow["jobs"]["staging"]["steps"] if "run" in step]
+    assert calls == ["make plan", "make deploy", "make prune", "make canary"]
+    outputs = []
+    for call in [*calls, "make drift"]:
+        # The environment of this machine in the place of staging's: processes, no image.
+        variables = {**os.environ, "PREFECT_API_URL": prefect_server, "ENVIRONMENT": "local", "IMAGE": ""}
+        # `-o setup`: the environment that runs the tests is ready.
+        command = [*call.split(), "-o", "setup", f"BIN={Path(sys.executable).parent}"]
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{call}: {done.stdout}\n{done.stderr}"
+        outputs.append(done.stdout)
+    plan, deploy, prune, canary, drift = outputs
+    assert "to create" in plan
+    assert "created deployment csv-etl/csv-etl" in deploy
+    assert "created automation run-failed" in deploy
+    assert prune.strip() == "local: 0 deleted"
+    assert "Completed" in canary
+    assert "local: as in Git" in drift
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect.*")
+def test_the_drift_report_publishes_what_it_finds_and_tells_of_it(
+    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.operations.flow import drift_report
+
+    del prefect_server
+    shop = Shop(tmp_path / "shop", monkeypatch)
+    shop.create_pool()
+    shop.deployment("one", NIGHTLY)
+    shop.apply()
+    monkeypatch.chdir(shop.root)
+    assert drift_report() == {"differences": 0, "paused": 0, "resumed": 0}
+    with server.connect() as client:
+        identity = shop.live()["one"]["id"]
+        client.request("PATCH", "/deployments/{id}", path_params={"id": identity}, json={"description": "Mine."})
+        client.pause_deployment(identity)
+        assert drift_report() == {"differences": 1, "paused": 1, "resumed": 0}
+        artifact = client.request("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": ["drift-report"]}}, "sort": "CREATED_DESC", "limit": 1}).json()[0]  # fmt: skip  # noqa: E501
+    assert artifact["description"] == "production: 1 differ from Git, 1 paused"
+    assert "| description | `Mine.` | `Sells. docs/runbooks/one.md` |" in artifact["data"]
