@@ -17,3 +17,25 @@ chart-docs: setup ## Write the chart's README, schema and copies of k8s/ anew
 .PHONY: chart-test
 chart-test: setup ## Render the chart and k8s/ and check them (needs helm, kubectl and kubeconform, no network)
 	@$(BIN)/python -m pytest tests/helm
+
+VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
+.PHONY: kind-tools
+kind-tools: setup ## Install the S3 server of the cluster tests into .venv/bin (needs Go)
+	@GOBIN=$(abspath $(BIN)) go install $(VERSITYGW)
+	@test -z "$${GITHUB_PATH:-}" || echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"
+
+.PHONY: kind-up
+kind-up: ## Start a kind cluster `tidepool` with a registry on localhost:5000, for `make test-cluster` or to try the chart
+	@docker inspect tidepool-registry >/dev/null 2>&1 || \
+	  docker run --detach --publish 127.0.0.1:5000:5000 --name tidepool-registry registry:3 >/dev/null
+	@kind get clusters | grep -qx tidepool || kind create cluster --name tidepool --config k8s/kind/cluster.yaml
+	@docker network connect kind tidepool-registry 2>/dev/null || true # it is there already
+	@for node in $$(kind get nodes --name tidepool); do \
+	  docker exec $$node mkdir -p /etc/containerd/certs.d/localhost:5000; \
+	  docker exec --interactive $$node cp /dev/stdin /etc/containerd/certs.d/localhost:5000/hosts.toml < k8s/kind/hosts.toml; done
+
+.PHONY: kind-down
+kind-down: ## Remove that cluster and registry
+	@kind delete cluster --name tidepool
+	@docker rm --force tidepool-registry >/dev/null
