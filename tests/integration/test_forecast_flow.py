@@ -103,7 +103,6 @@ def answers() -> Iterator[tuple[str, list[tuple[int, str]]]]:
 
 
 def test_the_co2_series_on_a_dask_cluster(storage_root: str) -> None:
-    before = len(predictions())
     state, run_id = run()
     assert state.is_completed(), state.message
 
@@ -142,12 +141,16 @@ def test_the_co2_series_on_a_dask_cluster(storage_root: str) -> None:
     assert {f"backtest-{model}-{window}" for model in MODEL_NAMES for window in range(1, 5)} <= names
     assert {f"one-step-{summary['winner']}-{window}" for window in range(1, 5)} <= names
 
-    again, second_id = run(models=["drift"], windows=1)
-    assert again.is_completed(), again.message
+
+@pytest.mark.usefixtures("threads", "storage_root")
+def test_every_run_adds_a_prediction_to_the_history() -> None:
+    before = len(predictions())
+    for model in ("drift", "last-value"):
+        state, run_id = run(models=[model], windows=1)
+        assert state.is_completed(), state.message
+        (row,) = json.loads(str(artifacts(run_id)["next-week"].data))
+        assert (row["week ending"], row["model"]) == ("2002-01-06", model)
     assert len(predictions()) == before + 2
-    (row,) = json.loads(str(artifacts(second_id)["next-week"].data))
-    assert (row["week ending"], row["model"]) == ("2002-01-06", "drift")
-    assert storage.listing(folder) == files
 
 
 @pytest.mark.usefixtures("threads", "no_waits")
