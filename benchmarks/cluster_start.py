@@ -52,7 +52,7 @@ def stock(size):
         return cluster_spec.driver_of(await api.pod(s.pod_name), s)
     name = f"stock-{os.urandom(3).hex()}"
     spec = cluster_spec.manifest(name, run=cluster_spec.Run(), driver=asyncio.run(driver()), size=size,
-        settings=settings().kubernetes, dask_settings={}, versions="", now=datetime.now(UTC))
+        settings=settings().kubernetes, dask_settings={}, worker_variables={}, versions="", now=datetime.now(UTC))
     scheduler = spec["spec"]["scheduler"]["spec"]["containers"][0]
     scheduler["args"] = ["dask", "scheduler", "--host=0.0.0.0"]
     scheduler["env"] = [e for e in scheduler["env"] if not e["name"].startswith("DASK_")]

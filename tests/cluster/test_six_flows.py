@@ -14,7 +14,7 @@ TAXI = "samples/nyc_taxi_2019-03_sample.csv"
 FLOWS: dict[str, dict[str, Any]] = {
     "csv-etl/csv-etl": {},
     "image-etl/image-etl": {},
-    "most-generous-riders/most-generous-riders": {"source": TAXI},
+    "most-generous-riders/most-generous-riders": {"source": TAXI, "nrows": 200},
     "taxi-tip-amounts/taxi-tip-amounts": {"source": TAXI},
     "ticket-model-evaluation/ticket-model-evaluation": {"resamples": 20},
     "weekly-forecast/weekly-forecast": {"windows": 2},

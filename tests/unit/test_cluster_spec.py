@@ -29,6 +29,7 @@ def manifest(*, driver: Driver | None = None, run: Run = RUN, shared: str = "", 
         size=SIZE,
         settings=KubernetesSettings.model_validate(settings),
         dask_settings={"allowed-failures": "0"},
+        worker_variables={"OMP_NUM_THREADS": "1"},
         versions="python 3.11.7",
         now=datetime(2026, 3, 1, 6, 0, tzinfo=UTC),
         shared=shared,
@@ -159,6 +160,7 @@ def test_workers_get_their_size() -> None:
     assert made["spec"]["worker"]["replicas"] == 3
     assert worker["resources"] == {"requests": {"cpu": "500m", "memory": "1536Mi"}, "limits": {"memory": "1536Mi"}}
     assert {"--nthreads=2", "--memory-limit=1536MiB", "--no-nanny"} <= set(worker["args"])
+    assert variables(worker)["OMP_NUM_THREADS"] == "1", "else NumPy takes every core of the node"
     assert worker["args"][:2] == ["dask", "worker"], "dask-worker is no command of current Dask"
 
 

@@ -199,6 +199,7 @@ def manifest(
     size: SizeSettings,
     settings: KubernetesSettings,
     dask_settings: Mapping[str, str],
+    worker_variables: Mapping[str, str],
     versions: str,
     now: datetime,
     shared: str = "",
@@ -212,6 +213,7 @@ def manifest(
         size: Workers, and threads, cores and memory of each.
         settings: Timeouts, placement.
         dask_settings: Settings of the Dask scheduler, by their name under `distributed.scheduler`.
+        worker_variables: What a nanny would set before it starts a worker: one thread for each library that has its own.
         versions: The libraries that must be equal everywhere, one line as `tidepool.compute.versions` makes it.
         now: The time of creation, with its zone.
         shared: The name under which runs share it; empty for a cluster of one run.
@@ -250,7 +252,7 @@ def manifest(
         "spec": {
             "idleTimeout": settings.idle_timeout_seconds,
             "scheduler": {"spec": _scheduler(driver, settings, dask_settings), "service": _service(name)},
-            "worker": {"replicas": replicas, "spec": _worker(driver, size, settings)},
+            "worker": {"replicas": replicas, "spec": _worker(driver, size, settings, worker_variables)},
         },
     }
 
@@ -342,7 +344,9 @@ def _scheduler(driver: Driver, settings: KubernetesSettings, dask_settings: Mapp
     return _pod(container, driver.placement, scratch_gib=1)
 
 
-def _worker(driver: Driver, size: SizeSettings, settings: KubernetesSettings) -> dict[str, Any]:
+def _worker(
+    driver: Driver, size: SizeSettings, settings: KubernetesSettings, variables: Mapping[str, str]
+) -> dict[str, Any]:
     container = _container(
         "worker",
         driver,
@@ -358,7 +362,7 @@ def _worker(driver: Driver, size: SizeSettings, settings: KubernetesSettings) ->
             "--no-dashboard",
             "--preload=tidepool.compute.dask_worker",
         ],
-        env={},
+        env=variables,
         cpu=size.cpu,
         memory_gib=size.memory_gib,
     )
@@ -387,7 +391,7 @@ _HTTP_ROUTES = (
 
 
 def _container(
-    name: str, driver: Driver, *, args: list[str], env: dict[str, str], cpu: float, memory_gib: float
+    name: str, driver: Driver, *, args: list[str], env: Mapping[str, str], cpu: float, memory_gib: float
 ) -> dict[str, Any]:
     memory = f"{round(memory_gib * 1024)}Mi"
     return {

@@ -211,6 +211,9 @@ class KubernetesCluster(Cluster):
             size=self.size,
             settings=self._settings,
             dask_settings=self._dask_settings,
+            worker_variables={
+                name: str(value) for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items()
+            },
             versions=versions(),
             now=datetime.now(UTC),
             shared=self.shared,

@@ -122,7 +122,12 @@ class KubernetesApi:
         """What Kubernetes complained about of a cluster's objects, newest last."""
         selector = {"fieldSelector": "type=Warning"}
         items = json.loads((await self._request("GET", "events", params=selector))[1])["items"]
-        about = [each for each in items if each["involvedObject"].get("name", "").startswith(cluster)]
+        # A pod that is starting is Unhealthy for its probe until it has started: no reason for anything.
+        about = [
+            each
+            for each in items
+            if each["involvedObject"].get("name", "").startswith(cluster) and each["reason"] != "Unhealthy"
+        ]
         about.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
         return [f"{each['reason']}: {each['message']}" for each in about]
 
