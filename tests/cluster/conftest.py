@@ -62,19 +62,19 @@ class Platform:
     image: str
     api: str
 
-    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Asks the Prefect API."""
         answer = httpx.post(f"{self.api}/{path}", json=body or {}, auth=AUTH, timeout=60)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
-    def read(self, path: str) -> Any:  # noqa: ANN401 - JSON
+    def read(self, path: str) -> Any:
         """Reads from the Prefect API."""
         answer = httpx.get(f"{self.api}/{path}", auth=AUTH, timeout=60)
         answer.raise_for_status()
         return answer.json()
 
-    def start(self, deployment: str, **parameters: Any) -> str:  # noqa: ANN401 - a flow's own
+    def start(self, deployment: str, **parameters: Any) -> str:
         """Starts a run of `flow/deployment` as a person does in the UI; its id."""
         found = self.read(f"deployments/name/{deployment}")
         body = {

@@ -83,7 +83,7 @@ def drive(namespace: Namespace, script: str, **environment: str) -> Driver:
     return Driver(namespace, name)
 
 
-def _fill(part: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+def _fill(part: Any, values: dict[str, Any]) -> Any:
     """The template with its `{{ variables }}` replaced, and what has no value left out, as Prefect does."""
     if isinstance(part, dict):
         filled = {key: _fill(each, values) for key, each in part.items()}

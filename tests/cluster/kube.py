@@ -49,7 +49,7 @@ class Namespace:
         of_a_cluster = "dask.org/cluster-name"
         return self.names(DASK_KINDS) | self.names("pods,deployments,replicasets,services", of_a_cluster)
 
-    def until(self, condition: Callable[[], Any], what: str, seconds: float) -> Any:  # noqa: ANN401 - what the condition gives
+    def until(self, condition: Callable[[], Any], what: str, seconds: float) -> Any:
         """Waits for a true value; when none comes, fails with all that there is to see."""
         end = time.monotonic() + seconds
         while True:

@@ -213,7 +213,7 @@ def manifest(
         size: Workers, and threads, cores and memory of each.
         settings: Timeouts, placement.
         dask_settings: Settings of the Dask scheduler, by their name under `distributed.scheduler`.
-        worker_variables: What a nanny would set before it starts a worker: one thread for each library that has its own.
+        worker_variables: What a nanny would set before it starts a worker: one thread per library.
         versions: The libraries that must be equal everywhere, one line as `tidepool.compute.versions` makes it.
         now: The time of creation, with its zone.
         shared: The name under which runs share it; empty for a cluster of one run.
