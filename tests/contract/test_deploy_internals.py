@@ -84,6 +84,13 @@ def test_prefect_looks_at_a_thousand_ticks() -> None:
     assert schedules.MAX_ITERATIONS == 1000
 
 
+def test_prefect_computes_dates_without_awaiting_anything() -> None:
+    from prefect.server.schemas import schedules
+
+    for model in (schedules.CronSchedule, schedules.IntervalSchedule, schedules.RRuleSchedule):
+        assert "await" not in inspect.getsource(model.get_dates)
+
+
 def test_automations_carry_our_tag_and_sets_have_no_order() -> None:
     from prefect.events.schemas.automations import AutomationCore, EventTrigger
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 PLACEHOLDER = re.compile(r"{{\s*([\w.\-\[\]$]+)\s*}}")
 _RUN_TIME = "ctx."  # filled in by the worker when a run starts: part of the value
 DEFAULT_QUEUE = "default"
-_SCHEDULE_KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date", "day_or")
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def _schedule(deployment: str, config: Mapping[str, Any]) -> Thing:
         replaces=f"{deployment}#{replaces}" if replaces else "",
         fields={
             "slug": slug,
-            "schedule": schedules.parse({key: config[key] for key in _SCHEDULE_KEYS if key in config}),
+            "schedule": schedules.parse({key: config[key] for key in schedules.KEYS if key in config}),
             "parameters": _value(config.get("parameters") or {}),
         },
     )

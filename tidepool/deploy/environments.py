@@ -7,6 +7,7 @@ An overlay (`environments/<name>.yaml`) holds only differences, as JSON merge pa
     every_deployment: {paused: true}  # optional: for each deployment
     deployments:                      # optional: for one deployment, by name
       csv-etl: {parameters: {increment: 2}}
+      drift-report: null              # it is left out
 
 Schedules cannot be in an overlay: they are written once, in prefect.yaml.
 """
@@ -86,13 +87,14 @@ def render(
     for name, patch in [("every_deployment", everywhere), *single.items()]:
         if name not in ("every_deployment", *known):
             raise UsageError(unknown("deployment", name, known))
-        if "schedules" in patch:
+        if "schedules" in (patch or {}):
             raise UsageError(f"{name} has schedules: they are written in prefect.yaml only; `paused` switches them off")
 
     rendered = {key: value for key, value in manifest.items() if key != "definitions"}
     rendered["deployments"] = [
         merge(merge(deployment, everywhere), single.get(deployment["name"]) or {})
         for deployment in manifest["deployments"]
+        if single.get(deployment["name"], {}) is not None
     ]
     if version is not None:
         rendered = _with_version(rendered, version)

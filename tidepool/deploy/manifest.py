@@ -574,7 +574,7 @@ def _schedule(schedule: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if kind is None or not isinstance(timezone, str):
         return
     try:
-        parsed = schedules.parse(schedule)
+        parsed = schedules.parse({key: schedule[key] for key in schedules.KEYS if key in schedule})
         schedules.next_fires(parsed, dt.datetime.now(dt.UTC), 1)
     except ValidationError as error:
         reasons = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())

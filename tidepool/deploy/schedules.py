@@ -6,9 +6,10 @@ many runs.
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Schedule = dict[str, Any]
 """`{cron, timezone, day_or}`, `{interval, anchor_date, timezone}` or `{rrule, timezone}`, as the server stores it."""
+
+KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date", "day_or")
+"""The keys of prefect.yaml that make a schedule's times."""
 
 # Prefect looks at 1,000 ticks at most in one call.
 _STEP = timedelta(hours=6)
@@ -72,8 +76,14 @@ def parse(values: Mapping[str, Any]) -> Schedule:
     Raises:
         ValueError: Prefect does not take it; the reason in one line.
     """
+    return dict(_parsed(json.dumps(dict(values), sort_keys=True)))
+
+
+@cache
+def _parsed(text: str) -> Schedule:
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 
+    values = json.loads(text)
     timezone = values.get("timezone")
     if values.get("cron") is not None:
         day_or = values.get("day_or")
@@ -102,13 +112,33 @@ def utc(time: str) -> str:
 
 
 def _dates(schedule: Schedule, **limits: Any) -> list[datetime]:  # noqa: ANN401 - n, start, end
-    from prefect.server.schemas import schedules as server
-
-    kind: Any = {"cron": server.CronSchedule, "interval": server.IntervalSchedule, "rrule": server.RRuleSchedule}
-    model = next(kind[key] for key in kind if key in schedule)(**schedule)
     zone = _zone(schedule)
-    times = asyncio.run(model.get_dates(**limits))
+    coroutine = _model(json.dumps(schedule, sort_keys=True)).get_dates(**limits)
+    try:
+        coroutine.send(None)  # it awaits nothing: no event loop is needed, and one that runs is not in the way
+    except StopIteration as done:
+        times = done.value
     return [datetime.fromtimestamp(time.timestamp(), zone) for time in times]
+
+
+@cache
+def _model(schedule: str) -> Any:  # noqa: ANN401 - one of the server's schedule classes
+    """The class with which the server's scheduler computes.
+
+    Constructed without validation, which `parse` has done: it lists all timezone files each time (10 ms).
+    """
+    from prefect.server.schemas import schedules as server
+    from prefect.types import DateTime
+    from pydantic import TypeAdapter
+
+    values = json.loads(schedule)
+    if "cron" in values:
+        return server.CronSchedule.model_construct(**values)
+    if "rrule" in values:
+        return server.RRuleSchedule.model_construct(**values)
+    anchor = TypeAdapter(DateTime).validate_python(values["anchor_date"])
+    interval = timedelta(seconds=float(values["interval"]))
+    return server.IntervalSchedule.model_construct(interval=interval, anchor_date=anchor, timezone=values["timezone"])
 
 
 def _zone(schedule: Schedule) -> ZoneInfo:

@@ -83,8 +83,8 @@ def check(client: SyncPrefectClient | None, repository: Path, environment: str, 
     if client is not None and not problems:  # a file with another shape has no work pools to ask for
         wanted = environments.load(repository, environment)["deployments"]
         in_git = {pool.name for pool in automations.load(repository).work_pools}
-        found = templates(client, manifest.pools(wanted) - in_git)
-        problems = manifest.check(repository, environment, owner=owner, templates=found)
+        if found := templates(client, manifest.pools(wanted) - in_git):
+            problems = manifest.check(repository, environment, owner=owner, templates=found)
     if problems:
         raise UsageError(manifest.sentence(problems))
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+# libyaml, where PyYAML was built with it: ten times as fast.
+_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 Where = tuple[str | int, ...]
 """The way to a value: keys and list positions, from the top of the file."""
 
@@ -58,7 +61,7 @@ def read(path: Path, name: str) -> YamlFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{name} cannot be read: {error}") from error
-    loader = yaml.SafeLoader(text)
+    loader = _LOADER(text)
     try:
         builder = _Builder(loader)
         node = loader.get_single_node()
