@@ -335,6 +335,8 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
 
     def _close(self, tracker: Tracker | None) -> None:
         """Cancels, flushes and closes in this order, within the time of the settings; never raises."""
+        if self._client is None and self._starting is None:
+            return
         seconds = settings().compute.close_seconds
         closing = threading.Thread(
             target=contextvars.copy_context().run,
@@ -409,11 +411,14 @@ class _Map:
 
 @contextmanager
 def _own_scheduler() -> Iterator[None]:
-    """Settings of the scheduler of a cluster that this process creates: each lost worker is reported, none waited for."""
+    """Settings of a cluster that this process creates."""
     with dask.config.set(
         {
+            # Each lost worker is reported at once; the tracker decides what runs again, and counts.
             "distributed.scheduler.allowed-failures": 0,
             "distributed.scheduler.no-workers-timeout": f"{settings().compute.no_worker_seconds}s",
+            # Dask samples the stack of each running task every 10 ms; Prefect's is deep: a tenth of a worker's CPU.
+            "distributed.worker.profile.enabled": False,
         }
     ):
         yield

@@ -1,0 +1,225 @@
+"""What the task runner takes for granted in Prefect, prefect-dask and distributed beyond their public interfaces.
+
+Checked on prefect 3.8.8, prefect-dask 0.3.7 and distributed 2026.8.0. Each test names what relies on it. When one fails
+after an upgrade: read the named place in the new release, adapt the module that relies on it, run the behaviour suite
+(tests/integration/test_runner_behaviours.py) and the truth tests (test_runner_truth.py), and raise the range below.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import distributed
+import prefect.context
+import prefect.flow_engine
+import prefect.futures
+import prefect.task_engine
+import prefect.task_runners
+import prefect_dask.task_runners
+import pytest
+from distributed.nanny import Nanny, WorkerProcess
+from distributed.scheduler import KilledWorker, Scheduler
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from prefect.client.orchestration import PrefectClient, SyncPrefectClient
+from prefect.context import ContextModel, FlowRunContext, SyncClientContext, serialize_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHECKED = {"prefect": ">=3.8.8,<3.9", "prefect-dask": ">=0.3.7,<0.4", "distributed": ">=2026.8,<2026.9"}
+
+
+@pytest.mark.parametrize("package", CHECKED)
+def test_the_release_is_one_that_was_checked(package: str) -> None:
+    assert Version(version(package)) in SpecifierSet(CHECKED[package]), (
+        f"{package} {version(package)} has not been checked: see the head of this file"
+    )
+
+
+def calls(function: Callable[..., Any]) -> list[str]:
+    """Names that a function calls, in the order of its source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    nodes = sorted((n for n in ast.walk(tree) if isinstance(n, ast.Call)), key=lambda n: (n.lineno, n.col_offset))
+    return [ast.unparse(node.func) for node in nodes]
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+# --- completion: Completed is proposed by the flow's client before the task runner ends -------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "propose"),
+    [
+        (prefect.flow_engine.FlowRunEngine, "propose_state_sync"),
+        (prefect.flow_engine.AsyncFlowRunEngine, "propose_state"),
+    ],
+)
+def test_a_flow_engine_proposes_states_through_its_client(engine: type, propose: str) -> None:
+    assert propose in calls(engine.set_state)
+    assert "self.set_state" in calls(engine.handle_success)
+    source = inspect.getsource(engine.setup_run_context)
+    assert "enter_context(self.flow.task_runner.duplicate())" in source
+    assert "client=client" in source
+
+
+def test_an_error_while_proposing_completed_is_the_flows_error() -> None:
+    source = inspect.getsource(prefect.flow_engine.FlowRunEngine.run_context)
+    assert source.index("yield self") < source.index("except Exception as exc") < source.index("self.handle_exception(exc)")
+    body = calls(prefect.flow_engine.FlowRunEngine.call_flow_fn)
+    assert "self.handle_success" in body
+
+
+@pytest.mark.parametrize("client", [SyncPrefectClient, PrefectClient])
+def test_set_flow_run_state_takes_what_the_check_passes_on(client: type) -> None:
+    assert parameters(client.set_flow_run_state) == ["self", "flow_run_id", "state", "force"]
+    assert not hasattr(client, "__slots__")
+
+
+# --- worker: one engine run inside a context that is hydrated once ----------------------------------
+
+
+def test_the_loop_of_a_task_run_is_the_one_that_worker_repeats() -> None:
+    expected = """with engine.start(task_run_id=task_run_id, dependencies=dependencies):
+        while engine.is_running():
+            engine.wait_until_ready()
+            with (
+                engine.asset_context(),
+                engine.run_context(),
+                engine.transaction_context() as txn,
+            ):
+                engine.call_task_fn(txn)
+            raise_if_flow_run_suspension_requested()
+
+    return engine.state if return_type == "state" else engine.result()"""
+    assert expected in inspect.getsource(prefect.task_engine.run_task_sync)
+    awaited = inspect.getsource(prefect.task_engine.run_task_async)
+    for step in ("async with engine.start(", "await engine.wait_until_ready()", "await engine.call_task_fn(txn)"):
+        assert step in awaited
+
+
+@pytest.mark.parametrize("engine", [prefect.task_engine.SyncTaskRunEngine, prefect.task_engine.AsyncTaskRunEngine])
+def test_a_task_engine_has_what_ours_overrides(engine: type) -> None:
+    assert parameters(engine.handle_success) == ["self", "result", "transaction"]
+    assert parameters(engine.can_retry) == ["self", "exc_or_state"]
+    assert any(name.endswith("self.handle_success") for name in calls(engine.call_task_fn))
+    assert any(name.endswith("self.can_retry") for name in calls(engine.handle_retry))
+
+
+def test_serialized_context_has_the_known_parts() -> None:
+    assert set(serialize_context()) == {
+        "flow_run_context",
+        "task_run_context",
+        "tags_context",
+        "settings_context",
+        "asset_context",
+        "deployment_id",
+        "deployment_parameters",
+    }
+
+
+def test_a_flow_run_context_has_the_parts_that_are_fresh_for_each_task_run() -> None:
+    # A new mutable field must be made fresh for each task run too (worker._enter_own_context).
+    assert set(FlowRunContext.model_fields) == {
+        "start_time",
+        "input_keyset",
+        "client",
+        "flow",
+        "flow_run",
+        "task_runner",
+        "log_prints",
+        "parameters",
+        "detached",
+        "result_store",
+        "persist_result",
+        "task_run_dynamic_keys",
+        "observed_flow_pauses",
+        "flow_run_suspension_request",
+        "run_results",
+        "task_run_assets",
+        "events",
+    }
+
+
+def test_contexts_are_context_variables_that_a_copy_can_enter_again() -> None:
+    assert "new._token = None" in inspect.getsource(ContextModel.model_copy)
+    assert calls(ContextModel.__enter__)[-1] == "self.__var__.set"
+    assert "SyncClientContext.get_or_create" in calls(prefect.task_engine.SyncTaskRunEngine.initialize_run)
+    assert "ctx = cls.get()" in inspect.getsource(SyncClientContext.get_or_create)
+
+
+@pytest.mark.parametrize("service", [EventsWorker, APILogWorker])
+def test_what_is_queued_can_be_drained_within_a_time(service: Any) -> None:  # noqa: ANN401
+    assert parameters(service.drain_all) == ["timeout", "at_exit"]
+
+
+# --- futures and runner -----------------------------------------------------------------------------
+
+
+def test_prefect_reads_of_a_future_only_whether_it_has_a_final_state() -> None:
+    for function in (prefect.futures.wait, prefect.futures.as_completed):
+        assert "if f._final_state}" in inspect.getsource(function)
+    resolve = inspect.getsource(prefect.futures.resolve_futures_to_states)
+    assert "future.wait()" in resolve
+    assert "return future.state" in resolve
+
+
+def test_the_stock_map_submits_each_item_through_submit() -> None:
+    assert "self.submit" in calls(prefect.task_runners.TaskRunner.map)
+    assert "super().map(task, parameters, wait_for)" in inspect.getsource(prefect_dask.task_runners.DaskTaskRunner.map)
+
+
+def test_the_stock_runner_has_the_constructor_and_the_parts_that_ours_uses() -> None:
+    stock = prefect_dask.task_runners.DaskTaskRunner
+    assert parameters(stock.__init__) == [
+        "self",
+        "cluster",
+        "address",
+        "cluster_class",
+        "cluster_kwargs",
+        "adapt_kwargs",
+        "client_kwargs",
+        "performance_report_path",
+    ]
+    runner = stock()
+    for name in ("_client", "_cluster", "_exit_stack", "_started", "resolved_cluster_class"):
+        assert hasattr(runner, name), name
+
+
+def test_a_task_run_is_announced_from_what_the_recorder_gives() -> None:
+    assert {"task", "id", "flow_run_context"} <= set(parameters(prefect.task_engine._create_task_run_locally))
+    emit = prefect.utilities.engine.emit_task_run_state_change_event
+    assert parameters(emit) == ["task_run", "initial_state", "validated_state", "follows"]
+
+
+# --- distributed ------------------------------------------------------------------------------------
+
+
+def test_dask_says_which_task_was_lost_with_which_worker_and_how_often() -> None:
+    error = KilledWorker("key", None, 3)  # type: ignore[arg-type]
+    assert (error.task, error.last_worker, error.allowed_failures) == ("key", None, 3)
+    assert "ts.suspicious > self.allowed_failures" in inspect.getsource(Scheduler.remove_worker)
+
+
+def test_futures_are_cancelled_with_this_reason_when_the_scheduler_is_gone() -> None:
+    assert 'reason="scheduler-connection-lost"' in inspect.getsource(distributed.Client._reconnect)
+
+
+def test_a_nanny_is_told_the_exit_code_of_its_worker() -> None:
+    assert parameters(Nanny._on_worker_exit_sync) == ["self", "exitcode"]
+    assert "self.on_exit(r)" in inspect.getsource(WorkerProcess.mark_stopped)
+    assert '"worker-restart-memory"' in inspect.getsource(distributed.worker_memory.NannyMemoryManager)
+
+
+def test_the_scheduler_keeps_metadata_by_path() -> None:
+    assert parameters(Scheduler.set_metadata) == ["self", "keys", "value"]
+    assert "self.task_metadata" in inspect.getsource(Scheduler.get_metadata)

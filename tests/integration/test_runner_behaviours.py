@@ -1,0 +1,659 @@
+"""What the stock Dask task runner does, as tests of both: the stock one and ours. A difference is a failure here.
+
+Where the stock one does not do what Prefect documents, the test says so and why: it must fail there, and pass here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import distributed
+import pytest
+from prefect import allow_failure, flow, get_client, get_run_logger, runtime, tags, task, unmapped
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import INPUTS
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.context import FlowRunContext
+from prefect.exceptions import MappingLengthMismatch, MappingMissingIterable
+from prefect.futures import as_completed
+from prefect.futures import wait as wait_for_futures
+from prefect.utilities.annotations import opaque, quote
+from prefect_dask import DaskTaskRunner
+
+from tidepool.compute.runner import TidepoolTaskRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from prefect.client.schemas.objects import TaskRun
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+Run = "Callable[..., Any]"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[distributed.LocalCluster]:
+    """One cluster for all: what is tested is the runner's, not the cluster's start."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.fixture(params=["stock", "tidepool"])
+def runner(request: pytest.FixtureRequest, cluster: distributed.LocalCluster) -> DaskTaskRunner:
+    not_by_stock = request.node.get_closest_marker("not_by_stock")
+    if request.param == "stock":
+        if not_by_stock:
+            request.applymarker(pytest.mark.xfail(reason=not_by_stock.args[0], strict=True))
+        return DaskTaskRunner(address=cluster.scheduler_address)
+    return TidepoolTaskRunner(address=cluster.scheduler_address)
+
+
+class Server:
+    """What the server has recorded; asks again until it is there."""
+
+    def __init__(self, flow_run_id: Any) -> None:  # noqa: ANN401 - a UUID
+        self._of = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        self._id = flow_run_id
+
+    def task_runs(self, count: int, settled: Callable[[TaskRun], bool] | None = None) -> list[TaskRun]:
+        def read() -> list[TaskRun]:
+            with get_client(sync_client=True) as client:
+                found = client.read_task_runs(flow_run_filter=self._of)
+            return [run for run in found if run.state and (settled(run) if settled else run.state.is_final())]
+
+        return _until(read, lambda runs: len(runs) == count)
+
+    def logs(self, text: str) -> list[Any]:
+        def read() -> list[Any]:
+            with get_client(sync_client=True) as client:
+                found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self._id])))
+            return [log for log in found if text in log.message]
+
+        return _until(read, bool)
+
+    def artifacts(self) -> list[Any]:
+        def read() -> list[Any]:
+            with get_client(sync_client=True) as client:
+                return client.read_artifacts(
+                    artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[self._id]))
+                )
+
+        return _until(read, bool)
+
+
+def _until(read: Callable[[], Any], done: Callable[[Any], bool], seconds: float = 60) -> Any:  # noqa: ANN401
+    deadline = time.monotonic() + seconds
+    while not done(found := read()):
+        assert time.monotonic() < deadline, f"not on the server after {seconds} s: {found}"
+        time.sleep(0.2)
+    return found
+
+
+def run(runner: Any, body: Callable[..., Any], **options: Any) -> tuple[Any, Server]:  # noqa: ANN401
+    """Runs `body` as a flow on that runner; its final state, and what the server knows."""
+    state = flow(task_runner=runner, name="behaviour", **options)(body)(return_state=True)
+    if asyncio.iscoroutine(state):
+        state = asyncio.run(state)
+    return state, Server(state.state_details.flow_run_id)
+
+
+@task
+def double(number: int) -> int:
+    return 2 * number
+
+
+@task
+def fail(number: int = 0) -> int:
+    raise ValueError(f"no {number}")
+
+
+@task
+def add(first: int, second: int = 10) -> int:
+    return first + second
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_map_gives_results_in_the_order_of_the_items(runner: Any) -> None:
+    state, _ = run(runner, lambda: double.map(range(10)).result())
+    assert state.result() == [2 * number for number in range(10)]
+
+
+def test_submit_gives_the_result(runner: Any) -> None:
+    state, _ = run(runner, lambda: double.submit(4).result())
+    assert state.result() == 8
+
+
+def test_defaults_and_scalars_are_the_same_for_each_item(runner: Any) -> None:
+    state, _ = run(runner, lambda: add.map([1, 2]).result() + add.map([1, 2], 5).result())
+    assert state.result() == [11, 12, 6, 7]
+
+
+def test_unmapped_is_passed_whole(runner: Any) -> None:
+    @task
+    def total(number: int, others: list[int]) -> int:
+        return number + sum(others)
+
+    state, _ = run(runner, lambda: total.map([1, 2], unmapped([10, 20])).result())
+    assert state.result() == [31, 32]
+
+
+def test_an_unmapped_value_that_a_task_changes_is_whole_for_the_next(runner: Any) -> None:
+    @task
+    def append(number: int, others: list[int]) -> int:
+        others.append(number)
+        return len(others)
+
+    state, _ = run(runner, lambda: append.map(range(6), unmapped([0])).result())
+    assert state.result() == [2] * 6
+
+
+def test_keyword_arguments_are_mapped(runner: Any) -> None:
+    @task
+    def named(**values: int) -> dict[str, int]:
+        return values
+
+    state, _ = run(runner, lambda: named.map(a=[1, 2], b=[3, 4]).result())
+    assert state.result() == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+
+
+def test_iterables_of_different_length_are_refused(runner: Any) -> None:
+    state, _ = run(runner, lambda: add.map([1, 2], [1, 2, 3]))
+    with pytest.raises(MappingLengthMismatch):
+        state.result()
+
+
+def test_a_map_over_nothing_iterable_is_refused(runner: Any) -> None:
+    state, _ = run(runner, lambda: add.map(1, 2))
+    with pytest.raises(MappingMissingIterable):
+        state.result()
+
+
+def test_a_map_over_no_items_gives_none(runner: Any) -> None:
+    state, _ = run(runner, lambda: double.map([]).result())
+    assert state.result() == []
+
+
+def test_what_a_task_closes_over_is_as_it_was_when_submitted(runner: Any) -> None:
+    def body() -> list[int]:
+        factor = 1
+
+        @task
+        def times(number: int) -> int:
+            return factor * number
+
+        first = times.submit(5).result()
+        factor = 3
+        return [first, times.submit(5).result()]
+
+    state, _ = run(runner, body)
+    assert state.result() == [5, 15]
+
+
+def test_async_tasks(runner: Any) -> None:
+    @task
+    async def later(number: int) -> int:
+        await asyncio.sleep(0.01)
+        return number + 1
+
+    state, _ = run(runner, lambda: later.map([1, 2]).result())
+    assert state.result() == [2, 3]
+
+
+def test_async_flows(runner: Any) -> None:
+    async def body() -> list[int]:
+        return double.map([1, 2]).result()
+
+    state, _ = run(runner, body)
+    assert asyncio.run(state.aresult()) == [2, 4]
+
+
+def test_no_flow_is_needed(runner: Any) -> None:
+    with runner.duplicate() as started:
+        assert started.submit(double, {"number": 3}).result() == 6
+
+
+def test_a_runner_that_has_not_begun_refuses(runner: Any) -> None:
+    with pytest.raises(RuntimeError, match="must be started"):
+        runner.duplicate().submit(double, {"number": 3})
+
+
+def test_a_flow_that_submits_nothing_connects_to_nothing(runner: Any) -> None:
+    def body() -> bool:
+        double(1)
+        return FlowRunContext.get().task_runner._client is None
+
+    state, _ = run(runner, body)
+    assert state.result()
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_raises_its_own_error(runner: Any) -> None:
+    state, server = run(runner, lambda: fail.submit(3).result())
+    assert state.is_failed()
+    with pytest.raises(ValueError, match="no 3"):
+        state.result()
+    assert server.task_runs(1)[0].state.is_failed()
+
+
+def test_a_failed_task_may_be_looked_at(runner: Any) -> None:
+    state, _ = run(runner, lambda: repr(fail.submit(3).result(raise_on_failure=False)))
+    assert state.result() == "ValueError('no 3')"
+
+
+def test_a_failure_that_nobody_collects_does_not_fail_the_flow(runner: Any) -> None:
+    def body() -> str:
+        fail.submit(1).wait()
+        return "done"
+
+    state, _ = run(runner, body)
+    assert state.is_completed()
+
+
+def test_returned_futures_decide(runner: Any) -> None:
+    state, _ = run(runner, lambda: [double.submit(1), fail.submit(1)])
+    assert state.is_failed()
+    assert "1/2 states failed" in state.message
+
+
+def test_retries(runner: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "tried"
+
+    @task(retries=2)
+    def at_the_second_try() -> str:
+        if not marker.exists():
+            marker.touch()
+            raise ValueError("not yet")
+        return "done"
+
+    state, server = run(runner, lambda: at_the_second_try.submit().result())
+    assert state.result() == "done"
+    assert server.task_runs(1)[0].run_count == 2
+
+
+def test_a_retry_condition_is_asked(runner: Any, tmp_path: Path) -> None:
+    tries = tmp_path / "tries"
+
+    def not_for_value_errors(_task: Any, _run: Any, state: Any) -> bool:
+        try:
+            state.result()
+        except ValueError:
+            return False
+        return True
+
+    @task(retries=3, retry_condition_fn=not_for_value_errors)
+    def once() -> None:
+        with tries.open("a") as file:
+            file.write("x")
+        raise ValueError("never again")
+
+    run(runner, lambda: once.submit().wait())
+    assert tries.read_text() == "x"
+
+
+def test_a_task_that_exits_is_crashed_and_its_worker_lives(runner: Any) -> None:
+    @task
+    def leave() -> None:
+        raise SystemExit(3)
+
+    def body() -> str:
+        leave.submit().wait()
+        return "done"
+
+    _, server = run(runner, body)
+    assert server.task_runs(1)[0].state.is_crashed()
+
+
+def test_an_error_that_cannot_be_pickled_back_fails_the_task(runner: Any) -> None:
+    class TwoArgumentsError(Exception):
+        def __init__(self, one: str, two: str) -> None:
+            super().__init__(f"{one} {two}")
+
+    @task
+    def raise_it() -> None:
+        raise TwoArgumentsError("a", "b")
+
+    def body() -> Any:
+        future = raise_it.submit()
+        future.wait()
+        return future.state.type.value
+
+    state, server = run(runner, body)
+    assert server.task_runs(1)[0].state.is_failed()
+    assert state.result() == "FAILED"
+
+
+def test_a_task_that_takes_too_long_fails(runner: Any) -> None:
+    @task(timeout_seconds=0.2)
+    async def slow() -> None:
+        await asyncio.sleep(30)
+
+    _, server = run(runner, lambda: slow.submit().wait())
+    assert server.task_runs(1)[0].state.name == "TimedOut"
+
+
+def test_a_flow_runs_again_with_a_runner_of_its_own(runner: Any) -> None:
+    tries: list[int] = []
+
+    def body() -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            return fail.submit(1).result()
+        return double.submit(2).result()
+
+    state, _ = run(runner, body, retries=1)
+    assert state.result() == 4
+
+
+# --- what depends on what -------------------------------------------------------------------------
+
+
+def test_a_future_is_an_argument(runner: Any) -> None:
+    state, server = run(runner, lambda: double.submit(double.submit(3)).result())
+    assert state.result() == 12
+    inputs = [run.task_inputs.get("number") for run in server.task_runs(2)]
+    assert sorted(len(one or []) for one in inputs) == [0, 1]
+
+
+def test_futures_in_lists_and_dicts_are_arguments(runner: Any) -> None:
+    @task
+    def total(values: dict[str, list[int]]) -> int:
+        return sum(values["all"])
+
+    state, _ = run(runner, lambda: total.submit({"all": [double.submit(1), double.submit(2), 5]}).result())
+    assert state.result() == 11
+
+
+def test_futures_are_mapped_over(runner: Any) -> None:
+    state, _ = run(runner, lambda: double.map(double.map([1, 2])).result())
+    assert state.result() == [4, 8]
+
+
+def test_a_future_of_a_list_is_mapped_over(runner: Any) -> None:
+    @task
+    def numbers() -> list[int]:
+        return [1, 2, 3]
+
+    state, _ = run(runner, lambda: double.map(numbers.submit()).result())
+    assert state.result() == [2, 4, 6]
+
+
+def test_a_future_that_is_done_is_an_argument(runner: Any) -> None:
+    def body() -> int:
+        first = double.submit(3)
+        first.wait()
+        return double.submit(first).result()
+
+    state, _ = run(runner, body)
+    assert state.result() == 12
+
+
+def test_wait_for_waits(runner: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "first"
+
+    @task
+    def first() -> None:
+        time.sleep(0.5)
+        marker.touch()
+
+    @task
+    def second() -> bool:
+        return marker.exists()
+
+    state, _ = run(runner, lambda: second.submit(wait_for=[first.submit()]).result())
+    assert state.result()
+
+
+def test_what_waits_for_a_failure_does_not_run(runner: Any) -> None:
+    def body() -> str:
+        future = double.submit(1, wait_for=[fail.submit()])
+        future.wait()
+        return future.state.name
+
+    state, server = run(runner, body)
+    assert state.result() == "NotReady"
+    names = {run.name.rsplit("-", 1)[0]: run.state.name for run in server.task_runs(2, lambda run: run.state.name != "Running")}
+    assert names == {"fail": "Failed", "double": "NotReady"}
+
+
+def test_what_gets_a_failure_as_argument_does_not_run(runner: Any) -> None:
+    def body() -> str:
+        future = double.submit(fail.submit())
+        future.wait()
+        return future.state.name
+
+    state, _ = run(runner, body)
+    assert state.result() == "NotReady"
+
+
+@pytest.mark.not_by_stock("Dask takes the annotation for a plain tuple, so the task never runs")
+def test_a_failure_may_be_allowed(runner: Any) -> None:
+    @task
+    def look(value: Any) -> str:
+        return repr(value)
+
+    state, _ = run(runner, lambda: look.submit(allow_failure(fail.submit(7))).result())
+    assert state.result() == "ValueError('no 7')"
+
+
+def test_quoted_and_opaque_arguments_arrive_as_they_are(runner: Any) -> None:
+    @task
+    def look(value: Any) -> Any:
+        return value
+
+    state, _ = run(runner, lambda: [look.submit(quote([1, 2])).result(), look.submit(opaque([3])).result()])
+    assert state.result() == [[1, 2], [3]]
+
+
+def test_a_task_submits_tasks(runner: Any) -> None:
+    @task
+    def outer() -> int:
+        return double.submit(5).result()
+
+    state, server = run(runner, lambda: outer.submit().result())
+    assert state.result() == 10
+    assert len(server.task_runs(2)) == 2
+
+
+def test_a_subflow_has_a_runner_of_its_own(runner: Any) -> None:
+    @flow(task_runner=runner)
+    def inner() -> list[int]:
+        return double.map([1, 2]).result()
+
+    state, _ = run(runner, lambda: double.map(inner()).result())
+    assert state.result() == [4, 8]
+
+
+# --- futures --------------------------------------------------------------------------------------
+
+
+def test_a_result_may_be_late(runner: Any) -> None:
+    @task
+    def slow() -> int:
+        time.sleep(2)
+        return 1
+
+    def body() -> int:
+        future = slow.submit()
+        with pytest.raises(TimeoutError):
+            future.result(timeout=0.05)
+        future.wait(timeout=0.05)
+        return future.result()
+
+    state, _ = run(runner, body)
+    assert state.result() == 1
+
+
+def test_futures_as_they_complete(runner: Any) -> None:
+    def body() -> list[int]:
+        futures = double.map([1, 2, 3])
+        seen = sorted(future.result() for future in as_completed(list(futures)))
+        assert not wait_for_futures(list(futures), timeout=30).not_done
+        return seen
+
+    state, _ = run(runner, body)
+    assert state.result() == [2, 4, 6]
+
+
+def test_a_done_callback_is_called(runner: Any) -> None:
+    called = threading.Event()
+
+    def body() -> bool:
+        future = double.submit(1)
+        future.add_done_callback(lambda _future: called.set())
+        return called.wait(30)
+
+    state, _ = run(runner, body)
+    assert state.result()
+
+
+def test_a_future_knows_its_task_run(runner: Any) -> None:
+    def body() -> str:
+        future = double.submit(1)
+        future.wait()
+        assert future.state.is_completed()
+        return str(future.task_run_id)
+
+    state, server = run(runner, body)
+    assert [str(run.id) for run in server.task_runs(1)] == [state.result()]
+
+
+# --- what the server knows ------------------------------------------------------------------------
+
+
+def test_each_item_is_a_task_run_with_its_name_and_tags(runner: Any) -> None:
+    @task(task_run_name="item-{number}", tags={"mine"})
+    def named(number: int) -> int:
+        return number
+
+    def body() -> None:
+        with tags("more"):
+            named.map([1, 2]).wait()
+
+    _, server = run(runner, body)
+    runs = server.task_runs(2)
+    assert {run.name for run in runs} == {"item-1", "item-2"}
+    assert all(set(run.tags) == {"mine", "more"} and run.state.is_completed() for run in runs)
+
+
+def test_names_without_a_template_are_the_task_and_a_key(runner: Any) -> None:
+    _, server = run(runner, lambda: double.map([1, 2]).wait())
+    assert all(run.name.startswith("double-") and run.task_key.startswith("double-") for run in server.task_runs(2))
+
+
+def test_a_task_knows_its_run(runner: Any) -> None:
+    @task
+    def who(number: int) -> tuple[str, str, Any]:
+        return str(runtime.task_run.id), str(runtime.flow_run.id), runtime.task_run.parameters
+
+    state, server = run(runner, lambda: who.submit(5).result())
+    assert state.result() == (str(server.task_runs(1)[0].id), str(state.state_details.flow_run_id), {"number": 5})
+
+
+def test_logs_arrive_with_their_task_run(runner: Any) -> None:
+    @task(log_prints=True)
+    def talk(number: int) -> None:
+        get_run_logger().info("logged %d", number)
+        print(f"printed {number}")  # noqa: T201 - what is tested
+
+    _, server = run(runner, lambda: talk.submit(7).wait())
+    of = server.task_runs(1)[0].id
+    assert [log.task_run_id for log in server.logs("logged 7")] == [of]
+    assert [log.task_run_id for log in server.logs("printed 7")] == [of]
+
+
+def test_an_artifact_belongs_to_its_task_run(runner: Any) -> None:
+    @task
+    def write() -> None:
+        create_markdown_artifact("hello", key="runner-behaviour")
+
+    _, server = run(runner, lambda: write.submit().wait())
+    assert [artifact.task_run_id for artifact in server.artifacts()] == [server.task_runs(1)[0].id]
+
+
+def test_hooks_are_called(runner: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "hook"
+
+    def note(_task: Any, _run: Any, state: Any) -> None:
+        with marker.open("a") as file:
+            file.write(f"{state.name} ")
+
+    @task(on_completion=[note], on_running=[note])
+    def hooked() -> None:
+        pass
+
+    run(runner, lambda: hooked.submit().wait())
+    assert marker.read_text() == "Running Completed "
+
+
+def test_a_cached_result_is_not_computed_again(runner: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "computed"
+
+    @task(cache_policy=INPUTS, persist_result=True)
+    def once(path: str) -> int:
+        with marker.open("a") as file:
+            file.write("x")
+        return len(path)
+
+    def body() -> list[int]:
+        return [once.submit(str(tmp_path)).result(), once.submit(str(tmp_path)).result()]
+
+    _, server = run(runner, body)
+    assert marker.read_text() == "x"
+    assert sorted(run.state.name for run in server.task_runs(2)) == ["Cached", "Completed"]
+
+
+def test_a_concurrency_limit_of_a_tag_holds(runner: Any, tmp_path: Path) -> None:
+    tag = f"one-at-a-time-{tmp_path.name}-{id(runner)}"
+    with get_client(sync_client=True) as client:
+        client.create_concurrency_limit(tag=tag, concurrency_limit=1)
+
+    @task(tags={tag})
+    def alone(number: int) -> bool:
+        busy = tmp_path / "busy"
+        try:
+            busy.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        time.sleep(0.3)
+        busy.unlink()
+        return True
+
+    state, _ = run(runner, lambda: alone.map(range(3)).result())
+    assert state.result() == [True] * 3
+
+
+# --- what only ours does --------------------------------------------------------------------------
+
+
+@pytest.mark.not_by_stock("the Dask future is forgotten with Prefect's, so the task may never run")
+def test_what_was_submitted_runs_although_nobody_collects_it(runner: Any, tmp_path: Path) -> None:
+    @task
+    def leave_a_trace(number: int) -> None:
+        time.sleep(0.3)
+        (tmp_path / str(number)).touch()
+
+    def body() -> str:
+        for number in range(4):
+            leave_a_trace.submit(number)
+        return "done"
+
+    state, server = run(runner, body)
+    assert state.is_completed()
+    assert len(list(tmp_path.iterdir())) == 4
+    assert len(server.task_runs(4)) == 4

@@ -1,0 +1,391 @@
+"""What a flow says when its workers or its scheduler die: five ways to use futures, three ways to die, and more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.config
+import distributed
+import pytest
+from prefect import flow, get_client, task
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from tidepool import settings as settings_module
+from tidepool.compute.reference import ArgumentRefusedError, ResultRefusedError
+from tidepool.compute.runner import TidepoolTaskRunner
+from tidepool.compute.worker_loss import ReportingNanny, WorkerLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[distributed.LocalCluster]:
+    """Workers that may be killed: their nannies bring them back for the next test."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            worker_class=ReportingNanny,
+            memory_limit="700MiB",
+        ) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def runner(cluster: distributed.LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[TidepoolTaskRunner]:
+    monkeypatch.setenv("TIDEPOOL_COMPUTE_WORKER_LOSSES", "2")
+    settings_module.settings.cache_clear()
+    yield TidepoolTaskRunner(address=cluster.scheduler_address)
+    settings_module.settings.cache_clear()
+
+
+@task
+def die(number: int, way: str = "kill") -> int:
+    """The first of them takes its worker with it."""
+    if number == 0:
+        if way == "exit":
+            os._exit(7)
+        if way == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        hoard = []
+        while True:
+            hoard.append(os.urandom(1) * 20_000_000)
+            time.sleep(0.01)
+    return number
+
+
+@task
+def after() -> str:
+    return "ran"
+
+
+def _task_states(state: Any, count: int) -> dict[str, list[str]]:  # noqa: ANN401
+    """Names of states by task, when all of them are final on the server (or will never run)."""
+    deadline = time.monotonic() + 90
+    of = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    while True:
+        with get_client(sync_client=True) as client:
+            runs = client.read_task_runs(flow_run_filter=of)
+        settled = [run for run in runs if run.state and (run.state.is_final() or run.state.name == "NotReady")]
+        if len(settled) == count == len(runs):
+            found: dict[str, list[str]] = {}
+            for run in settled:
+                found.setdefault(run.name.rsplit("-", 1)[0], []).append(run.state.name)
+            return {name: sorted(states) for name, states in found.items()}
+        assert time.monotonic() < deadline, [(run.name, run.state) for run in runs]
+        time.sleep(0.3)
+
+
+def _not_collected() -> str:
+    die.map([0, 1, 2])
+    return "done"
+
+
+def _waited() -> str:
+    die.map([0, 1, 2]).wait()
+    return "done"
+
+
+def _returned() -> Any:  # noqa: ANN401
+    return die.map([0, 1, 2])
+
+
+def _result() -> list[int]:
+    return die.map([0, 1, 2]).result()
+
+
+def _downstream() -> Any:  # noqa: ANN401
+    return after.submit(wait_for=die.map([0, 1, 2]))
+
+
+@pytest.mark.parametrize("body", [_not_collected, _waited, _returned, _result], ids=lambda body: body.__name__[1:])
+def test_a_killed_worker_is_never_green(runner: TidepoolTaskRunner, body: Callable[[], Any]) -> None:
+    state = flow(task_runner=runner, name=body.__name__)(body)(return_state=True)
+
+    assert state.is_failed()
+    assert _task_states(state, 3) == {"die": ["Completed", "Completed", "Crashed"]}
+
+
+def test_what_waits_for_a_lost_task_does_not_run(runner: TidepoolTaskRunner) -> None:
+    state = flow(task_runner=runner, name="downstream")(_downstream)(return_state=True)
+
+    assert state.is_failed()
+    assert _task_states(state, 4) == {"after": ["NotReady"], "die": ["Completed", "Completed", "Crashed"]}
+
+
+@pytest.mark.parametrize(("way", "words"), [("exit", "exit code 7"), ("memory", "out of memory (137)")])
+def test_the_reason_is_in_words(runner: TidepoolTaskRunner, way: str, words: str) -> None:
+    @flow(task_runner=runner)
+    def body() -> int:
+        return die.submit(0, way).result()
+
+    state = body(return_state=True)
+    with pytest.raises(WorkerLostError, match="worker lost 2 times while running this task; last exit: ") as raised:
+        state.result()
+    assert words in str(raised.value)
+
+
+def test_a_lost_worker_is_another_try_elsewhere(runner: TidepoolTaskRunner, tmp_path: Path) -> None:
+    @task
+    def once(number: int) -> int:
+        marker = tmp_path / "died"
+        if number == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    @flow(task_runner=runner)
+    def body() -> list[int]:
+        return after_all.map(once.map(range(4))).result()
+
+    @task
+    def after_all(number: int) -> int:
+        return number + 1
+
+    state = body(return_state=True)
+    assert state.result() == [1, 2, 3, 4]
+    assert set(_task_states(state, 8)["once"]) == {"Completed"}
+
+
+def test_a_task_with_more_retries_loses_more_workers(runner: TidepoolTaskRunner, tmp_path: Path) -> None:
+    @task(retries=2)
+    def at_last() -> int:
+        deaths = len(list(tmp_path.iterdir()))
+        if deaths < 2:
+            (tmp_path / str(deaths)).touch()
+            os._exit(1)
+        return deaths
+
+    state = flow(task_runner=runner, name="retries")(lambda: at_last.submit().result())(return_state=True)
+    assert state.result() == 2
+
+
+def test_who_looks_at_the_loss_may_go_on(runner: TidepoolTaskRunner) -> None:
+    def body() -> str:
+        return type(die.submit(0).result(raise_on_failure=False)).__name__
+
+    state = flow(task_runner=runner, name="looks")(body)(return_state=True)
+    assert state.result() == "WorkerLostError"
+
+
+def test_a_failed_flow_leaves_no_task_run_open(runner: TidepoolTaskRunner) -> None:
+    @task
+    def long(_number: int) -> None:
+        time.sleep(20)
+
+    def body() -> None:
+        futures = long.map(range(2))
+        while not any(future.state.is_running() for future in futures):
+            time.sleep(0.1)
+        raise ValueError("enough")
+
+    state = flow(task_runner=runner, name="fails")(body)(return_state=True)
+    assert state.is_failed()
+    assert set(_open_states(state)) <= {"Cancelled"}
+
+
+def _open_states(state: Any) -> list[str]:  # noqa: ANN401
+    deadline = time.monotonic() + 60
+    of = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    while True:
+        with get_client(sync_client=True) as client:
+            states = [run.state for run in client.read_task_runs(flow_run_filter=of)]
+        if states and all(one and one.is_final() for one in states):
+            return [one.name for one in states]
+        assert time.monotonic() < deadline, states
+        time.sleep(0.3)
+
+
+# --- a scheduler that dies ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mortal_scheduler(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A scheduler in a process of its own with one worker: address and process."""
+    announced = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--port", "0", "--host", "127.0.0.1"]
+    scheduler = subprocess.Popen([*dask, "--scheduler-file", str(announced)])
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(announced), "--no-nanny"]
+        + ["--no-dashboard", "--nthreads", "1", "--death-timeout", "60"]
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not announced.exists():
+            assert time.monotonic() < deadline, "the scheduler does not start"
+            time.sleep(0.1)
+        address = dask_address(announced)
+        yield address, scheduler
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+
+
+def dask_address(announced: Path) -> str:
+    import json
+
+    return str(json.loads(announced.read_text())["address"])
+
+
+def test_a_lost_scheduler_crashes_what_was_running(
+    mortal_scheduler: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, scheduler = mortal_scheduler
+    monkeypatch.setenv("TIDEPOOL_COMPUTE_CLOSE_SECONDS", "10")
+    settings_module.settings.cache_clear()
+
+    @task
+    def long(_number: int) -> None:
+        time.sleep(60)
+
+    @flow(task_runner=TidepoolTaskRunner(address=address, client_kwargs={"timeout": 2}))
+    def body() -> str:
+        futures = long.map(range(2))
+        while not any(future.state.is_running() for future in futures):
+            time.sleep(0.1)
+        scheduler.kill()
+        futures.wait()
+        return "done"
+
+    state = body(return_state=True)
+    assert state.is_failed()
+    assert f"the connection to the Dask scheduler at {address} was lost" in state.message
+    assert set(_open_states(state)) == {"Crashed"}
+    settings_module.settings.cache_clear()
+
+
+# --- what is too large, and the end ---------------------------------------------------------------
+
+
+def test_large_arguments_and_results_are_refused_with_advice(cluster: distributed.LocalCluster) -> None:
+    @task
+    def take(number: int, frame: bytes = b"") -> int:
+        return number + len(frame)
+
+    @task(retries=3)
+    def give(size: int) -> bytes:
+        return b"x" * size
+
+    @flow(task_runner=TidepoolTaskRunner(address=cluster.scheduler_address))
+    def body() -> list[BaseException]:
+        refused: list[BaseException] = []
+        for call in (
+            lambda: take.submit(1, b"x" * 400_000),
+            lambda: take.map([1, 2], b"x" * 400_000),
+            lambda: give.submit(400_000).result(),
+        ):
+            try:
+                call()
+            except (ArgumentRefusedError, ResultRefusedError) as error:
+                refused.append(error)
+        assert give.submit(100_000).result() == b"x" * 100_000
+        return refused
+
+    texts = [str(error) for error in body()]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("argument `frame` of task `take` has 390.6 KiB, the limit is 256.0 KiB: write it to the store")
+    assert texts[2].startswith("the result of task `give` has 390.6 KiB")
+
+
+class FailingClose(distributed.LocalCluster):
+    """A cluster that does not close as it should."""
+
+    def __exit__(self, *args: object) -> None:
+        super().__exit__(*args)
+        raise OSError("cannot close")
+
+
+def failing_cluster(**options: Any) -> FailingClose:  # noqa: ANN401 - LocalCluster's own
+    return FailingClose(processes=False, dashboard_address="127.0.0.1:0", **options)
+
+
+def test_a_failing_close_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    @flow(task_runner=TidepoolTaskRunner(cluster_class=failing_cluster, cluster_kwargs={"n_workers": 1}))
+    def body() -> int:
+        return after_error.submit().result()
+
+    @task
+    def after_error() -> int:
+        raise ValueError("the flow's own")
+
+    state = body(return_state=True)
+    with pytest.raises(ValueError, match="the flow's own"):
+        state.result()
+    assert "Could not close the Dask cluster" in caplog.text
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_cluster_may_start_with_the_flow(used: bool) -> None:  # noqa: FBT001
+    made: list[distributed.LocalCluster] = []
+
+    def make(**options: Any) -> distributed.LocalCluster:  # noqa: ANN401 - LocalCluster's own
+        made.append(distributed.LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **options))
+        return made[0]
+
+    @flow(task_runner=TidepoolTaskRunner(cluster_class=make, cluster_kwargs={"n_workers": 1}, start_early=True))
+    def body() -> str:
+        return after.submit().result() if used else "ran"
+
+    assert body() == "ran"
+    assert [cluster.status.name for cluster in made] == ["closed"]
+
+
+def test_a_cancelled_process_closes_its_cluster(prefect_server: str, tmp_path: Path) -> None:
+    script = tmp_path / "cancelled.py"
+    script.write_text(CANCELLED)
+    child = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PREFECT_API_URL": prefect_server, "PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    begun = child.stdout.readline().split()
+    os.kill(child.pid, signal.SIGTERM)
+    rest, _ = child.communicate(timeout=120)
+    assert begun[0] == "running"
+    assert child.returncode != 0, rest
+    worker_pid = int(begun[1])
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{worker_pid}").exists():
+        assert time.monotonic() < deadline, "a worker process is left behind"
+        time.sleep(0.2)
+
+
+CANCELLED = """
+import os, sys, time
+from pathlib import Path
+from prefect import flow, task
+from tidepool.compute.runner import TidepoolTaskRunner
+
+@task
+def long(folder):
+    (Path(folder) / "pid").write_text(str(os.getpid()))
+    time.sleep(120)
+
+@flow(task_runner=TidepoolTaskRunner(cluster_kwargs={"n_workers": 1, "dashboard_address": "127.0.0.1:0"}))
+def body(folder):
+    future = long.submit(folder)
+    pid = Path(folder) / "pid"
+    while not (pid.exists() and pid.read_text()):
+        time.sleep(0.1)
+    print("running", pid.read_text(), flush=True)
+    future.wait()
+
+if __name__ == "__main__":
+    import tempfile
+    body(tempfile.mkdtemp())
+"""
