@@ -1,6 +1,6 @@
 """A small repository to deploy from, and a proxy that writes down what a Prefect server is asked."""
 
-# ruff: noqa: ANN401, N815 - JSON; names that http.server wants
+# ruff: noqa: N815 - JSON; names that http.server wants
 
 from __future__ import annotations
 

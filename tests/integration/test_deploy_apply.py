@@ -1,7 +1,5 @@
 """Plan and apply against a real server: what is written, what stays, what is refused."""
 
-# ruff: noqa: ANN401 - JSON; sentences
-
 from __future__ import annotations
 
 import re

@@ -1,6 +1,6 @@
 """The plan: what changes, what stays, whose it is, and what a schedule's change means for its next runs."""
 
-# ruff: noqa: ANN401, E501 - any field; rows of a table
+# ruff: noqa: E501 - any field; rows of a table
 
 from __future__ import annotations
 
