@@ -11,7 +11,7 @@ import os
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -73,7 +73,8 @@ def run(
         flow = _load(deployment, repository)
         values = bind(flow, deployment.get("parameters") or {}, assignments(parameters))
         with _api(repository):
-            state: State[Any] = flow(**values, return_state=True)
+            # Prefect's overloads know no flow of any parameters and any result.
+            state = cast("State[Any]", cast("Any", flow)(**values, return_state=True))
             outcome, reason = _outcome(flow, state)
     if as_json:
         sys.stdout.write(json.dumps(asdict(outcome), default=str) + "\n")

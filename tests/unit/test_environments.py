@@ -91,6 +91,11 @@ def test_an_overlay_changes_every_deployment_and_then_one() -> None:
     assert before == MANIFEST
 
 
+def test_an_environment_can_leave_a_deployment_out() -> None:
+    rendered = environments.render(MANIFEST, {"every_deployment": {"paused": True}, "deployments": {"a": None}})
+    assert environments.deployment_names(rendered) == ["b"]
+
+
 def test_production_is_prefect_yaml_without_its_definitions() -> None:
     rendered = environments.render(MANIFEST, {})
     assert rendered == {key: value for key, value in MANIFEST.items() if key != "definitions"}
@@ -154,16 +159,15 @@ def test_yaml_of_every_environment_reads_back_without_anchors(environment: str) 
     text = environments.to_yaml(rendered)
     assert yaml.safe_load(text) == rendered
     assert "&" not in text
-    assert [each["name"] for each in rendered["deployments"]] == [each["name"] for each in _raw()["deployments"]]
 
 
 @pytest.mark.parametrize("environment", ["local", "staging"])
 def test_no_environment_changes_a_schedule(environment: str) -> None:
     rendered = environments.load(REPOSITORY, environment)
-    assert [each["schedules"] for each in rendered["deployments"]] == [
-        each["schedules"] for each in _raw()["deployments"]
-    ]
-    assert all(each["paused"] for each in rendered["deployments"])
+    schedules = {each["name"]: each["schedules"] for each in _raw()["deployments"]}
+    for each in rendered["deployments"]:
+        assert each["schedules"] == schedules[each["name"]]
+        assert each["paused"] is True
 
 
 def test_local_needs_neither_kubernetes_nor_an_image_nor_a_network() -> None:

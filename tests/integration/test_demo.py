@@ -1,0 +1,175 @@
+"""`tidepool demo`: a server, a worker and runs through a work pool, and afterwards nothing of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from io import StringIO
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from rich.console import Console
+
+from tests.integration.small_repository import command, make, processes_of, variables
+from tidepool.demo import _Progress, _summary
+from tidepool.errors import TidepoolError, UsageError
+from tidepool.local_server import Home, Processes, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def _wait(condition: Callable[[], bool], what: str, seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def test_every_deployment_runs_through_the_work_pool_and_nothing_is_left(tmp_path: Path) -> None:
+    repository = make(tmp_path / "repository", "good", "bad")
+    port = free_port()
+    done = subprocess.run(
+        command("demo", "--port", str(port)),
+        cwd=repository,
+        # A person's own Prefect settings must not lead the demo anywhere.
+        env=variables(PREFECT_API_URL="http://127.0.0.1:1/api", PREFECT_API_KEY="a key of theirs"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=800,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    table = {line[0]: line[1:] for line in lines if len(line) == 4 and line[0] in {"good", "bad"}}
+    assert (table["good"][0], table["bad"][0]) == ("Completed", "Failed")
+    assert table["good"][2].startswith(f"http://127.0.0.1:{port}/v2/runs/flow-run/")
+    assert "line 3, column 2: 'x7' is not an integer" in done.stdout
+    assert "1 of 2 Completed" in done.stdout
+    assert processes_of(repository) == []
+    assert not Home.of(repository).record.exists()
+    with sqlite3.connect(repository / ".tidepool" / "prefect" / "prefect.db") as database:
+        rows = database.execute("select d.name, d.version is not null, r.work_queue_name, d.path from flow_run r "
+                                "join deployment d on d.id = r.deployment_id order by d.name")  # fmt: skip
+        assert rows.fetchall() == [("bad", 1, "default", None), ("good", 1, "default", None)]
+    database.close()
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing_even_from_a_background_job(tmp_path: Path) -> None:
+    """A shell starts a background job with SIGINT ignored; Prefect's worker would then never end."""
+    repository = make(tmp_path / "repository", "good", "slow")
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    output = tmp_path / "output"
+    with output.open("wb") as stream:
+        demo = subprocess.Popen(
+            [sys.executable, "-c", ignoring, *command("demo")],
+            cwd=repository,
+            env=variables(),
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        _wait(lambda: "slow: Running" in output.read_text() or demo.poll() is not None, "slow is Running")
+        assert demo.poll() is None, output.read_text()
+        port = json.loads((repository / ".tidepool" / "demo.json").read_text())["port"]
+
+        second = subprocess.run(
+            command("demo"), cwd=repository, env=variables(), capture_output=True, text=True, check=False, timeout=300
+        )
+        assert second.returncode == 2
+        assert f"tidepool: a demo of this repository is up already at http://127.0.0.1:{port}: end it" in second.stderr
+
+        run = subprocess.run(
+            command("run", "good", "--json"),
+            cwd=repository,
+            env=variables(PREFECT_HOME=str(tmp_path / "elsewhere")),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert run.returncode == 0, run.stderr
+        identity = json.loads(run.stdout)["flow_run_id"]
+        assert httpx.get(f"http://127.0.0.1:{port}/api/flow_runs/{identity}").status_code == httpx.codes.OK
+        assert len(processes_of(repository)) >= 4  # server, worker, run, and the run's own child
+    finally:
+        demo.send_signal(signal.SIGINT)
+        demo.wait(300)
+    assert demo.returncode == 130, output.read_text()
+    assert processes_of(repository) == []
+    with sqlite3.connect(repository / ".tidepool" / "prefect" / "prefect.db") as database:
+        states = database.execute("select f.name, r.state_type from flow_run r join flow f on f.id = r.flow_id")
+        assert ("slow-flow", "CANCELLED") in states.fetchall()
+    database.close()
+
+
+def test_a_taken_port_is_said_and_the_usual_one_is_left_alone(tmp_path: Path) -> None:
+    repository = make(tmp_path / "repository", "good")
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        assert free_port(port) != port
+        done = subprocess.run(
+            command("demo", "--port", str(port)),
+            cwd=repository,
+            env=variables(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == f"tidepool: port {port} is taken; give another one, or leave --port out for any free one\n"
+
+
+def test_a_new_demo_clears_away_what_a_killed_one_left(tmp_path: Path) -> None:
+    """The grandchild has a session of its own and no parent: only the mark finds it."""
+    home = Home.of(tmp_path)
+    (tmp_path / "leave.py").write_text(
+        "import subprocess, sys, time\n"
+        "code = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)'\n"
+        "subprocess.Popen([sys.executable, '-c', code], start_new_session=True)\n"
+    )
+    processes = Processes(home, {"PREFECT_HOME": str(home.prefect)})
+    processes.start("leave", "leave", cwd=tmp_path)
+    processes.wait("leave", 60)
+    assert len(processes_of(tmp_path)) == 1
+    home.record.write_text(json.dumps({"port": 1, "mark": processes.mark}))
+    with home.only_demo():
+        assert processes_of(tmp_path) == []
+        with pytest.raises(UsageError, match="a demo of this repository is up already: end it"), home.only_demo():
+            pass
+    assert not home.record.exists()
+
+
+def test_a_process_that_fails_shows_its_output(tmp_path: Path) -> None:
+    processes = Processes(Home.of(tmp_path), {})
+    processes.start("deploy", "no_such_module", cwd=tmp_path)
+    with pytest.raises(TidepoolError, match=r"^deploy failed with exit code 1; its output:\n.*no_such_module"):
+        processes.wait("deploy", 60)
+    processes.start("server", "no_such_module", cwd=tmp_path)
+    with pytest.raises(TidepoolError, match=r"^server ended with exit code 1"):
+        _wait(lambda: processes.check() is not None, "it ends", 60)  # type: ignore[func-returns-value]
+    processes.stop_all()
+
+
+def test_the_summary_is_green_only_if_all_are() -> None:
+    good = _Progress("a", "Completed", "COMPLETED", "", 1.25, "http://127.0.0.1/v2/runs/flow-run/1")
+    bad = _Progress("b", "Crashed", "CRASHED", "exit code -9 [bold]", 0.0, "http://127.0.0.1/v2/runs/flow-run/2")
+    for rows, code, last in (([good], 0, "1 of 1 Completed"), ([good, bad], 1, "1 of 2 Completed")):
+        out = Console(file=StringIO(), width=120)
+        assert _summary(rows, out) == code
+        text = out.file.getvalue()  # type: ignore[attr-defined]
+        assert text.splitlines()[-1] == last
+        assert ("b: Crashed: exit code -9 [bold]" in text) is (code == 1)

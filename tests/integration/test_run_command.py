@@ -1,0 +1,113 @@
+"""`tidepool run`: a flow here and now; its result on standard output, its exit code, and the server that records it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.integration.small_repository import command, make, processes_of, variables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return make(tmp_path / "repository", "good", "bad")
+
+
+def _run(repository: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("run", *arguments),
+        cwd=repository,
+        env=variables(**more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+
+
+def test_json_is_the_only_thing_on_standard_output(repository: Path, prefect_server: str) -> None:
+    done = _run(repository, "good", "-p", "count=4", "--json", PREFECT_API_URL=prefect_server)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)
+    assert run == {
+        "flow_run_id": run["flow_run_id"],
+        "state": "Completed",
+        "result": {"total": 12, "word": "a"},
+        "outputs": [f"file://{repository}/.tidepool/storage/good/total.txt"],
+        "artifacts": ["good-flow-outputs", "good-flow-rows"],
+    }
+    assert "printed by the flow" in done.stderr
+    assert "printed by a child" in done.stderr
+    recorded = httpx.get(f"{prefect_server}/flow_runs/{run['flow_run_id']}").json()
+    assert (recorded["state"]["type"], recorded["parameters"]["count"]) == ("COMPLETED", 4)
+
+
+def test_a_failed_run_is_exit_code_1_and_one_sentence(repository: Path, prefect_server: str) -> None:
+    done = _run(repository, "bad", "--json", PREFECT_API_URL=prefect_server)
+    assert done.returncode == 1
+    run = json.loads(done.stdout)
+    assert (run["state"], run["result"], run["outputs"], run["artifacts"]) == ("Failed", None, [], [])
+    assert done.stderr.splitlines()[-1] == "tidepool: bad ended Failed: line 3, column 2: 'x7' is not an integer"
+
+
+def test_for_a_person_it_prints_the_result_and_the_outputs(repository: Path, prefect_server: str) -> None:
+    done = _run(repository / "environments", "good", "--provider", "threads", PREFECT_API_URL=prefect_server)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("good: Completed (flow run ")
+    assert '"total": 6' in done.stdout
+    assert done.stdout.endswith(f"output: file://{repository}/.tidepool/storage/good/total.txt\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["-p", "count=11"],
+            "good-flow: parameter count = 11: input should be less than or equal to 10 (accepted: an ",
+        ),
+        (["-p", "cuont=1"], "good-flow: parameter 'cuont' is unknown, did you mean count? known: count, word"),
+    ],
+)
+def test_a_bad_parameter_runs_nothing(repository: Path, arguments: list[str], sentence: str) -> None:
+    """Not even a server: there is none here."""
+    done = _run(repository, "good", *arguments, "--json", PREFECT_API_URL="http://127.0.0.1:1/api")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"tidepool: {sentence}")
+    assert not (repository / ".tidepool").exists()
+
+
+def test_a_flow_that_cannot_be_imported_is_named(repository: Path) -> None:
+    (repository / "small_flows.py").write_text("import no_such_library\n")
+    done = _run(repository, "good")
+    assert done.returncode == 2
+    assert "good: entrypoint small_flows.good cannot be imported: ModuleNotFoundError" in done.stderr
+
+
+def test_a_configured_server_that_is_away_is_said_at_once(repository: Path) -> None:
+    done = _run(repository, "good", PREFECT_API_URL="http://127.0.0.1:1/api")
+    assert done.returncode == 2
+    assert "the Prefect API http://127.0.0.1:1/api (PREFECT_API_URL) does not answer" in done.stderr
+
+
+def test_without_a_server_it_has_its_own_which_ends_and_whose_history_stays(repository: Path) -> None:
+    # PREFECT_HOME elsewhere: the profile of whoever runs the tests is not asked.
+    done = _run(repository, "good", "--json", PREFECT_HOME=str(repository / "elsewhere"))
+    assert done.returncode == 0, done.stderr
+    identity = json.loads(done.stdout)["flow_run_id"].replace("-", "")
+    assert processes_of(repository) == []
+    with sqlite3.connect(repository / ".tidepool" / "prefect" / "prefect.db") as database:
+        states = database.execute("select state_type from flow_run where replace(id, '-', '') = ?", [identity])
+        assert states.fetchall() == [("COMPLETED",)]
+        logs = database.execute("select count(*) from log where replace(flow_run_id, '-', '') = ?", [identity])
+        assert logs.fetchone()[0] > 0
+    database.close()
