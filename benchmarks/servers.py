@@ -60,7 +60,9 @@ class Server:
 def prefect_server(database: str) -> Iterator[Server]:
     """A fresh server on `sqlite` or `postgresql`, gone with its data afterwards."""
     with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidepool-bench-", ignore_cleanup_errors=True)))
+        home = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="tidepool-bench-", ignore_cleanup_errors=True))
+        )
         variables = {**environment(), "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
         variables.pop("PREFECT_API_URL", None)
         processes = []
@@ -70,7 +72,18 @@ def prefect_server(database: str) -> Iterator[Server]:
             processes.append(pid)
         port = _free_port()
         log = stack.enter_context((home / "server.log").open("wb"))
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--no-ui",
+        ]
         server = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
         stack.callback(_stop, server)
         api = f"http://127.0.0.1:{port}/api"

@@ -85,9 +85,11 @@ def report(records: list[dict[str, Any]]) -> str:
     lines = [
         "# Task runner",
         "",
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {WORKERS} Dask workers of one "
-        f"thread, no-op tasks, batches of {BATCH}. Server, scheduler and workers share the machine. Median, with the "
-        "lowest and the highest; `load` is the machine's load average of the measurements.",
+        (
+            f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {WORKERS} Dask workers "
+            f"of one thread, no-op tasks, batches of {BATCH}. Server, scheduler and workers share the machine. Median, "
+            "with the lowest and the highest; `load` is the machine's load average of the measurements."
+        ),
         "",
         "| database | what | items | runner | runs | items per second | of stock | load |",
         "|---|---|---|---|---|---|---|---|",
@@ -109,8 +111,10 @@ def report(records: list[dict[str, Any]]) -> str:
         )
     lines += [
         "",
-        "| database | what | items | runner | first task (s) | whole flow run (s) | driver peak (MiB) "
-        "| server CPU per 1,000 task runs (s) | server caught up after (s) |",
+        (
+            "| database | what | items | runner | first task (s) | whole flow run (s) | driver peak (MiB) "
+            "| server CPU per 1,000 task runs (s) | server caught up after (s) |"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (database, kind, items, runner), found in sorted(groups.items()):
@@ -135,7 +139,9 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     groups: dict[str, list[float]] = defaultdict(list)
     for record in records:
         if record["kind"] != "cold" and record["database"] == "sqlite":
-            groups[f"{record['runner']} {record['kind']} {record['items']:,}"].append(record["items"] / record["seconds"])
+            groups[f"{record['runner']} {record['kind']} {record['items']:,}"].append(
+                record["items"] / record["seconds"]
+            )
     if not groups:
         return
     names = sorted(groups, key=lambda name: statistics.median(groups[name]))
@@ -176,7 +182,10 @@ def main() -> None:
     records: list[dict[str, Any]] = json.loads(data.read_text()) if data.exists() else []
     for repeat in range(0 if chosen.report else chosen.repeats):
         for number, (runner, kind, items) in enumerate(cells, 1):
-            print(f"{repeat + 1}/{chosen.repeats} {number}/{len(cells)} {chosen.database} {runner} {kind} {items}", flush=True)
+            print(
+                f"{repeat + 1}/{chosen.repeats} {number}/{len(cells)} {chosen.database} {runner} {kind} {items}",
+                flush=True,
+            )
             records.append(measure(chosen.database, runner, kind, items))
             print(f"    {records[-1]['seconds']:.2f} s", flush=True)
             data.write_text(json.dumps(records, indent=1) + "\n")

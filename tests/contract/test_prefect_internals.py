@@ -74,7 +74,11 @@ def test_a_flow_engine_proposes_states_through_its_client(engine: type, propose:
 
 def test_an_error_while_proposing_completed_is_the_flows_error() -> None:
     source = inspect.getsource(prefect.flow_engine.FlowRunEngine.run_context)
-    assert source.index("yield self") < source.index("except Exception as exc") < source.index("self.handle_exception(exc)")
+    assert (
+        source.index("yield self")
+        < source.index("except Exception as exc")
+        < source.index("self.handle_exception(exc)")
+    )
     body = calls(prefect.flow_engine.FlowRunEngine.call_flow_fn)
     assert "self.handle_success" in body
 
@@ -158,7 +162,7 @@ def test_contexts_are_context_variables_that_a_copy_can_enter_again() -> None:
 
 
 @pytest.mark.parametrize("service", [EventsWorker, APILogWorker])
-def test_what_is_queued_can_be_drained_within_a_time(service: Any) -> None:  # noqa: ANN401
+def test_what_is_queued_can_be_drained_within_a_time(service: Any) -> None:
     assert parameters(service.drain_all) == ["timeout", "at_exit"]
 
 

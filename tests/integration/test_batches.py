@@ -36,7 +36,7 @@ def runner() -> Iterator[TidepoolTaskRunner]:
         yield TidepoolTaskRunner(address=cluster.scheduler_address)
 
 
-def run(runner: TidepoolTaskRunner, body: Callable[[], Any]) -> Any:  # noqa: ANN401
+def run(runner: TidepoolTaskRunner, body: Callable[[], Any]) -> Any:
     return flow(task_runner=runner, name="batches")(body)()
 
 
@@ -46,7 +46,7 @@ def double(number: int, plus: int = 0) -> int:
 
 
 @pytest.mark.parametrize("size", [7, 1000, "auto"])
-def test_results_are_in_the_order_of_the_items(runner: TidepoolTaskRunner, size: Any) -> None:  # noqa: ANN401
+def test_results_are_in_the_order_of_the_items(runner: TidepoolTaskRunner, size: Any) -> None:
     results = run(runner, lambda: map_batched(double, range(100), batch_size=size, plus=1))
     assert results == [2 * number + 1 for number in range(100)]
 
@@ -98,7 +98,7 @@ def test_retries_are_those_of_an_item(runner: TidepoolTaskRunner, tmp_path: Path
 
 
 def test_a_retry_condition_decides_for_each_item(runner: TidepoolTaskRunner, tmp_path: Path) -> None:
-    def only_os_errors(_task: Any, _run: Any, state: Any) -> bool:  # noqa: ANN401
+    def only_os_errors(_task: Any, _run: Any, state: Any) -> bool:
         return isinstance(state.data, OSError)
 
     @task(retries=2, retry_condition_fn=only_os_errors)
@@ -149,6 +149,6 @@ def test_progress_is_an_artifact_and_failures_are_on_the_server(runner: Tidepool
 
 
 @pytest.mark.parametrize("size", [0, -1, "big", 1.5])
-def test_a_wrong_size_is_refused(size: Any) -> None:  # noqa: ANN401
+def test_a_wrong_size_is_refused(size: Any) -> None:
     with pytest.raises(UsageError, match=r"batch_size of task `double` is .*; it takes 'auto' or a number from 1"):
         map_batched(double, [1], batch_size=size)

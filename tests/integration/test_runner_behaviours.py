@@ -63,7 +63,7 @@ def runner(request: pytest.FixtureRequest, cluster: distributed.LocalCluster) ->
 class Server:
     """What the server has recorded; asks again until it is there."""
 
-    def __init__(self, flow_run_id: Any) -> None:  # noqa: ANN401 - a UUID
+    def __init__(self, flow_run_id: Any) -> None:
         self._of = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
         self._id = flow_run_id
 
@@ -93,7 +93,7 @@ class Server:
         return _until(read, bool)
 
 
-def _until(read: Callable[[], Any], done: Callable[[Any], bool], seconds: float = 60) -> Any:  # noqa: ANN401
+def _until(read: Callable[[], Any], done: Callable[[Any], bool], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while not done(found := read()):
         assert time.monotonic() < deadline, f"not on the server after {seconds} s: {found}"
@@ -101,7 +101,7 @@ def _until(read: Callable[[], Any], done: Callable[[Any], bool], seconds: float 
     return found
 
 
-def run(runner: Any, body: Callable[..., Any], **options: Any) -> tuple[Any, Server]:  # noqa: ANN401
+def run(runner: Any, body: Callable[..., Any], **options: Any) -> tuple[Any, Server]:
     """Runs `body` as a flow on that runner; its final state, and what the server knows."""
     state = flow(task_runner=runner, name="behaviour", **options)(body)(return_state=True)
     if asyncio.iscoroutine(state):
@@ -427,7 +427,10 @@ def test_what_waits_for_a_failure_does_not_run(runner: Any) -> None:
 
     state, server = run(runner, body)
     assert state.result() == "NotReady"
-    names = {run.name.rsplit("-", 1)[0]: run.state.name for run in server.task_runs(2, lambda run: run.state.name != "Running")}
+    names = {
+        run.name.rsplit("-", 1)[0]: run.state.name
+        for run in server.task_runs(2, lambda run: run.state.name != "Running")
+    }
     assert names == {"fail": "Failed", "double": "NotReady"}
 
 
@@ -624,7 +627,7 @@ def test_a_concurrency_limit_of_a_tag_holds(runner: Any, tmp_path: Path) -> None
         client.create_concurrency_limit(tag=tag, concurrency_limit=1)
 
     @task(tags={tag})
-    def alone(number: int) -> bool:
+    def alone(_number: int) -> bool:
         busy = tmp_path / "busy"
         try:
             busy.touch(exist_ok=False)

@@ -71,7 +71,7 @@ def after() -> str:
     return "ran"
 
 
-def _task_states(state: Any, count: int) -> dict[str, list[str]]:  # noqa: ANN401
+def _task_states(state: Any, count: int) -> dict[str, list[str]]:
     """Names of states by task, when all of them are final on the server (or will never run)."""
     deadline = time.monotonic() + 90
     of = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
@@ -98,7 +98,7 @@ def _waited() -> str:
     return "done"
 
 
-def _returned() -> Any:  # noqa: ANN401
+def _returned() -> Any:
     return die.map([0, 1, 2])
 
 
@@ -106,7 +106,7 @@ def _result() -> list[int]:
     return die.map([0, 1, 2]).result()
 
 
-def _downstream() -> Any:  # noqa: ANN401
+def _downstream() -> Any:
     return after.submit(wait_for=die.map([0, 1, 2]))
 
 
@@ -196,7 +196,7 @@ def test_a_failed_flow_leaves_no_task_run_open(runner: TidepoolTaskRunner) -> No
     assert set(_open_states(state)) <= {"Cancelled"}
 
 
-def _open_states(state: Any) -> list[str]:  # noqa: ANN401
+def _open_states(state: Any) -> list[str]:
     deadline = time.monotonic() + 60
     of = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
     while True:
@@ -211,15 +211,26 @@ def _open_states(state: Any) -> list[str]:  # noqa: ANN401
 # --- a scheduler that dies ------------------------------------------------------------------------
 
 
+WORKER = ["--no-nanny", "--no-dashboard", "--nthreads", "1", "--death-timeout", "60"]
+
+
 @pytest.fixture
 def mortal_scheduler(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A scheduler in a process of its own with one worker: address and process."""
     announced = tmp_path / "scheduler.json"
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--port", "0", "--host", "127.0.0.1"]
+    dask = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--no-dashboard",
+        "--port",
+        "0",
+        "--host",
+        "127.0.0.1",
+    ]
     scheduler = subprocess.Popen([*dask, "--scheduler-file", str(announced)])
     worker = subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(announced), "--no-nanny"]
-        + ["--no-dashboard", "--nthreads", "1", "--death-timeout", "60"]
+        [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(announced), *WORKER]
     )
     try:
         deadline = time.monotonic() + 60
@@ -296,7 +307,9 @@ def test_large_arguments_and_results_are_refused_with_advice(cluster: distribute
 
     texts = [str(error) for error in body()]
     assert texts[0] == texts[1]
-    assert texts[0].startswith("argument `frame` of task `take` has 390.6 KiB, the limit is 256.0 KiB: write it to the store")
+    assert texts[0].startswith(
+        "argument `frame` of task `take` has 390.6 KiB, the limit is 256.0 KiB: write it to the store"
+    )
     assert texts[2].startswith("the result of task `give` has 390.6 KiB")
 
 
@@ -308,7 +321,7 @@ class FailingClose(distributed.LocalCluster):
         raise OSError("cannot close")
 
 
-def failing_cluster(**options: Any) -> FailingClose:  # noqa: ANN401 - LocalCluster's own
+def failing_cluster(**options: Any) -> FailingClose:
     return FailingClose(processes=False, dashboard_address="127.0.0.1:0", **options)
 
 
@@ -331,7 +344,7 @@ def test_a_failing_close_hides_nothing(caplog: pytest.LogCaptureFixture) -> None
 def test_a_cluster_may_start_with_the_flow(used: bool) -> None:  # noqa: FBT001
     made: list[distributed.LocalCluster] = []
 
-    def make(**options: Any) -> distributed.LocalCluster:  # noqa: ANN401 - LocalCluster's own
+    def make(**options: Any) -> distributed.LocalCluster:
         made.append(distributed.LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **options))
         return made[0]
 

@@ -1,4 +1,4 @@
-"""Many items per task run: a Prefect task run costs about 5 ms of a worker and 25 ms of the server, an item may cost less.
+"""Many items per task run: a task run costs about 5 ms of a worker and 25 ms of the server, an item may cost less.
 
 `map_batched(task, items)` runs the task's function for every item, many of them in one task run, and still gives each
 item its own result, error and retries.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import math
 import os
 import statistics
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from prefect import Task, unmapped
@@ -227,7 +229,7 @@ class _Batches:
         for outcome in sorted(self._seen, key=lambda one: one.begun):
             by_worker.setdefault(outcome.worker, []).append(outcome)
         # Between the end of one task run and the begin of the next on the same worker there is nothing but overhead.
-        gaps = [after.begun - before.ended for runs in by_worker.values() for before, after in zip(runs, runs[1:], strict=False)]
+        gaps = [after.begun - before.ended for runs in by_worker.values() for before, after in itertools.pairwise(runs)]
         overhead = statistics.median(gaps) if gaps else _USUAL_OVERHEAD_SECONDS
         each = max(statistics.median(one.ended - one.begun for one in self._seen), 1e-6)
         wanted = math.ceil(overhead * (1 / _OVERHEAD_SHARE - 1) / each)
@@ -240,19 +242,23 @@ class _Progress:
 
     def __init__(self, task: str) -> None:
         self._task = task
-        self._artifact = create_progress_artifact(progress=0.0, description=f"{task}: items done", _sync=True)
+        # In an async flow too: this is not awaited.
+        self._artifact: Any = _in_sync(create_progress_artifact)(progress=0.0, description=f"{task}: items done")
         self._shown = time.monotonic()
 
     def show(self, done: int, total: int, *, last: bool = False) -> None:
         """Shows how many items are done; not more often than is of use."""
         if last or time.monotonic() - self._shown > _PROGRESS_SECONDS:
             self._shown = time.monotonic()
-            update_progress_artifact(
+            _in_sync(update_progress_artifact)(
                 self._artifact,
                 progress=100.0 * done / max(total, 1),
                 description=f"{self._task}: {done} of {total} items done",
-                _sync=True,
             )
+
+
+def _in_sync(function: Any) -> Callable[..., Any]:  # noqa: ANN401 - Prefect's dispatch between sync and async has no type
+    return partial(function, _sync=True)
 
 
 # --- in the task run ------------------------------------------------------------------------------
@@ -285,7 +291,9 @@ def _run_batch(items: list[Any], first: int, count: int, fixed: dict[str, Any]) 
         todo = list(range(len(items)))
         for tries in range(1, task.retries + 2):
             todo = [at for at in todo if not _try(call, outcome.values, items, first, at, tries)]
-            todo = [at for at in todo if tries <= task.retries and _may_retry(task, context, outcome.values[at].error, loop)]
+            todo = [
+                at for at in todo if tries <= task.retries and _may_retry(task, context, outcome.values[at].error, loop)
+            ]
             if not todo:
                 break
             # Once for all that failed, not once for each.
@@ -293,7 +301,9 @@ def _run_batch(items: list[Any], first: int, count: int, fixed: dict[str, Any]) 
     outcome.ended = time.time()
     failed = [value for value in outcome.values if isinstance(value, FailedItem)]
     if failed:
-        message = f"{len(failed)} of {len(items)} items failed: {'; '.join(str(one) for one in failed[:_SHOWN_FAILURES])}"
+        message = (
+            f"{len(failed)} of {len(items)} items failed: {'; '.join(str(one) for one in failed[:_SHOWN_FAILURES])}"
+        )
         return Failed(message=message, data=outcome)
     return outcome
 
@@ -328,10 +338,10 @@ def _may_retry(task: Task[..., Any], context: TaskRunContext, error: BaseExcepti
 
 
 def _delay(task: Task[..., Any], tries: int) -> float:
-    delays = task.retry_delay_seconds
+    delays: Any = task.retry_delay_seconds
     if isinstance(delays, (list, tuple)):
         return float(delays[min(tries, len(delays)) - 1]) if delays else 0.0
-    return float(cast("float", delays or 0))
+    return float(delays or 0)
 
 
 def _shown(item: Any) -> str:  # noqa: ANN401 - any item

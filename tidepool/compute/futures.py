@@ -51,7 +51,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A final state as it came from the worker: pickled, because ten thousand states as objects fill the driver's memory."""
+    """A final state as it came from the worker: pickled, because ten thousand objects would fill the driver's memory."""
 
     pickled: bytes
 
@@ -85,13 +85,22 @@ class TidepoolFuture(PrefectDaskFuture[R]):
         self.tracker = tracker
 
     # Prefect's wait() and as_completed() look here whether a future is done; they never read it.
-    @property
+    @property  # type: ignore[override] # read for its truth only
     def _final_state(self) -> Outcome | None:
         return self.outcome
 
     @_final_state.setter
-    def _final_state(self, _value: None) -> None:
+    def _final_state(self, _value: None) -> None:  # type: ignore[override]
         """Prefect's constructor sets it to None."""
+
+    def sent_as(self, dask_future: Any) -> None:  # noqa: ANN401 - distributed's futures have no types
+        """Notes Dask's future of the current attempt."""
+        self._wrapped_future = dask_future
+
+    def drop(self) -> None:
+        """Forgets what it takes to run it: it is settled."""
+        self._wrapped_future = cast("Any", None)
+        self.submission = None
 
     @property
     def state(self) -> State[R]:
@@ -120,7 +129,8 @@ class TidepoolFuture(PrefectDaskFuture[R]):
         if self.outcome is None:
             raise TimeoutError(f"Task run {self.task_run_id} did not complete within {timeout} seconds")
         self.tracker.acknowledge(self)
-        return cast("R", self.outcome.state().result(raise_on_failure=raise_on_failure, _sync=True))
+        state: Any = self.outcome.state()
+        return cast("R", state.result(raise_on_failure=raise_on_failure, _sync=True))
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
         """Calls `fn` with this future when it is settled: at once if it is."""

@@ -1,4 +1,4 @@
-"""Data travels by reference: what is too large as an argument or result of a mapped task is refused, with the way out."""
+"""Data travels by reference: an argument or result of a mapped task that is too large is refused, with the way out."""
 
 from __future__ import annotations
 

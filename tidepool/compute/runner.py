@@ -1,4 +1,4 @@
-"""The task runner: Prefect tasks on a Dask cluster, ten times as fast as the stock one, with states that tell the truth.
+"""The task runner: Prefect tasks on a Dask cluster, faster than the stock one, with states that tell the truth.
 
 `TidepoolTaskRunner` has the constructor and the public behaviour of `prefect_dask.DaskTaskRunner`. What differs:
 
@@ -15,7 +15,7 @@ import contextvars
 import threading
 from concurrent.futures import Future as ConcurrentFuture
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
 import cloudpickle
@@ -35,7 +35,7 @@ from prefect.logging import get_run_logger
 from prefect.utilities.annotations import unmapped
 from prefect.utilities.collections import isiterable, visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
-from prefect_dask import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner
 
 from tidepool.compute import worker
 from tidepool.compute.completion import before_completed
@@ -60,7 +60,7 @@ _GRAPH_TASKS = 500
 _GRAPH_BYTES = 4 * 1024 * 1024
 
 
-class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask publishes no types
+class TidepoolTaskRunner(DaskTaskRunner):
     """Runs tasks on a Dask cluster that starts with the first submitted task.
 
     Args:
@@ -80,10 +80,10 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
         self._remove_check: Callable[[], None] | None = None
         self._places: dict[Any, tuple[list[str], Any]] = {}
 
-    def duplicate(self) -> TidepoolTaskRunner:
+    def duplicate(self) -> Self:
         """A new runner with the same settings, as every flow run gets; the stock one forgets `cluster`."""
-        copy: TidepoolTaskRunner = super().duplicate()
-        copy._cluster = copy._given_cluster = self._given_cluster  # noqa: SLF001 - a copy of this very class
+        copy: Self = super().duplicate()  # type: ignore[no-untyped-call] # Prefect leaves it unannotated
+        copy._cluster = copy._given_cluster = self._given_cluster
         copy.start_early = self.start_early
         return copy
 
@@ -104,7 +104,7 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
 
     # --- submission -------------------------------------------------------------------------------
 
-    def submit(
+    def submit(  # type: ignore[override] # the overloads for async tasks give the same future
         self,
         task: Task[..., Any],
         parameters: dict[str, Any],
@@ -137,7 +137,7 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
             mapping.add(future, tracker)
         return future
 
-    def map(
+    def map(  # type: ignore[override] # as with submit
         self,
         task: Task[..., Any],
         parameters: dict[str, Any],
@@ -170,9 +170,7 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
         }
         pickled = {name: cloudpickle.dumps(value) for name, value in shared.items() if not _futures_in(value)}
         tracker = self._ready()
-        refuse_arguments(
-            task.name, {name: len(data) for name, data in pickled.items()}, _limit(task)
-        )
+        refuse_arguments(task.name, {name: len(data) for name, data in pickled.items()}, _limit(task))
         mapping = _Map(task, self._publish_call(task, pickled), {name: shared[name] for name in pickled})
         self._map.current = mapping
         try:
@@ -294,12 +292,12 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
         try:
             return get_run_logger()
         except MissingContextError:
-            return cast("logging.Logger", self.logger)
+            return self.logger
 
     def _start_cluster(self) -> None:
         """Creates the cluster in a thread; `client` waits for it."""
         starting = self._starting = ConcurrentFuture()
-        create = self.resolved_cluster_class or self.cluster_class or distributed.LocalCluster
+        create: Any = self.resolved_cluster_class or self.cluster_class or distributed.LocalCluster
         context = contextvars.copy_context()
 
         def start() -> None:
@@ -313,8 +311,8 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
 
     # --- beginning and end ------------------------------------------------------------------------
 
-    def __enter__(self) -> TidepoolTaskRunner:
-        super().__enter__()
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call] # Prefect leaves it unannotated
         # A task on a Dask worker enters a runner of its own, for tasks that it submits to the cluster it is on.
         if self.start_early and not self.address and self._cluster is None and not _in_dask_worker():
             self._start_cluster()
@@ -362,7 +360,7 @@ class TidepoolTaskRunner(DaskTaskRunner):  # type: ignore[misc] # prefect_dask p
     def _attempt(self, what: str, step: Callable[..., Any], *args: Any) -> None:  # noqa: ANN401 - the step's own
         try:
             step(*args)
-        except Exception:
+        except Exception:  # noqa: BLE001 - reported; see below
             # The flow's own state and error stand; what is left behind is for the reaper.
             self._run_log().exception("Could not %s", what)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -116,5 +116,5 @@ def _emit(task_run: TaskRun, state: State[Any]) -> None:
     before = task_run.state
     task_run.state = state
     if task_run.start_time:
-        task_run.end_time = state.timestamp
+        task_run.end_time = cast("Any", state.timestamp)
     emit_task_run_state_change_event(task_run=task_run, initial_state=before, validated_state=state)

@@ -1,8 +1,8 @@
 """Follows every task run that was sent to Dask to its final state, and makes one where Dask has none.
 
-Dask reports what happened to its own task: done, failed with the worker (`KilledWorker`), cancelled with the scheduler.
-Prefect's task run must not be left Running by that. A run whose worker was lost is sent again, a bounded number of times;
-one that cannot go on is settled as Crashed with the reason, on the server too.
+Dask reports what happened to its own task: done, failed with the worker (`KilledWorker`), cancelled with the
+scheduler. Prefect's task run must not be left Running by that. A run whose worker was lost is sent again, a bounded
+number of times; one that cannot go on is settled as Crashed with the reason, on the server too.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Tracker:
         self._crashed: dict[str, str] = {}
         self._to_record: list[Conclusion] = []
         self._scheduler_gone = False
+        scheduler: Any = client.scheduler
+        self._address: str = scheduler.address
         self._news: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[bytes]] | None] = queue.SimpleQueue()
         self._exits.follow(client)
         client.subscribe_topic(worker.STARTED_TOPIC, self._on_started)
@@ -133,9 +135,11 @@ class Tracker:
         dask_futures = [future.wrapped_future for future in left if future.wrapped_future is not None]
         if not self._scheduler_gone:
             self._client.cancel(dask_futures, force=True)
-        outcomes, begun, waiting = [], [], []
+        outcomes: list[tuple[TidepoolFuture[Any], Outcome]] = []
+        begun: list[Conclusion] = []
+        waiting: list[Conclusion] = []
         for future in left:
-            state = Cancelled(message=reason)
+            state: State[Any] = Cancelled(message=reason)
             outcomes.append((future, Outcome.of(state)))
             (begun if future.wrapped_future.key in running else waiting).append(Conclusion.of(future, state))
         self._settle(outcomes)
@@ -157,7 +161,7 @@ class Tracker:
             pure=False,
         )
         for (future, _), dask_future in zip(sent, dask_futures, strict=True):
-            future._wrapped_future = dask_future  # noqa: SLF001 - ours, through Prefect's base class
+            future.sent_as(dask_future)
             self._watch(future, dask_future)
 
     def _watch(self, future: TidepoolFuture[Any], dask_future: Future[bytes]) -> None:
@@ -182,7 +186,7 @@ class Tracker:
             current = [(future, done) for future, done in news if future.wrapped_future is done]
             try:
                 self._handle(current)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - reported, and settled
                 # Whatever this is, nobody must wait for ever for what it concerned.
                 self._log.exception("Cannot follow %d task runs", len(current))
                 for future, _ in current:
@@ -293,7 +297,7 @@ class Tracker:
             for future, outcome in outcomes:
                 future.outcome = outcome
                 # The state is here: Dask must neither keep it nor, when the worker is lost, run the task for it again.
-                future._wrapped_future = future.submission = None  # noqa: SLF001 - ours, through Prefect's base class
+                future.drop()
                 self._open.pop(str(future.task_run_id), None)
                 callbacks += [(fn, future) for fn in future.callbacks]
                 future.callbacks = []
@@ -301,7 +305,7 @@ class Tracker:
         for fn, future in callbacks:
             try:
                 fn(future)
-            except Exception:
+            except Exception:  # noqa: BLE001 - an author's callback; the others still get called
                 self._log.exception("A done callback of task run %s failed", future.task_run_id)
 
     # --- what the scheduler says ------------------------------------------------------------------
@@ -318,7 +322,7 @@ class Tracker:
         return {key for keys in self._client.processing().values() for key in keys}
 
     def _scheduler_words(self) -> str:
-        return f"the connection to the Dask scheduler at {self._client.scheduler.address} was lost"
+        return f"the connection to the Dask scheduler at {self._address} was lost"
 
 
 def _upstream(future: TidepoolFuture[Any]) -> bytes | Future[bytes]:

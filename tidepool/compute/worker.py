@@ -1,7 +1,8 @@
-"""What happens in a Dask worker: one Prefect task run, from the bytes that the driver sent to the bytes that it gets back.
+"""What happens in a Dask worker: one Prefect task run, from the bytes that the driver sent to those that it gets back.
 
-Hydrating Prefect's context (settings, flow, client with its TLS context) takes about 50 ms, a task run about 4 ms. So the
-context of a flow run travels once and is hydrated once per worker thread; what a task run may change in it is fresh for each.
+Hydrating Prefect's context (settings, flow, client with its TLS context) takes about 50 ms, a task run about 4 ms. So
+the context of a flow run travels once and is hydrated once per worker thread; what a task run may change in it is
+fresh for each.
 """
 
 from __future__ import annotations

@@ -33,13 +33,13 @@ class KnowsExits(Protocol):
         ...
 
 
-class ReportingNanny(Nanny):  # type: ignore[misc] # distributed publishes no types
+class ReportingNanny(Nanny):
     """A nanny that tells the scheduler with which exit code its worker process has ended."""
 
     def _on_worker_exit_sync(self, exitcode: int) -> None:
         if self.status == Status.running:
             self._ongoing_background_tasks.call_soon(self._report_exit, self.worker_address, exitcode)
-        super()._on_worker_exit_sync(exitcode)
+        super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call] # distributed leaves it unannotated
 
     async def _report_exit(self, address: str, exitcode: int) -> None:
         # When the scheduler closes at the same time, nobody asks any more.
@@ -82,7 +82,7 @@ class Exits:
 
 
 def exit_in_words(code: int) -> str:
-    """An exit code of a process as Python gives it (negative: the signal), in words with the code that a shell shows."""
+    """An exit code as Python gives it (negative: the signal), in words with the code that a shell shows."""
     if code >= 0:
         return f"exit code {code}"
     return f"killed by {signal.Signals(-code).name} ({128 - code})"
