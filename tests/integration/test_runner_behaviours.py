@@ -561,7 +561,7 @@ def test_names_without_a_template_are_the_task_and_a_key(runner: Any) -> None:
 
 def test_a_task_knows_its_run(runner: Any) -> None:
     @task
-    def who(number: int) -> tuple[str, str, Any]:
+    def who(number: int) -> tuple[str, str, Any]:  # noqa: ARG001 - shown as a parameter
         return str(runtime.task_run.id), str(runtime.flow_run.id), runtime.task_run.parameters
 
     state, server = run(runner, lambda: who.submit(5).result())

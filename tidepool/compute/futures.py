@@ -51,7 +51,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A final state as it came from the worker: pickled, because ten thousand objects would fill the driver's memory."""
+    """A final state as it came from the worker: pickled, as ten thousand objects would fill the driver's memory."""
 
     pickled: bytes
 
@@ -89,8 +89,8 @@ class TidepoolFuture(PrefectDaskFuture[R]):
     def _final_state(self) -> Outcome | None:
         return self.outcome
 
-    @_final_state.setter
-    def _final_state(self, _value: None) -> None:  # type: ignore[override]
+    @_final_state.setter  # type: ignore[override] # nothing but None is ever set
+    def _final_state(self, _value: None) -> None:
         """Prefect's constructor sets it to None."""
 
     def sent_as(self, dask_future: Any) -> None:  # noqa: ANN401 - distributed's futures have no types
