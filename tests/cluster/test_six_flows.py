@@ -10,7 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Platform
 
-TAXI = "samples/nyc_taxi_2019-03_sample.csv"
+# Absolute: a Dask worker reads it too, from its own copy of the image.
+TAXI = "/app/samples/nyc_taxi_2019-03_sample.csv"
 FLOWS: dict[str, dict[str, Any]] = {
     "csv-etl/csv-etl": {},
     "image-etl/image-etl": {},

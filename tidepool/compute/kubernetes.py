@@ -13,11 +13,11 @@ import secrets
 import threading
 import weakref
 from contextlib import suppress
-from contextvars import copy_context
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import dask.config
 from distributed.core import Status, rpc
@@ -48,6 +48,9 @@ _COLLECT_SECONDS = 5.0
 _DELETE_SECONDS = 10.0
 _PUBLISH_SECONDS = 5.0
 _LOG_LINES = 60
+# A worker that pauses at 80 % of its memory goes on when results leave it. What its libraries hold never leaves: it
+# would pause for ever, and say nothing. Above the limit Kubernetes ends it, and the run says out of memory.
+_WORKER_VARIABLES = {"DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False"}
 # Logs of more pods than that are the cluster's log system's business.
 _LOG_PODS = 12
 
@@ -211,9 +214,8 @@ class KubernetesCluster(Cluster):
             size=self.size,
             settings=self._settings,
             dask_settings=self._dask_settings,
-            worker_variables={
-                name: str(value) for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items()
-            },
+            worker_variables=_WORKER_VARIABLES
+            | {name: str(value) for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items()},
             versions=versions(),
             now=datetime.now(UTC),
             shared=self.shared,
@@ -436,7 +438,7 @@ class KubernetesCluster(Cluster):
         key = f"{self.run.flow}-dask-cluster"
         about = usage.summary(self.used) if self.used else f"Dask cluster {self.name}"
         thread = threading.Thread(
-            target=copy_context().run, args=(_publish_page, key, text, about, self._log_to), daemon=True
+            target=_publish_page, args=(UUID(self.run.id), key, text, about, self._log_to), daemon=True
         )
         thread.start()
         if wait:
@@ -459,10 +461,14 @@ async def _answers(ip: str) -> bool:
     return True
 
 
-def _publish_page(key: str, text: str, about: str, log: Any) -> None:  # noqa: ANN401 - Logger or LoggerAdapter
-    from tidepool import report
+def _publish_page(run: UUID, key: str, text: str, about: str, log: Any) -> None:  # noqa: ANN401 - logger or adapter
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import ArtifactCreate
 
+    # Not by `report`: when a cluster closes, the run's context, from which Prefect tells whose artifact it is, has ended.
+    page = ArtifactCreate(key=key, type="markdown", description=about, data=text, flow_run_id=run)
     try:
-        report.page(key, text, about)
+        with get_client(sync_client=True) as client:
+            client.create_artifact(page)
     except Exception as error:  # noqa: BLE001 - a page is no reason to fail a run
         log.warning("the page %s was not published: %s", key, error)
