@@ -461,7 +461,7 @@ async def _answers(ip: str) -> bool:
     return True
 
 
-def _publish_page(run: UUID, key: str, text: str, about: str, log: Any) -> None:  # noqa: ANN401 - logger or adapter
+def _publish_page(run: UUID, key: str, text: str, about: str, log: Any) -> None:  # noqa: ANN401 - any logger
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import ArtifactCreate
 
