@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import kr8s
 import pytest
+from dask.config import collect_env
 
 from tidepool.compute import diagnosis, usage, versions
 from tidepool.compute.kubernetes_api import KubernetesApi, Unavailable
@@ -177,6 +178,13 @@ def test_a_worker_that_left_still_counts() -> None:
     assert told["busy_seconds"] == 1.5
     assert told["workers"][0]["memory_peak"] == 7
     json.dumps(told)
+
+
+def test_a_worker_does_not_pause_for_memory_that_its_libraries_hold() -> None:
+    """It paused at 80 % and never went on: 410 of 512 MiB were imports. The flow waited for a worker that was there."""
+    from tidepool.compute.kubernetes import _WORKER_VARIABLES
+
+    assert collect_env(_WORKER_VARIABLES)["distributed"]["worker"]["memory"]["pause"] is False
 
 
 # --- the Kubernetes API -----------------------------------------------------------------------------------------------
