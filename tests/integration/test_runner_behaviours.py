@@ -6,7 +6,6 @@ Where the stock one does not do what Prefect documents, the test says so and why
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -514,15 +513,17 @@ def test_futures_as_they_complete(runner: Any) -> None:
 
 
 def test_a_done_callback_is_called(runner: Any) -> None:
-    called = threading.Event()
-
-    def body() -> bool:
+    def body() -> list[int]:
+        called: list[int] = []
         future = double.submit(1)
-        future.add_done_callback(lambda _future: called.set())
-        return called.wait(30)
+        future.add_done_callback(lambda done: called.append(done.result()))
+        deadline = time.monotonic() + 30
+        while not called and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return called
 
     state, _ = run(runner, body)
-    assert state.result()
+    assert state.result() == [2]
 
 
 def test_a_future_knows_its_task_run(runner: Any) -> None:

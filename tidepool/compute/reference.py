@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import io
+from collections import ChainMap
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
+from prefect.utilities.annotations import allow_failure, opaque, quote
 
 from tidepool.errors import UsageError
 
@@ -25,6 +28,25 @@ class ArgumentRefusedError(UsageError):
 
 class ResultRefusedError(UsageError):
     """A result of a mapped task is too large to travel, or cannot be pickled; trying again changes nothing."""
+
+
+def _by_call(annotation: Any) -> tuple[Any, tuple[Any]]:  # noqa: ANN401 - one of Prefect's annotations
+    return type(annotation), (annotation.unwrap(),)
+
+
+class _ArgumentPickler(cloudpickle.Pickler):
+    """Pickles Prefect's annotations as what they are: being tuples, they would come back nested once."""
+
+    dispatch_table: ClassVar = ChainMap(
+        dict.fromkeys((allow_failure, opaque, quote), _by_call), cloudpickle.Pickler.dispatch_table
+    )
+
+
+def pickle_argument(value: Any) -> bytes:  # noqa: ANN401 - any argument
+    """The argument of a task, pickled to travel."""
+    with io.BytesIO() as buffer:
+        _ArgumentPickler(buffer).dump(value)
+        return buffer.getvalue()
 
 
 def refuse_arguments(task: str, pickled: Mapping[str, int], limit: int) -> None:

@@ -40,7 +40,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from tidepool.compute import worker
 from tidepool.compute.completion import before_completed
 from tidepool.compute.futures import Submission, TidepoolFuture
-from tidepool.compute.reference import refuse_arguments
+from tidepool.compute.reference import pickle_argument, refuse_arguments
 from tidepool.compute.task_runs import Recorder
 from tidepool.compute.tracker import Tracker
 from tidepool.compute.worker_loss import ReportingNanny
@@ -168,7 +168,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
             for name, value in parameters.items()
             if isinstance(value, unmapped) or not (isiterable(value) or isinstance(value, (PrefectFuture, tuple)))
         }
-        pickled = {name: cloudpickle.dumps(value) for name, value in shared.items() if not _futures_in(value)}
+        pickled = {name: pickle_argument(value) for name, value in shared.items() if not _futures_in(value)}
         tracker = self._ready()
         refuse_arguments(task.name, {name: len(data) for name, data in pickled.items()}, _limit(task))
         mapping = _Map(task, self._publish_call(task, pickled), {name: shared[name] for name in pickled})
@@ -206,7 +206,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
                 return part.state
             return part
 
-        payload = cloudpickle.dumps(
+        payload = pickle_argument(
             worker.Payload(
                 task_run_id=task_run_id,
                 parameters={
@@ -223,7 +223,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
         limit = _limit(task)
         if len(payload) > limit:
             sizes = {
-                name: len(cloudpickle.dumps(visit_collection(value, visit_fn=placeholder, return_data=True)))
+                name: len(pickle_argument(visit_collection(value, visit_fn=placeholder, return_data=True)))
                 for name, value in parameters.items()
             }
             refuse_arguments(task.name, sizes, limit)
@@ -457,5 +457,5 @@ def _in_dask_worker() -> bool:
     return True
 
 
-def _forget(dask_scheduler: Any, name: str) -> None:  # noqa: ANN401 - a Scheduler, which has no types
+def _forget(name: str, dask_scheduler: Any) -> None:  # noqa: ANN401 - a Scheduler, which has no types
     dask_scheduler.task_metadata.pop(name, None)
