@@ -68,7 +68,7 @@ def test_the_custom_resources_are_those_of_the_locked_operator() -> None:
         ({"server__publicUrl": "https://host/"}, "does not match pattern"),
         ({"workPool__concurrencyLimit": "many"}, "got string, want integer"),
         ({"server__replicas": "2"}, "server.replicas is 2: more than one needs database.secretName"),
-        ({"redis__host": "redis"}, "redis.host is set without database.secretName"),
+        ({"services__replicas": "1"}, "services.replicas is 1: processes of their own need database.secretName"),
         ({"image__digest": ""}, "registration.enabled needs image.digest (`make image` prints it)"),
         ({"ingress__enabled": "true"}, "server.publicUrl is http://localhost:4200: with ingress.enabled it is the https://"),
         ({"workPool__defaults__memory": "2Gi"}, "workPool.defaults.memory is no variable of the base job template"),

@@ -1,10 +1,11 @@
 {{/* Combinations that the schema cannot express. One sentence each: the key, what is wrong, what is accepted. */}}
 {{- define "tidepool.validate" -}}
-{{- if and (gt (int .Values.server.replicas) 1) (or (not .Values.database.secretName) (not .Values.redis.host)) }}
-{{- fail (printf "server.replicas is %d: more than one needs database.secretName (PostgreSQL) and redis.host" (int .Values.server.replicas)) }}
+{{- $shared := and .Values.database.secretName .Values.redis.host }}
+{{- if and (gt (int .Values.server.replicas) 1) (or (not $shared) (not .Values.services.replicas)) }}
+{{- fail (printf "server.replicas is %d: more than one needs database.secretName (PostgreSQL), redis.host and services.replicas" (int .Values.server.replicas)) }}
 {{- end }}
-{{- if and .Values.redis.host (not .Values.database.secretName) }}
-{{- fail "redis.host is set without database.secretName: separate background services need PostgreSQL, an emptyDir cannot be shared" }}
+{{- if and .Values.services.replicas (not $shared) }}
+{{- fail (printf "services.replicas is %d: processes of their own need database.secretName (PostgreSQL) and redis.host" (int .Values.services.replicas)) }}
 {{- end }}
 {{- if and .Values.registration.enabled (not .Values.image.digest) }}
 {{- fail "registration.enabled needs image.digest (`make image` prints it): deployments name their image by digest; or set registration.enabled=false" }}
