@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,14 @@ pytestmark = pytest.mark.timeout(290)
 @pytest.fixture
 def worker(prefect_server: str, storage_root: str, tmp_path: Path) -> Iterator[None]:
     """A process worker of the pool that the environment `local` uses."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
     del storage_root
+    with server.connect() as client, suppress(ObjectAlreadyExists):
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name="local", type="process", base_job_template=template))
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--type", "process"]
     log = (tmp_path / "worker.log").open("wb")
     variables = {**os.environ, "PREFECT_API_URL": prefect_server}
