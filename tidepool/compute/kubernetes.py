@@ -465,7 +465,7 @@ def _publish_page(run: UUID, key: str, text: str, about: str, log: Any) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import ArtifactCreate
 
-    # Not by `report`: when a cluster closes, the run's context has ended, from which Prefect tells whose artifact it is.
+    # Not by `report`: when a cluster closes, the context has ended from which Prefect tells whose artifact it is.
     page = ArtifactCreate(key=key, type="markdown", description=about, data=text, flow_run_id=run)
     try:
         with get_client(sync_client=True) as client:
