@@ -1,0 +1,141 @@
+"""The task runner's parts that need no cluster."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import cloudpickle
+import pytest
+from prefect import allow_failure, task
+from prefect.states import Completed, Failed
+from prefect.utilities.annotations import opaque, quote
+
+from tidepool.compute.batches import BatchOutcome, _Batches
+from tidepool.compute.completion import before_completed
+from tidepool.compute.reference import (
+    ArgumentRefusedError,
+    ResultRefusedError,
+    pickle_argument,
+    refuse_arguments,
+    refuse_result,
+)
+from tidepool.compute.runner import TidepoolTaskRunner
+from tidepool.compute.worker_loss import Exits, exit_in_words
+
+
+def cluster(**_options: Any) -> None:
+    raise AssertionError("no cluster is wanted here")
+
+
+def test_a_duplicate_has_the_same_settings() -> None:
+    runner = TidepoolTaskRunner(cluster_class=cluster, cluster_kwargs={"n": 1}, start_early=True)
+    copy = runner.duplicate()
+    assert copy == runner
+    assert copy.start_early
+    assert copy is not runner
+
+
+def test_a_duplicate_keeps_a_cluster_that_was_given() -> None:
+    given: Any = SimpleNamespace()
+    assert TidepoolTaskRunner(cluster=given).duplicate()._cluster is given
+
+
+def test_a_runner_travels_by_its_settings() -> None:
+    runner = TidepoolTaskRunner(address="tcp://host:8786", start_early=True)
+    copy = cloudpickle.loads(cloudpickle.dumps(runner))
+    assert copy == runner
+    assert copy.start_early
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(0, "exit code 0"), (7, "exit code 7"), (-9, "killed by SIGKILL (137)"), (-15, "killed by SIGTERM (143)")],
+)
+def test_exit_codes_in_words(code: int, words: str) -> None:
+    assert exit_in_words(code) == words
+
+
+def test_the_cluster_may_know_why_a_worker_ended() -> None:
+    class Pods:
+        def worker_exit(self, address: str) -> str | None:
+            return "out of memory (137)" if address == "tcp://a:1" else None
+
+    assert Exits().why("tcp://a:1", Pods()) == "out of memory (137)"
+    assert Exits().why("tcp://b:1", Pods()) is None
+    assert Exits().why("tcp://a:1", None, seconds=0) is None
+
+
+def test_arguments_up_to_the_limit_pass() -> None:
+    refuse_arguments("score", {"frame": 1024}, 1024)
+    with pytest.raises(
+        ArgumentRefusedError, match="argument `frame` of task `score` has 1.0 KiB, the limit is 1023 bytes"
+    ):
+        refuse_arguments("score", {"frame": 1024}, 1023)
+
+
+def test_results_are_refused_by_size_and_when_they_cannot_be_pickled() -> None:
+    refuse_result("score", "x" * 100, 1000)
+    with pytest.raises(ResultRefusedError, match=r"the result of task `score` has 2.0 MiB"):
+        refuse_result("score", b"x" * 2 * 1024**2, 1000)
+    with pytest.raises(ResultRefusedError, match="the result of task `score` cannot be pickled"):
+        refuse_result("score", (number for number in range(3)), 1000)
+
+
+def test_annotations_travel_as_what_they_are() -> None:
+    arguments = [quote([1, 2]), opaque({"a": 1}), allow_failure(3)]
+    assert cloudpickle.loads(pickle_argument(arguments)) == arguments
+
+
+class Client:
+    """Takes proposals of states."""
+
+    def __init__(self) -> None:
+        self.proposed: list[str] = []
+
+    def set_flow_run_state(self, _flow_run_id: Any, state: Any, force: bool = False) -> str:  # noqa: FBT001, FBT002
+        self.proposed.append(state.type.value + ("!" if force else ""))
+        return "accepted"
+
+
+def test_completed_is_proposed_after_the_check_only() -> None:
+    client: Any = Client()
+    mine, other = uuid4(), uuid4()
+
+    def refuse() -> None:
+        raise ValueError("not yet")
+
+    remove = before_completed(client, mine, refuse)
+    with pytest.raises(ValueError, match="not yet"):
+        client.set_flow_run_state(mine, Completed())
+    assert client.set_flow_run_state(mine, Failed(), force=True) == "accepted"
+    assert client.set_flow_run_state(other, Completed()) == "accepted"
+    remove()
+    assert client.set_flow_run_state(mine, Completed()) == "accepted"
+    assert client.proposed == ["FAILED!", "COMPLETED", "COMPLETED"]
+
+
+@task
+def nothing(item: int) -> int:
+    return item
+
+
+def _measured(*runs: tuple[float, float, str], items: int) -> int:
+    batches = _Batches(nothing, list(range(items)), {}, [], None)
+    batches._seen = [BatchOutcome([0], begun, ended, worker) for begun, ended, worker in runs]
+    batches._done = len(runs)
+    return batches.measured_size()
+
+
+def test_auto_makes_overhead_a_twentieth() -> None:
+    # Items of 0.1 s, 0.02 s between them: 19 * 0.02 / 0.1 items.
+    runs = [(0.0, 0.1, "a"), (0.12, 0.22, "a"), (0.24, 0.34, "a")]
+    assert _measured(*runs, items=1000) == 4
+
+
+def test_auto_leaves_batches_for_each_worker_and_none_too_long() -> None:
+    quick = [(0.0, 0.0001, "a"), (0.0, 0.0001, "b")]
+    assert _measured(*quick, items=802) == 100
+    slow = [(0.0, 30.0, "a"), (31.0, 61.0, "a")]
+    assert _measured(*slow, items=1000) == 1
