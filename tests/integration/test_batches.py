@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+# On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from prefect.client.schemas.objects import TaskRun
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+# On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
 
 Run = "Callable[..., Any]"
 

@@ -24,7 +24,8 @@ from tidepool.compute.worker_loss import ReportingNanny, WorkerLostError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+# On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
