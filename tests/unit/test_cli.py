@@ -25,7 +25,7 @@ class Window(BaseModel):
 
 
 @flow(name="typed")
-def typed(  # noqa: PLR0917 - one parameter of each kind
+def typed(
     count: Annotated[int, Field(ge=1, le=1_000_000)],
     rate: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     name: str = "x",
@@ -34,7 +34,7 @@ def typed(  # noqa: PLR0917 - one parameter of each kind
     seed: int | None = 1,
     models: list[Literal["drift", "theta"]] | None = None,
     window: Window | None = None,
-    anything: Any = None,  # noqa: ANN401
+    anything: Any = None,
 ) -> None:
     del count, rate, name, flag, maybe, seed, models, window, anything
 
