@@ -159,6 +159,13 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             id="interval without anchor",
         ),
         pytest.param(
+            'cron: "15 3 * * *"',
+            "interval: 60\n      anchor_date: 2026-01-01",
+            "prefect.yaml:10: deployments[sell].schedules[0].anchor_date: input should be a valid string, not "
+            "datetime.date(2026, 1, 1)",
+            id="a date without quotes",
+        ),
+        pytest.param(
             "parameters: {count: 2}",
             "parameters: {count: many}",
             "prefect.yaml:18: deployments[sell].parameters.count: input should be a valid integer, unable to parse "
@@ -343,6 +350,14 @@ def test_a_problem_of_an_overlay_is_told_with_the_overlays_line(repository: Path
             "1 is less than the minimum of 60"
         )
     ]
+
+
+def test_an_overlay_may_leave_a_deployment_out_and_lines_stay_right(repository: Path) -> None:
+    (repository / "environments").mkdir()
+    (repository / "environments" / "local.yaml").write_text("deployments:\n  sell: null\n")
+    (repository / "prefect.yaml").write_text(GOOD.replace("docs/runbooks/deliver.md", "docs/runbooks/d.md"))
+    found = "prefect.yaml:26: deployments[deliver].description: the runbook docs/runbooks/d.md does not exist"
+    assert found in problems(repository, "local")
 
 
 def test_a_secret_is_not_repeated_in_the_message(repository: Path) -> None:

@@ -76,7 +76,7 @@ def validate(environment: Environment = None) -> None:
     typer.echo(f"no problems: {', '.join(names)}")
 
 
-def plan(  # noqa: PLR0917 - the options of a command
+def plan(
     environment: Environment = None,
     image: Image = None,
     version: Version = None,

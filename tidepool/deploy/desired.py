@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.deploy import automations, environments, schedules
 from tidepool.deploy.plan import UNKNOWN, Kind, Masked, Thing
@@ -161,8 +161,10 @@ def placeholders(value: Any) -> set[str]:  # noqa: ANN401 - any JSON value
 def from_environment(config: Mapping[str, Any]) -> dict[str, Any]:
     """A deployment with its `{{ $VARIABLE }}`s filled in, as Prefect does it; unset ones stay."""
     from prefect.utilities.templating import apply_values
+    from pydantic_core import to_jsonable_python
 
-    return apply_values(dict(config), {}, remove_notset=False)  # type: ignore[return-value]
+    # As JSON: Prefect's function takes no dates, which YAML makes of what looks like one.
+    return cast("dict[str, Any]", apply_values(to_jsonable_python(dict(config)), {}, remove_notset=False))
 
 
 def comparable(template: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tidepool.deploy.desired import Flows, from_environment, placeholders
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from prefect import Flow
@@ -377,7 +377,7 @@ class _Checker:
                 return [Problem(f"environments/{environment}.yaml", 1, str(error))]
             name = f"environments/{environment}.yaml"
             overlay = yaml_lines.read(self._repository / name, name)
-        found: list[Problem] = []
+        found: list[Problem] = _repeated(overlay) if overlay else []
         if base.data is manifest:
             found += [Problem(base.name, base.line(where), message) for where, message in self._file(manifest)]
         seen: dict[str, int] = {}
@@ -547,11 +547,14 @@ class _Checker:
 
 def _locate(base: YamlFile, overlay: YamlFile | None, name: str, where: Where) -> tuple[str, int]:
     """File and line of a place in the merged manifest: the overlay's, where it says something about it."""
-    if overlay is not None:
+    if overlay is not None and len(where) > 1:
         rest = where[2:]
         for above in (("deployments", name, *rest), ("every_deployment", *rest)):
             if rest and above in overlay.lines:
                 return overlay.name, overlay.lines[above]
+        # The overlay may leave deployments out: the positions are others then.
+        own = {str(each["name"]): index for index, each in enumerate(base.data["deployments"])}
+        where = ("deployments", own[name], *rest)
     return base.name, base.line(where)
 
 
@@ -665,7 +668,8 @@ def _list(value: Any) -> list[Any]:  # noqa: ANN401 - any YAML value
     return value if isinstance(value, list) else []
 
 
-def pools(deployments: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Names of the work pools that deployments use."""
+def pools(manifest: Any) -> set[str]:  # noqa: ANN401 - any YAML value, checked or not
+    """Names of the work pools that a prefect file uses."""
+    deployments = [each for each in _list(_dict(manifest).get("deployments")) if isinstance(each, dict)]
     names = {_dict(from_environment(each).get("work_pool")).get("name") for each in deployments}
-    return {name for name in names if isinstance(name, str)}
+    return {name for name in names if isinstance(name, str) and not placeholders(name)}

@@ -79,12 +79,15 @@ def check(client: SyncPrefectClient | None, repository: Path, environment: str, 
     Raises:
         UsageError: it has problems; all of them, with their lines.
     """
-    problems = manifest.check(repository, environment, owner=owner)
-    if client is not None and not problems:  # a file with another shape has no work pools to ask for
-        wanted = environments.load(repository, environment)["deployments"]
-        in_git = {pool.name for pool in automations.load(repository).work_pools}
-        if found := templates(client, manifest.pools(wanted) - in_git):
-            problems = manifest.check(repository, environment, owner=owner, templates=found)
+    found: dict[str, Mapping[str, Any] | None] = {}
+    if client is not None:
+        try:
+            wanted = manifest.pools(environments.load(repository, environment))
+            in_git = {pool.name for pool in automations.load(repository).work_pools}
+        except (UsageError, ValueError, KeyError, TypeError, AttributeError):
+            wanted, in_git = set(), set()  # files of another shape: the check says so
+        found = templates(client, wanted - in_git)
+    problems = manifest.check(repository, environment, owner=owner, templates=found)
     if problems:
         raise UsageError(manifest.sentence(problems))
 

@@ -45,12 +45,11 @@ def _validate(file: Path) -> None:
     root = repository()
     is_own = file.resolve() == (root / manifest.FILE).resolve()
     with server.connect(retries=5) as client:
-        problems = manifest.check(root, owner=owner, file=None if is_own else file)
+        content = yaml_lines.read(file, file.name)
+        found = situation.templates(client, manifest.pools(content.data))
+        problems = manifest.check(root, owner=owner, file=None if is_own else file, templates=found)
         if not problems:
-            content = yaml_lines.read(file, file.name)
             listed = content.data["deployments"]
-            found = situation.templates(client, manifest.pools(listed))
-            problems = manifest.check(root, owner=owner, file=None if is_own else file, templates=found)
             tag = automations.owner_tag(owner)
             flows = desired.Flows(root)
             names = {
