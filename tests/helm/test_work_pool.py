@@ -20,7 +20,7 @@ TEMPLATE = json.loads((ROOT / "k8s" / "work-pool" / "base-job-template.json").re
 IMAGE = "registry/tidepool@sha256:" + "1" * 64
 
 
-def job(template: dict[str, Any] = TEMPLATE, **variables: Any) -> Manifest:  # noqa: ANN401 - any JSON
+def job(template: dict[str, Any] = TEMPLATE, **variables: Any) -> Manifest:
     """The Job that the worker would create for a flow run."""
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun

@@ -73,7 +73,7 @@ def main() -> None:
     (FOLDER / "_definitions.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
 
 
-def references(node: Any) -> list[str]:  # noqa: ANN401 - any JSON
+def references(node: Any) -> list[str]:
     """Every reference in a schema."""
     if isinstance(node, list):
         return [found for item in node for found in references(item)]
