@@ -40,6 +40,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from tidepool.compute import worker
 from tidepool.compute.completion import before_completed
 from tidepool.compute.futures import Submission, TidepoolFuture
+from tidepool.compute.local import local_cluster
 from tidepool.compute.reference import pickle_argument, refuse_arguments
 from tidepool.compute.task_runs import Recorder
 from tidepool.compute.tracker import Tracker
@@ -79,6 +80,10 @@ class TidepoolTaskRunner(DaskTaskRunner):
         self._tracker: Tracker | None = None
         self._remove_check: Callable[[], None] | None = None
         self._places: dict[Any, tuple[list[str], Any]] = {}
+        kind: Any = self.cluster_class
+        is_local = not self.address and self._cluster is None and kind in {None, local_cluster}
+        if is_local and self.cluster_kwargs.get("processes", True):
+            self.cluster_kwargs.setdefault("worker_class", ReportingNanny)
 
     def duplicate(self) -> Self:
         """A new runner with the same settings, as every flow run gets; the stock one forgets `cluster`."""
@@ -269,8 +274,6 @@ class TidepoolTaskRunner(DaskTaskRunner):
                 if self._starting is not None:
                     self._cluster = self._exit_stack.enter_context(self._starting.result())
                     self._starting = None
-                if self.cluster_class is None and self.cluster_kwargs.get("processes", True):
-                    self.cluster_kwargs.setdefault("worker_class", ReportingNanny)
                 with _own_scheduler():
                     return super().client
             return self._client
