@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 import httpx
-import psutil  # type: ignore[import-untyped] # no type information is published in the package
+import psutil
 
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import environment
@@ -29,6 +29,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 USUAL_PORT = 4200
+# Prefect's default is a transaction per event: a flow of a thousand tasks keeps SQLite locked for minutes, and others
+# get 503. In batches the server needs a quarter of the CPU (docs/decisions/0013-*.md).
+RECORD_IN_BATCHES = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    **{
+        f"PREFECT_SERVER_SERVICES_{service}_{size}": "200"
+        for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER")
+        for size in ("BATCH_SIZE", "READ_BATCH_SIZE")
+    },
+}
 # Every process that one `Processes` started, and all that these started, carry it: the only trace that survives new
 # sessions and dead parents. The underscore keeps it apart from the settings.
 _MARK = "_TIDEPOOL_PROCESSES"
@@ -188,14 +198,7 @@ def prefect_variables(home: Home, port: int) -> dict[str, str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        # Prefect's default is a transaction per event: a flow of a thousand tasks keeps SQLite locked for minutes, and
-        # others get 503. In batches the server needs a quarter of the CPU (docs/decisions/0013-*.md).
-        **{
-            f"PREFECT_SERVER_SERVICES_{service}_{size}": "200"
-            for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER")
-            for size in ("BATCH_SIZE", "READ_BATCH_SIZE")
-        },
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        **RECORD_IN_BATCHES,
         # A loaded machine is no reason to crash a run.
         "PREFECT_CLIENT_MAX_RETRIES": "15",
     }

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tidepool import settings as settings_module
+from tidepool.local_server import RECORD_IN_BATCHES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        **RECORD_IN_BATCHES,
     }
     environment.pop("PREFECT_API_URL", None)
     log = (home / "server.log").open("wb")
@@ -56,7 +58,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stderr=subprocess.STDOUT,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             try:
                 if httpx.get(f"{api}/health", timeout=5).status_code == httpx.codes.OK:

@@ -311,7 +311,7 @@ def test_a_history_that_cannot_be_read_begins_anew(monkeypatch: pytest.MonkeyPat
     assert len(json.loads(artifact("history", flow_run))) == 1
 
 
-def _other_table(table: Any, key: str, _rows: Any, description: str) -> None:  # noqa: ANN401 - the real one's own
+def _other_table(table: Any, key: str, _rows: Any, description: str) -> None:
     table(key, [{"of": "another version"}], description)
 
 
