@@ -10,6 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.context import FlowRunContext
 from prefect.task_engine import _create_task_run_locally
+from prefect.types._datetime import now
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def _announce(conclusion: Conclusion) -> TaskRun:
 def _emit(task_run: TaskRun, state: State[Any]) -> None:
     state.state_details.task_run_id = task_run.id
     state.state_details.flow_run_id = task_run.flow_run_id
+    # Later than the Pending that may have been announced just now: the server takes an older state for history.
+    state.timestamp = now("UTC")
     before = task_run.state
     task_run.state = state
     if task_run.start_time:

@@ -7,6 +7,7 @@ number of times; one that cannot go on is settled as Crashed with the reason, on
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,13 @@ class Tracker:
         self._news: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[bytes]] | None] = queue.SimpleQueue()
         self._exits.follow(client)
         client.subscribe_topic(worker.STARTED_TOPIC, self._on_started)
-        self._thread = threading.Thread(target=self._follow, name="tidepool-tracker", daemon=True)
+        self._thread = threading.Thread(
+            # In the flow's context: settings and API are those of the flow run.
+            target=contextvars.copy_context().run,
+            args=(self._follow,),
+            name="tidepool-tracker",
+            daemon=True,
+        )
         self._thread.start()
 
     # --- what futures and the runner ask ----------------------------------------------------------
