@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tidepool.deploy.desired import Desired
 
 _WRITTEN = re.compile(r"Deployment '([^']+)' successfully created with id")
+# The last line of a traceback: it says more than the line after it.
+_REASON = re.compile(r"[\w.]+(Error|Exception|Timeout)\b")
 _VERBS = {Action.CREATE: "created", Action.UPDATE: "updated", Action.DELETE: "deleted"}
 _BLOCK_TYPE = "slack-webhook"
 
@@ -85,7 +87,8 @@ class PrefectDeploy:
                         written(match[1])
             if process.returncode == 0:
                 return ""
-            return next((line for line in reversed(lines) if line), f"exit code {process.returncode}")
+            said = [line for line in reversed(lines) if line]
+            return next((line for line in said if _REASON.match(line)), next(iter(said), f"exit {process.returncode}"))
 
 
 def _server() -> dict[str, str]:
@@ -164,14 +167,14 @@ def apply(
         for kind in Kind:
             changes = [each for each in found.of(Action.CREATE, Action.UPDATE) if each.thing.kind is kind]
             if kind is Kind.DEPLOYMENT:
-                writer.deployments(changes, deploy, progress)
+                schedules = [each for each in found.of(Action.CREATE) if each.thing.kind is Kind.SCHEDULE]
+                writer.deployments(changes, schedules, deploy, progress)
                 continue
-            created = {each.thing.name for each in found.of(Action.CREATE) if each.thing.kind is Kind.DEPLOYMENT}
             for change in changes:
-                if change.thing.parent not in created:  # a new deployment comes with its schedules
+                if label(change) not in progress.written:  # a new deployment comes with its schedules
                     progress.doubtful = [label(change)]
                     writer.write(change)
-                progress.done(change)
+                    progress.done(change)
         for change in found.of(Action.DELETE):
             progress.doubtful = [label(change)]
             writer.delete(change)
@@ -210,8 +213,14 @@ class _Writer:
     state: State
     owner: str
 
-    def deployments(self, changes: Sequence[Change], deploy: Any, progress: _Progress) -> None:  # noqa: ANN401
-        """Writes deployments with one `prefect deploy --all`."""
+    def deployments(
+        self,
+        changes: Sequence[Change],
+        schedules: Sequence[Change],
+        deploy: Any,  # noqa: ANN401 - see `Deploy`
+        progress: _Progress,
+    ) -> None:
+        """Writes deployments with one `prefect deploy --all`; a new one is written together with its schedules."""
         if not changes:
             return
         by_name = {each.thing.name: each for each in changes}
@@ -225,6 +234,10 @@ class _Writer:
         def written(name: str) -> None:
             if name in by_name and label(by_name[name]) not in progress.written:
                 progress.done(by_name[name])
+                if by_name[name].action is Action.CREATE:
+                    for change in schedules:
+                        if change.thing.parent == name:
+                            progress.done(change)
 
         reason = deploy(manifest, written)
         left = [each for each in changes if label(each) not in progress.written]
