@@ -329,7 +329,7 @@ def set_variables(values: dict[str, str]) -> None:
 
 
 def set_prefect_variables(values: dict[str, str]) -> None:
-    """Sets `PREFECT_*` variables of this process and its children; Prefect itself reads its settings once, at import."""
+    """Sets `PREFECT_*` variables of this process and its children; Prefect reads its settings once, at import."""
     os.environ.update(values)
 
 
