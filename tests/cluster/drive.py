@@ -29,15 +29,18 @@ class Driver:
         def ended() -> list[str]:
             [job] = [each for each in self.namespace.get("jobs") if each["metadata"]["name"] == self.name]
             conditions = job["status"].get("conditions", [])
-            return [each["type"] for each in conditions if each["status"] == "True"]
+            # Before Complete comes SuccessCriteriaMet.
+            final = {"Complete", "Failed"}
+            return [each["type"] for each in conditions if each["status"] == "True" and each["type"] in final]
 
         conditions = self.namespace.until(ended, f"job {self.name} has ended", seconds)
         return "Complete" in conditions, self.log()
 
     def log(self) -> str:
-        """What it has printed so far."""
-        pods = self.namespace.names("pods", f"job-name={self.name}")
-        return self.namespace.kubectl("logs", *pods) if pods else ""
+        """What it has printed so far; nothing when it has not begun."""
+        pods = self.namespace.get("pods", f"job-name={self.name}")
+        begun = [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] != "Pending"]
+        return self.namespace.kubectl("logs", begun[-1]) if begun else ""
 
     def result(self, seconds: float = 300) -> dict[str, Any]:
         """The JSON object that it printed last, when it succeeded."""

@@ -77,7 +77,7 @@ def test_its_variables_are_settings() -> None:
 
 
 def test_no_second_execution_unless_the_deployment_asks() -> None:
-    assert env(job())["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "crash"
+    assert env(job())["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "relinquish"
     asked = env(job(on_termination="reschedule"))
     assert asked["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
     # Kubernetes never starts a second pod either. With any other limit Prefect changes the behaviour by itself.
