@@ -155,7 +155,7 @@ def _header(url: str) -> list[str]:
         except pd.errors.EmptyDataError:
             raise InputError(f"{url}: empty, not even a header line") from None
         except ValueError as error:
-            raise InputError(f"{url}: not readable as its name says: {error}") from None
+            raise InputError(f"{url}: not readable as {'Parquet' if is_parquet(url) else 'CSV'}: {error}") from None
 
 
 def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:

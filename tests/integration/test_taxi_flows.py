@@ -198,7 +198,7 @@ def test_files_that_are_not_as_they_should_be(tmp_path: Path) -> None:
     assert "no column for the passengers (passenger_count or passengers); found: a, b" in sentence(
         lambda: files.all_rows([f"{place}/columns.csv"], WANTED, 2**20)
     )
-    assert "fake.parquet: not readable as its name says" in sentence(
+    assert "fake.parquet: not readable as Parquet" in sentence(
         lambda: files.first_rows(f"{place}/fake.parquet", WANTED, 5)
     )
     assert "broken.csv: not readable as CSV" in sentence(lambda: files.first_rows(f"{place}/broken.csv", WANTED, 5))
