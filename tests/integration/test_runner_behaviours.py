@@ -50,7 +50,7 @@ def cluster() -> Iterator[distributed.LocalCluster]:
         yield running
 
 
-@pytest.fixture(params=["stock", "tidepool"])
+@pytest.fixture(params=[pytest.param("stock", marks=pytest.mark.stock), "tidepool"])
 def runner(request: pytest.FixtureRequest, cluster: distributed.LocalCluster) -> DaskTaskRunner:
     not_by_stock = request.node.get_closest_marker("not_by_stock")
     if request.param == "stock":

@@ -69,9 +69,7 @@ def test_the_cluster_may_know_why_a_worker_ended() -> None:
 
 def test_arguments_up_to_the_limit_pass() -> None:
     refuse_arguments("score", {"frame": 1024}, 1024)
-    with pytest.raises(
-        ArgumentRefusedError, match=r"`frame` of task `score` has 1.0 KiB, the limit is 1023 bytes"
-    ):
+    with pytest.raises(ArgumentRefusedError, match=r"`frame` of task `score` has 1.0 KiB, the limit is 1023 bytes"):
         refuse_arguments("score", {"frame": 1024}, 1023)
 
 
