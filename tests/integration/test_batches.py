@@ -121,6 +121,7 @@ def test_async_tasks_run_in_batches(runner: TidepoolTaskRunner) -> None:
     assert run(runner, lambda: map_batched(later, range(4), batch_size=2)) == [0, 1, 2, 3]
 
 
+@pytest.mark.unproven
 def test_the_item_that_kills_its_worker_is_found(runner: TidepoolTaskRunner) -> None:
     @task
     def fragile(number: int) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900), pytest.mark.unproven]
 
 
 @pytest.fixture(scope="module")
