@@ -42,7 +42,7 @@ RETRY_DELAYS = [min(2.0**attempt, 60 / (1 + RETRY_JITTER)) for attempt in range(
 @flow(
     name=NAME,
     flow_run_name="{source}: {windows} windows of {horizon} weeks",
-    task_runner=dask_runner("small"),
+    task_runner=dask_runner("small", start_early=True),
     timeout_seconds=2 * 60 * 60,
 )
 def weekly_forecast(

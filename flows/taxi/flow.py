@@ -131,7 +131,7 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
 
 @flow(
     name="most-generous-riders",
-    task_runner=dask_runner("small"),
+    task_runner=dask_runner("small", start_early=True),
     flow_run_name="first {nrows} rows of {source}",
     timeout_seconds=3600,
     on_failure=[tell_failure],

@@ -67,9 +67,6 @@ def test_the_middle_of_a_run(platform: Platform, middle: list[dict[str, Any]]) -
         assert literal.get("PREFECT_API_AUTH_STRING") is None, "the password stands in a manifest"
 
 
-@pytest.mark.xfail(
-    reason="prefect_docker's push step gives name:tag; prefect.yaml needs a step that pins it", strict=True
-)
 def test_the_registered_image_is_a_digest(platform: Platform) -> None:
     for deployment in platform.post("deployments/filter"):
         assert "@sha256:" in deployment["job_variables"]["image"]

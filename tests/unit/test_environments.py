@@ -25,14 +25,14 @@ MANIFEST: dict[str, Any] = {
         {"prefect.deployments.steps.run_shell_script": {"id": "commit", "script": "git describe"}},
         {"prefect_docker.deployments.steps.build_docker_image": {"id": "build-image"}},
     ],
-    "push": [{"prefect_docker.deployments.steps.push_docker_image": {"id": "push-image"}}],
+    "push": [{"tidepool.deploy.steps.pin_image": {"id": "pin-image"}}],
     "pull": [],
     "deployments": [
         {
             "name": "a",
             "schedules": [{"slug": "nightly", "cron": "0 3 * * *"}],
             "parameters": {"x": 1, "y": 2},
-            "work_pool": {"name": "kubernetes", "job_variables": {"image": "{{ push-image.image }}", "cpu": "1"}},
+            "work_pool": {"name": "kubernetes", "job_variables": {"image": "{{ pin-image.image }}", "cpu": "1"}},
         },
         {"name": "b", "parameters": {}, "work_pool": {"name": "kubernetes", "job_variables": {"image": "i"}}},
     ],
@@ -179,7 +179,7 @@ def test_local_needs_neither_kubernetes_nor_an_image_nor_a_network() -> None:
 def test_production_builds_once_and_every_deployment_runs_that_image() -> None:
     manifest = environments.load(REPOSITORY, "production")
     for each in manifest["deployments"]:
-        assert each["work_pool"]["job_variables"]["image"].startswith("{{ push-image.")
+        assert each["work_pool"]["job_variables"]["image"].startswith("{{ pin-image.")
         assert not {"build", "push", "pull"} & each.keys()
     assert manifest["pull"] == []
 

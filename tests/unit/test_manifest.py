@@ -74,7 +74,7 @@ deployments:
     work_pool:
       name: kubernetes
       job_variables:
-        image: "{{ push-image.image }}"
+        image: "{{ pin-image.image }}"
         deadline_seconds: 900
         env: {GREETING: hello}
   - name: deliver

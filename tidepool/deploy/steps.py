@@ -6,6 +6,7 @@ that checks the whole file and raises is thus a veto: nothing is written, whiche
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,27 @@ def validate() -> dict[str, str]:
         sys.stderr.write(f"tidepool: {error}\n")
         raise
     return {}
+
+
+@cache
+def pin_image(image: str) -> dict[str, str]:
+    """Finds the digest of an image that was pushed; once per command. prefect-docker's push step tells only the tag.
+
+    Args:
+        image: `name:tag`.
+
+    Returns:
+        `image`: `name@sha256:…`, as the registry has it.
+
+    Raises:
+        UsageError: the registry does not have it, with docker's own sentence.
+    """
+    name = image.rpartition(":")[0]
+    asked = ["docker", "buildx", "imagetools", "inspect", image, "--format", f"{name}@{{{{.Manifest.Digest}}}}"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UsageError(f"image {image} has no digest in its registry: {done.stderr.strip()}")
+    return {"image": done.stdout.strip()}
 
 
 @cache
