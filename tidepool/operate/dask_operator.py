@@ -1,6 +1,7 @@
 """The Dask operator as tidepool runs it: `kopf run --module=tidepool.operate.dask_operator --namespace=…`.
 
-It is dask-kubernetes' own controller. What is set here lets it live with a Role instead of a ClusterRole.
+It is dask-kubernetes' own controller. What is changed here lets it live with a Role instead of a ClusterRole, and
+lets a Dask cluster go at once and whole when it is removed.
 """
 
 from __future__ import annotations
@@ -10,42 +11,55 @@ import logging
 from typing import Any
 
 import kopf
-from dask_kubernetes.operator import controller  # registers the handlers of DaskCluster and its parts
+from dask_kubernetes.operator.controller import controller  # registers the handlers of DaskCluster and its parts
 
-# Seconds that the operator waits for a scheduler to say since when it is idle. It asks every five seconds.
-_IDLE_SECONDS = 4.0
-_check_scheduler_idle = controller.check_scheduler_idle
+from tidepool.operate import idle_clusters
+
+_build_default_worker_group_spec = controller.build_default_worker_group_spec
 
 
 @kopf.on.startup()
-def serve_one_namespace(settings: kopf.OperatorSettings, **_: Any) -> None:  # noqa: ANN401 - kopf passes all it has
-    """Serves the namespace of `--namespace` at once and keeps the log to what happens to clusters.
-
-    By default kopf lists the namespaces and custom resource definitions of the whole cluster first. Forbidden by a
-    Role, it tries nine times in 54 seconds, in which it answers its liveness probe and ignores every DaskCluster.
-    """
+async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:  # noqa: ANN401 - kopf passes all it has
+    """Changes what has to be, before the first DaskCluster is looked at."""
+    # By default kopf lists the namespaces and custom resource definitions of the whole cluster first. Forbidden by a
+    # Role, it tries nine times in 54 seconds, in which it answers its liveness probe and ignores every DaskCluster.
     settings.scanning.disabled = True
-    # A cluster that is removed while its idle timer asks the scheduler keeps its finalizer until kopf looks again: by
+    # A DaskAutoscaler that is removed while its timer asks the scheduler keeps its finalizer until kopf looks again: by
     # default a minute later.
     settings.background.cancellation_polling = 1.0
-    controller.check_scheduler_idle = _check_idle
+    controller.build_default_worker_group_spec = _owned_worker_group
+    remove_idle_timers(kopf.get_default_registry())
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("kopf.objects").addFilter(_is_news)
+    memo.idle_clusters = asyncio.create_task(idle_clusters.watch())
 
 
-async def _check_idle(*args: Any, **kwargs: Any) -> float:  # noqa: ANN401 - passed on as they are
-    """Upstream's question without its patience: packets to a pod that is gone are lost, not refused, for half a minute.
+@kopf.on.cleanup()
+async def end(memo: kopf.Memo, **_: Any) -> None:  # noqa: ANN401 - as above
+    """Ends what `prepare` has begun."""
+    memo.idle_clusters.cancel()
 
-    A cluster cannot go as long as somebody waits there for the answer.
 
-    Raises:
-        TimeoutError: no answer; upstream logs it and asks again.
+def remove_idle_timers(registry: kopf.OperatorRegistry) -> None:
+    """Takes out the controller's timer for idle clusters; `idle_clusters.watch` does its work.
+
+    For a timer kopf gives each DaskCluster a finalizer: the removal waits until the timer has ended, which asks a
+    scheduler that is gone (53 to 85 seconds, measured), and without an operator for ever. And the timer of a cluster
+    that is removed before it has the finalizer never ends.
     """
-    return await asyncio.wait_for(_check_scheduler_idle(*args, **kwargs), _IDLE_SECONDS)
+    spawning = registry._spawning  # noqa: SLF001 - no public way; tests/contract/test_operator_internals.py
+    spawning._handlers = [  # noqa: SLF001
+        each
+        for each in spawning._handlers  # noqa: SLF001
+        if each.fn is not controller.daskcluster_autoshutdown
+    ]
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """False for the line that each cluster's idle timer writes every five seconds."""
-    message = record.getMessage()
-    return not (message.startswith("Timer ") and message.endswith(" succeeded."))
+def _owned_worker_group(*args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - passed on as they are
+    """Upstream's worker group, with its owner from the beginning.
+
+    Upstream adds the owner when it sees the group. The group of a cluster that was removed by then stays for ever.
+    """
+    group: dict[str, Any] = _build_default_worker_group_spec(*args, **kwargs)
+    kopf.adopt(group)
+    return group
