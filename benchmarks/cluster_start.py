@@ -1,24 +1,34 @@
 """Dask clusters on Kubernetes: how many start, how fast, and where the time goes; the stock class beside it.
 
     python -m benchmarks.cluster_start --namespace tidepool --clusters 40 --at-a-time 5
+    python -m benchmarks.cluster_start --namespace tidepool --runs 20
 
-Needs KUBECONFIG and a chart installed as tests/cluster does. Each driver is a Job from the work pool's template;
+Needs KUBECONFIG and a chart installed as tests/cluster does (TEST_KEEP_NAMESPACE=1 leaves one).
+
+`--clusters`: each driver is a Job from the work pool's template;
 one cluster = one Prefect flow that maps three tasks. Times are from asking for the cluster (the call of `map`) to the
 result of the first mapped Prefect task. Stock is prefect_dask.DaskTaskRunner with dask_kubernetes' KubeCluster, given
 pods that start: its own spec starts no cluster with this Dask. It needs more rights, which it gets for the time.
+
+`--runs`: flow runs of a deployment through the work pool, one after another, from "run" to the end of the first mapped
+task; by the server's clock and the Job's creationTimestamp, which has whole seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import statistics
 import sys
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
 from drive import drive
+from installed import Platform
 from kube import Namespace, command
 
 # What a driver runs: CLUSTERS flows one after another, a line of JSON each.
@@ -89,6 +99,21 @@ for n in range(int(os.environ["CLUSTERS"])):
     except Exception as error:
         print("RESULT " + json.dumps({"failed": repr(error)[:300]}), flush=True)
 '''
+# Its task is inside of the flow: it travels to the workers by value, which have no such file.
+PROGRAM = """
+from prefect import flow, task
+from tidepool.compute import dask_runner
+
+@flow(task_runner=dask_runner("small", start_early=True), log_prints=True)
+def first_mapped_task():
+    print("first line")
+
+    @task
+    def double(x):
+        return 2 * x
+
+    return double.map([1, 2, 3]).result()
+"""
 STOCK_RIGHTS = """
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
@@ -111,6 +136,60 @@ def measure(namespace: Namespace, kind: str, clusters: int, at_a_time: int) -> l
     drivers = [drive(namespace, DRIVER, **each) for _ in range(at_a_time)]
     lines = [line for driver in drivers for line in driver.wait(120 + 90 * clusters / at_a_time)[1].splitlines()]
     return [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
+
+
+def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
+    """Seconds between the steps of so many flow runs, one after another."""
+    image = platform.read("deployments/name/csv-etl/csv-etl")["job_variables"]["image"]
+    program = base64.b64encode(PROGRAM.encode()).decode()
+    name = "first-mapped-task"
+    command_line = f"sh -c 'cd /tmp && echo {program} | base64 -d >bench.py && exec prefect flow-run execute'"
+    platform.post(
+        "deployments/",
+        {
+            "name": name,
+            "flow_id": platform.post("flows/", {"name": name})["id"],
+            "entrypoint": "bench.py:first_mapped_task",
+            "path": ".",
+            "pull_steps": [],
+            "work_pool_name": "kubernetes",
+            "job_variables": {"image": image, "command": command_line},
+        },
+    )
+    found: dict[str, list[float]] = {}
+    for _ in range(runs):
+        run = platform.wait(platform.start(f"{name}/{name}"))
+        if run["state_type"] != "COMPLETED":
+            found.setdefault("failed", []).append(0.0)
+            continue
+        tasks = platform.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+        [job] = platform.namespace.get("jobs", f"prefect.io/flow-run-id={run['id']}")
+        asked, submitted, began, first = (
+            datetime.fromisoformat(moment)
+            for moment in (
+                run["created"],
+                job["metadata"]["creationTimestamp"],
+                run["start_time"],
+                min(each["end_time"] for each in tasks),
+            )
+        )
+        for step, seconds in (
+            ("run created to Job created", submitted - asked),
+            ("Job created to the flow's first line", began - submitted),
+            ("first line to first mapped task done", first - began),
+            ("run created to first mapped task done", first - asked),
+        ):
+            found.setdefault(step, []).append(seconds.total_seconds())
+    return found
+
+
+def deployed(namespace: Namespace, runs: int) -> None:
+    """Measures through the work pool, and prints it."""
+    with namespace.forwarded("service/tidepool-server", 4200) as port:
+        found: dict[str, Any] = through_the_pool(Platform(namespace, "", f"http://127.0.0.1:{port}/api"), runs)
+    print(f"\nthrough the work pool: {runs - len(found.pop('failed', []))} of {runs} runs Completed")
+    for step, seconds in found.items():
+        print(f"  {step:<40} median {statistics.median(seconds):5.2f} s   95th {percentile(seconds, 0.95):5.2f} s")
 
 
 def percentile(values: list[float], part: float) -> float:
@@ -142,15 +221,19 @@ def main() -> None:
     """The command."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--namespace", default="tidepool")
-    arguments.add_argument("--clusters", type=int, default=200)
+    arguments.add_argument("--clusters", type=int, default=0)
     arguments.add_argument("--stock", type=int, default=0, help="stock clusters beside them")
+    arguments.add_argument("--runs", type=int, default=0, help="flow runs through the work pool")
     arguments.add_argument("--at-a-time", type=int, default=1)
     chosen = arguments.parse_args()
     namespace = Namespace(chosen.namespace)
     print(f"{command('nproc').strip()} cores, load {Path('/proc/loadavg').read_text().split()[0]}")
-    asked = chosen.clusters // chosen.at_a_time * chosen.at_a_time
-    results = measure(namespace, "ours", asked, chosen.at_a_time)
-    table(f"tidepool, {chosen.at_a_time} at a time", asked, results)
+    if chosen.runs:
+        deployed(namespace, chosen.runs)
+    if chosen.clusters:
+        asked = chosen.clusters // chosen.at_a_time * chosen.at_a_time
+        results = measure(namespace, "ours", asked, chosen.at_a_time)
+        table(f"tidepool, {chosen.at_a_time} at a time", asked, results)
     if chosen.stock:
         namespace.apply(STOCK_RIGHTS)
         try:

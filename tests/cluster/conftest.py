@@ -11,14 +11,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import httpx
@@ -26,6 +23,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from installed import AUTH, Platform
 from kube import Namespace, command
 
 if TYPE_CHECKING:
@@ -35,10 +33,6 @@ HERE = Path(__file__).parent
 TOP = HERE.parents[1]
 REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")
 BASE_IMAGE = os.environ.get("TEST_BASE_IMAGE", "")
-AUTH = ("admin", "test-only")
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-# A busy two-core machine is slow, not wrong.
-RUN_SECONDS = 420.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,66 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker("cluster")
             item.add_marker(pytest.mark.timeout(900))
-
-
-@dataclass(frozen=True)
-class Platform:
-    """An installed platform.
-
-    Attributes:
-        namespace: Where it is.
-        image: The image that everything runs, by digest.
-        api: URL of its Prefect API from here.
-    """
-
-    namespace: Namespace
-    image: str
-    api: str
-
-    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Asks the Prefect API."""
-        answer = httpx.post(f"{self.api}/{path}", json=body or {}, auth=AUTH, timeout=60)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
-
-    def read(self, path: str) -> Any:
-        """Reads from the Prefect API."""
-        answer = httpx.get(f"{self.api}/{path}", auth=AUTH, timeout=60)
-        answer.raise_for_status()
-        return answer.json()
-
-    def start(self, deployment: str, **parameters: Any) -> str:
-        """Starts a run of `flow/deployment` as a person does in the UI; its id."""
-        found = self.read(f"deployments/name/{deployment}")
-        body = {
-            "parameters": {**found["parameters"], **parameters},
-            "state": {"type": "SCHEDULED", "name": "Scheduled"},
-        }
-        return str(self.post(f"deployments/{found['id']}/create_flow_run", body)["id"])
-
-    def run(self, run_id: str) -> dict[str, Any]:
-        """A flow run as the server knows it."""
-        return dict(self.read(f"flow_runs/{run_id}"))
-
-    def state(self, run_id: str) -> str:
-        """The type of its state."""
-        return str(self.run(run_id)["state_type"])
-
-    def wait(self, run_id: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
-        """Waits until a run has ended; its last word."""
-        self.namespace.until(lambda: self.state(run_id) in FINAL, f"flow run {run_id} has ended", seconds)
-        return self.run(run_id)
-
-    def logs(self, run_id: str) -> str:
-        """What a run logged."""
-        query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
-        return "\n".join(line["message"] for line in self.post("logs/filter", query))
-
-    def artifacts(self, run_id: str) -> dict[str, Any]:
-        """A run's artifacts by key, the newest of each."""
-        query = {"artifacts": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
-        found = sorted(self.post("artifacts/filter", query), key=lambda each: each["created"])
-        return {each["key"]: each for each in found}
 
 
 @pytest.fixture(scope="session")
@@ -185,7 +119,7 @@ def installation(namespace: Namespace, image: str, dependencies: str) -> Iterato
         "--set=registration.enabled=false", "--wait", "--timeout=8m",
         timeout=540,
     )  # fmt: skip
-    with _forwarded(namespace, "service/tidepool-server", 4200) as port:
+    with namespace.forwarded("service/tidepool-server", 4200) as port:
         yield Platform(namespace, image, f"http://127.0.0.1:{port}/api")
 
 
@@ -221,31 +155,6 @@ def _deploy(platform: Platform) -> None:
     scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     for run in platform.post("flow_runs/filter", scheduled):
         httpx.delete(f"{platform.api}/flow_runs/{run['id']}", auth=AUTH, timeout=60)
-
-
-@contextmanager
-def _forwarded(namespace: Namespace, target: str, port: int) -> Iterator[int]:
-    """A local port that leads to one in the cluster; made again when it breaks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        local = probe.getsockname()[1]
-    loop = f"while true; do kubectl --namespace {namespace.name} port-forward {target} {local}:{port}; sleep 0.2; done"
-    forward = subprocess.Popen(
-        ["bash", "-c", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                httpx.get(f"http://127.0.0.1:{local}/api/health", timeout=5).raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert time.monotonic() < end, f"{target} does not answer\n{namespace.report()}"
-                time.sleep(0.5)
-        yield local
-    finally:
-        os.killpg(forward.pid, 15)
-        forward.wait()
 
 
 def _say(what: str) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DASK_KINDS = "daskclusters,daskworkergroups,daskautoscalers"
 
@@ -58,6 +63,30 @@ class Namespace:
             if time.monotonic() > end:
                 raise AssertionError(f"{what}: not within {seconds:g} s\n{self.report()}")
             time.sleep(0.5)
+
+    @contextmanager
+    def forwarded(self, target: str, port: int) -> Iterator[int]:
+        """A local port that leads to one of a Prefect server in the cluster; made again when it breaks."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            local = probe.getsockname()[1]
+        loop = f"while true; do kubectl --namespace {self.name} port-forward {target} {local}:{port}; sleep 0.2; done"
+        forward = subprocess.Popen(
+            ["bash", "-c", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            end = time.monotonic() + 120
+            while True:
+                try:
+                    httpx.get(f"http://127.0.0.1:{local}/api/health", timeout=5).raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    assert time.monotonic() < end, f"{target} does not answer\n{self.report()}"
+                    time.sleep(0.5)
+            yield local
+        finally:
+            os.killpg(forward.pid, 15)
+            forward.wait()
 
     def report(self) -> str:
         """Objects, events, descriptions and logs, for the page of a failed test."""

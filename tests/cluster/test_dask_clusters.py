@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from drive import drive
 
 if TYPE_CHECKING:
-    from conftest import Platform
+    from installed import Platform
 
 OPEN = """
 import json, logging, time

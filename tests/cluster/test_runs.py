@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conftest import Platform
+    from installed import Platform
 
 RUNS = 10
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Platform
+    from installed import Platform
 
 # Absolute: a Dask worker reads it too, from its own copy of the image.
 TAXI = "/app/samples/nyc_taxi_2019-03_sample.csv"

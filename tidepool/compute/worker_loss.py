@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from distributed import Nanny, Status
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # What a ReportingNanny says when its worker process has ended.
 EXIT_TOPIC = "tidepool-worker-exit"
+# How often a worker process is started before its nanny gives up.
+_STARTS = 4
 # What every nanny says before it ends a worker process that needs too much memory.
 MEMORY_TOPIC = "worker-restart-memory"
 
@@ -34,7 +36,39 @@ class KnowsExits(Protocol):
 
 
 class ReportingNanny(Nanny):
-    """A nanny that tells the scheduler with which exit code its worker process has ended."""
+    """A nanny that tells the scheduler with which exit code its worker process has ended, and starts the next one.
+
+    Dask's own closes when a process ends before it was seen to have started. A task that kills its process is sent to
+    the new one as soon as that answers the scheduler: the nanny hears of it later, and the cluster lost its workers.
+    """
+
+    _starts = 0  # that are tried again if they fail; exits overlap
+
+    async def instantiate(self) -> Status:
+        """Starts the worker process; again when it ends on the way.
+
+        Raises:
+            Exception: the last start failed, or the nanny is told to close.
+        """
+        for _ in range(_STARTS - 1):
+            self._starts += 1
+            try:
+                status = await super().instantiate()
+            except Exception:
+                if self.status not in {Status.init, Status.running}:
+                    raise
+            else:
+                if status == Status.running or self.status not in {Status.init, Status.running}:
+                    return status
+            finally:
+                self._starts -= 1
+        return await super().instantiate()
+
+    async def close(self, timeout: float = 5, reason: str = "nanny-close") -> Literal["OK"]:  # noqa: ASYNC109 - Dask's
+        """Closes, but not for a start that is tried again."""
+        if self._starts and reason == "nanny-instantiate-failed":
+            return "OK"
+        return await super().close(timeout=timeout, reason=reason)
 
     def _on_worker_exit_sync(self, exitcode: int) -> None:
         if self.status == Status.running:

@@ -1,0 +1,76 @@
+"""An installed platform, and what a person does with it in the UI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+if TYPE_CHECKING:
+    from kube import Namespace
+
+AUTH = ("admin", "test-only")
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+# A busy two-core machine is slow, not wrong.
+RUN_SECONDS = 420.0
+
+
+@dataclass(frozen=True)
+class Platform:
+    """An installed platform.
+
+    Attributes:
+        namespace: Where it is.
+        image: The image that everything runs, by digest.
+        api: URL of its Prefect API from here.
+    """
+
+    namespace: Namespace
+    image: str
+    api: str
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Asks the Prefect API."""
+        answer = httpx.post(f"{self.api}/{path}", json=body or {}, auth=AUTH, timeout=60)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def read(self, path: str) -> Any:
+        """Reads from the Prefect API."""
+        answer = httpx.get(f"{self.api}/{path}", auth=AUTH, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Starts a run of `flow/deployment` as a person does in the UI; its id."""
+        found = self.read(f"deployments/name/{deployment}")
+        body = {
+            "parameters": {**found["parameters"], **parameters},
+            "state": {"type": "SCHEDULED", "name": "Scheduled"},
+        }
+        return str(self.post(f"deployments/{found['id']}/create_flow_run", body)["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A flow run as the server knows it."""
+        return dict(self.read(f"flow_runs/{run_id}"))
+
+    def state(self, run_id: str) -> str:
+        """The type of its state."""
+        return str(self.run(run_id)["state_type"])
+
+    def wait(self, run_id: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
+        """Waits until a run has ended; its last word."""
+        self.namespace.until(lambda: self.state(run_id) in FINAL, f"flow run {run_id} has ended", seconds)
+        return self.run(run_id)
+
+    def logs(self, run_id: str) -> str:
+        """What a run logged."""
+        query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return "\n".join(line["message"] for line in self.post("logs/filter", query))
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        """A run's artifacts by key, the newest of each."""
+        query = {"artifacts": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
+        found = sorted(self.post("artifacts/filter", query), key=lambda each: each["created"])
+        return {each["key"]: each for each in found}
