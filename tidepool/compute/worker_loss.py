@@ -64,7 +64,11 @@ class ReportingNanny(Nanny):
                 self._starts -= 1
         return await super().instantiate()
 
-    async def close(self, timeout: float = 5, reason: str = "nanny-close") -> Literal["OK"]:  # noqa: ASYNC109 - Dask's
+    async def close(  # type: ignore[override] # as Nanny overrides Server's
+        self,
+        timeout: float = 5,  # noqa: ASYNC109 - Dask's
+        reason: str = "nanny-close",
+    ) -> Literal["OK"]:
         """Closes, but not for a start that is tried again."""
         if self._starts and reason == "nanny-instantiate-failed":
             return "OK"
