@@ -14,6 +14,7 @@ import kopf
 from dask_kubernetes.operator.controller import controller  # registers the handlers of DaskCluster and its parts
 
 from tidepool.operate import idle_clusters
+from tidepool.settings import settings as tidepool_settings
 
 _build_default_worker_group_spec = controller.build_default_worker_group_spec
 
@@ -31,7 +32,7 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     remove_idle_timers(kopf.get_default_registry())
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    memo.idle_clusters = asyncio.create_task(idle_clusters.watch())
+    memo.idle_clusters = asyncio.create_task(idle_clusters.watch(tidepool_settings().kubernetes.namespace))
 
 
 @kopf.on.cleanup()

@@ -8,16 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
 
 import aiohttp
 import httpx
 import kr8s
-import kr8s.asyncio
 from dask_kubernetes.operator._objects import DaskCluster
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _LOOK_SECONDS = 5.0
 # Packets to a scheduler that is gone are lost, not refused.
@@ -27,46 +23,36 @@ _HTTP_PORT = 8787
 _log = logging.getLogger(__name__)
 
 
-async def watch() -> None:
-    """Looks at all clusters, every five seconds, until it is cancelled."""
+async def watch(namespace: str) -> None:
+    """Looks at all clusters of the namespace, every five seconds, until it is cancelled."""
+    said = ""
     async with aiohttp.ClientSession(timeout=_ANSWER) as session:
         while True:
+            problem = ""
             try:
-                await remove(session, scheduler_url)
+                await _remove(session, namespace)
             except (kr8s.ServerError, kr8s.APITimeoutError, kr8s.ConnectionClosedError, httpx.TransportError) as error:
-                _log.warning("idle clusters were not looked at: %s", error or type(error).__name__)
+                problem = str(error) or type(error).__name__
+            if problem != said:
+                _log.warning("idle clusters: %s", problem or "looked at again")
+            said = problem
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def remove(session: aiohttp.ClientSession, url_of: Callable[[DaskCluster], str]) -> list[str]:
-    """Removes the clusters of the namespace that are idle for too long.
-
-    Args:
-        session: Asks the schedulers.
-        url_of: Where a cluster's scheduler answers HTTP.
-
-    Returns:
-        Their names.
-    """
-    api = await kr8s.asyncio.api()
-    found = [each async for each in DaskCluster.list(namespace=api.namespace)]
+async def _remove(session: aiohttp.ClientSession, namespace: str) -> None:
+    """Removes those that are idle for too long."""
+    found = [each async for each in DaskCluster.list(namespace=namespace)]
     limited = [each for each in found if each.spec.get("idleTimeout") and "deletionTimestamp" not in each.metadata]
-    since = await asyncio.gather(*(_idle_since(session, url_of(each)) for each in limited))
-    removed = []
+    since = await asyncio.gather(*(_idle_since(session, _url(each)) for each in limited))
     for cluster, began in zip(limited, since, strict=True):
         if began is None or time.time() <= began + cluster.spec.idleTimeout:
             continue
         _log.info("DaskCluster %s is idle since %.0f s: removed", cluster.name, time.time() - began)
-        try:
+        with suppress(kr8s.NotFoundError):  # its run has ended just now
             await cluster.delete(propagation_policy="Background")
-        except kr8s.NotFoundError:
-            continue  # its run has ended just now
-        removed.append(cluster.name)
-    return removed
 
 
-def scheduler_url(cluster: DaskCluster) -> str:
-    """Where the HTTP server of a cluster's scheduler is."""
+def _url(cluster: DaskCluster) -> str:
     return f"http://{cluster.name}-scheduler.{cluster.namespace}:{_HTTP_PORT}"
 
 
