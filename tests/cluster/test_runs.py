@@ -44,7 +44,7 @@ def test_ten_runs_with_a_cluster_each_complete_at_the_same_time(platform: Platfo
 
 def test_a_run_that_is_told_to_end_is_crashed_and_not_executed_again(platform: Platform) -> None:
     """A drained node sends SIGTERM. Prefect's own choice for such a Job is to execute the run a second time."""
-    run_id = platform.start("weekly-forecast/weekly-forecast", windows=8)
+    run_id = platform.start("weekly-forecast/weekly-forecast", windows=52, horizon=1)
     selector = f"prefect.io/flow-run-id={run_id}"
     platform.namespace.until(lambda: "is ready" in platform.logs(run_id), "its cluster is ready", 300)
     [pod] = platform.namespace.get("pods", selector)

@@ -27,7 +27,7 @@ from tidepool.compute import cluster_spec, diagnosis, usage
 from tidepool.compute.cluster_spec import Driver, Run
 from tidepool.compute.dask_scheduler import USAGE, VERSIONS
 from tidepool.compute.kubernetes_api import KubernetesApi, Unavailable
-from tidepool.compute.local import _run_log as run_log
+from tidepool.compute.run_log import run_log
 from tidepool.compute.versions import difference, versions
 from tidepool.errors import ClusterError, TidepoolError
 from tidepool.settings import settings

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import distributed
-from prefect.logging import get_logger
+
+from tidepool.compute.run_log import run_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tidepool.settings import SizeSettings
-
-_log = get_logger("tidepool.compute")
 
 
 def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any) -> distributed.LocalCluster:  # noqa: ANN401 - LocalCluster's own
@@ -42,14 +41,14 @@ def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any)
 def cluster(size: SizeSettings, *, processes: bool) -> Iterator[distributed.LocalCluster]:
     """A local cluster for the time of the block; its start and its end are in the log."""
     with local_cluster(size, processes=processes) as started:
-        _run_log().info(
+        run_log().info(
             "Dask cluster %s: %s workers at %s", started.name, len(started.workers), started.scheduler_address
         )
         try:
             yield started
         finally:
-            _run_log().info("Dask cluster %s: closing", started.name)
-    _run_log().info("Dask cluster %s: closed", started.name)
+            run_log().info("Dask cluster %s: closing", started.name)
+    run_log().info("Dask cluster %s: closed", started.name)
 
 
 @contextmanager
@@ -63,16 +62,5 @@ def client(to: distributed.deploy.cluster.Cluster) -> Iterator[distributed.Clien
 def existing(address: str) -> Iterator[distributed.Client]:
     """A client of a scheduler that runs already, and goes on afterwards."""
     with distributed.Client(address, set_as_default=False) as connected, connected.as_current():
-        _run_log().info("Dask cluster at %s: connected", address)
+        run_log().info("Dask cluster at %s: connected", address)
         yield connected
-
-
-def _run_log() -> Any:  # noqa: ANN401 - Logger or LoggerAdapter
-    """The logger of the run that this is part of, or the platform's own outside of one."""
-    from prefect.exceptions import MissingContextError
-    from prefect.logging import get_run_logger
-
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return _log

@@ -29,9 +29,7 @@ from prefect.context import (
     TaskRunContext,
     serialize_context,
 )
-from prefect.exceptions import MissingContextError
 from prefect.futures import PrefectFuture, PrefectFutureList, PrefectWrappedFuture
-from prefect.logging import get_run_logger
 from prefect.utilities.annotations import unmapped
 from prefect.utilities.collections import isiterable, visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
@@ -42,13 +40,13 @@ from tidepool.compute.completion import before_completed
 from tidepool.compute.futures import Submission, TidepoolFuture
 from tidepool.compute.local import local_cluster
 from tidepool.compute.reference import pickle_argument, refuse_arguments
+from tidepool.compute.run_log import run_log
 from tidepool.compute.task_runs import Recorder
 from tidepool.compute.tracker import Tracker
 from tidepool.compute.worker_loss import ReportingNanny
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
@@ -282,7 +280,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
         with self._lock:
             if self._tracker is None:
                 client, flow_run_context = self.client, FlowRunContext.get()
-                log = self._run_log()
+                log = run_log()
                 context = contextvars.copy_context()
                 self._tracker = Tracker(client, self._cluster, Recorder(context, log), log)
                 if flow_run_context and flow_run_context.flow_run and not flow_run_context.detached:
@@ -290,12 +288,6 @@ class TidepoolTaskRunner(DaskTaskRunner):
                         flow_run_context.client, flow_run_context.flow_run.id, self._tracker.complete
                     )
             return self._tracker
-
-    def _run_log(self) -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-        try:
-            return get_run_logger()
-        except MissingContextError:
-            return self.logger
 
     def _start_cluster(self) -> None:
         """Creates the cluster in a thread; `client` waits for it."""
@@ -348,7 +340,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
         closing.start()
         closing.join(seconds)
         if closing.is_alive():
-            self._run_log().error("The Dask cluster was not closed within %g s; going on without", seconds)
+            run_log().error("The Dask cluster was not closed within %g s; going on without", seconds)
 
     def _close_in_order(self, tracker: Tracker | None, seconds: float) -> None:
         if self._starting is not None:
@@ -365,7 +357,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
             step(*args)
         except Exception:  # noqa: BLE001 - reported; see below
             # The flow's own state and error stand; what is left behind is for the reaper.
-            self._run_log().exception("Could not %s", what)
+            run_log().exception("Could not %s", what)
 
     def _flush(self, seconds: float) -> None:
         client = self.client
