@@ -53,7 +53,7 @@ def middle(platform: Platform, runs: dict[str, str]) -> list[dict[str, Any]]:
 def test_the_middle_of_a_run(platform: Platform, middle: list[dict[str, Any]]) -> None:
     """Dask pods run the driver's image, belong to the run, and Prefect does not take them for flow runs."""
     assert platform
-    drivers = [pod for pod in middle if pod["metadata"]["labels"].get("app.kubernetes.io/component") == "flow-run"]
+    drivers = [pod for pod in middle if "prefect.io/flow-run-id" in pod["metadata"]["labels"]]
     [image] = {each["imageID"] for pod in drivers for each in pod["status"].get("containerStatuses", [])} - {""}
     assert "@sha256:" in image
     dask = [pod for pod in middle if "dask.org/component" in pod["metadata"]["labels"]]
