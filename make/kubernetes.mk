@@ -18,6 +18,10 @@ chart-docs: setup ## Write the chart's README, schema and copies of k8s/ anew
 chart-test: setup ## Render the chart and k8s/ and check them (needs helm, kubectl and kubeconform, no network)
 	@$(BIN)/python -m pytest tests/helm
 
+.PHONY: test-cluster
+test-cluster: setup ## Install everything on the cluster of KUBECONFIG and run all flows there (T=tests/cluster/test_x.py for some)
+	@$(BIN)/python -m pytest --durations=10 $(or $(T),tests/cluster)
+
 VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 .PHONY: kind-tools
