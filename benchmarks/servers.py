@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 
+from tidepool.local_server import RECORD_IN_BATCHES
 from tidepool.settings import environment
 
 if TYPE_CHECKING:
@@ -58,12 +59,17 @@ class Server:
 
 @contextmanager
 def prefect_server(database: str) -> Iterator[Server]:
-    """A fresh server on `sqlite` or `postgresql`, gone with its data afterwards."""
+    """A fresh server on `sqlite` or `postgresql`, set up as the chart does it; gone with its data afterwards."""
     with ExitStack() as stack:
         home = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="tidepool-bench-", ignore_cleanup_errors=True))
         )
-        variables = {**environment(), "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        variables = {
+            **environment(),
+            **RECORD_IN_BATCHES,
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        }
         variables.pop("PREFECT_API_URL", None)
         processes = []
         if database == "postgresql":
