@@ -104,5 +104,9 @@ def test_nothing_is_left(platform: Platform, runs: dict[str, str]) -> None:
         platform.wait(run_id)
     platform.namespace.until(lambda: not platform.namespace.dask(), "no Dask object is left", 60)
     # Finished Jobs stay for their logs, as long as the pool says.
-    assert all(pod["status"]["phase"] != "Running" for pod in platform.namespace.get("pods", "job-name"))
+    platform.namespace.until(
+        lambda: all(pod["status"]["phase"] != "Running" for pod in platform.namespace.get("pods", "job-name")),
+        "no driver runs",
+        60,
+    )
     sys.__stderr__.write(platform.namespace.kubectl("get", "jobs,daskclusters,pods"))
