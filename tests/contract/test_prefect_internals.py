@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 import textwrap
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -227,3 +229,21 @@ def test_a_nanny_is_told_the_exit_code_of_its_worker() -> None:
 def test_the_scheduler_keeps_metadata_by_path() -> None:
     assert parameters(Scheduler.set_metadata) == ["self", "keys", "value"]
     assert "self.task_metadata" in inspect.getsource(Scheduler.get_metadata)
+
+
+def test_prefects_own_blocks_are_found_without_loading_every_integration() -> None:
+    """A flow run's context holds a block; each Dask worker imported 1,500 modules to read it."""
+    script = """
+import sys
+from prefect.blocks.core import Block
+from prefect.filesystems import LocalFileSystem
+from tidepool.compute.blocks import known_blocks_first
+known_blocks_first()
+assert Block.get_block_class_from_key("local-file-system") is LocalFileSystem
+assert "prefect_kubernetes" not in sys.modules
+try:
+    Block.get_block_class_from_key("no-such-block")
+except ValueError:
+    assert "prefect_kubernetes" in sys.modules, "others are not looked for"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -23,6 +23,7 @@ from prefect.context import AssetContext, FlowRunContext, SyncClientContext, hyd
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
+from tidepool.compute.blocks import known_blocks_first
 from tidepool.compute.reference import ResultRefusedError, refuse_result
 
 if TYPE_CHECKING:
@@ -279,6 +280,7 @@ def _contexts(place: list[str]) -> dict[contextvars.ContextVar[Any], Any]:
 
 
 def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
+    known_blocks_first()
     with hydrated_context(cloudpickle.loads(pickled)):
         client = SyncClientContext().__enter__()
         return _Hydrated(dict(contextvars.copy_context()), home, client)
