@@ -33,17 +33,31 @@ from kube import Namespace, command
 
 # What a driver runs: CLUSTERS flows one after another, a line of JSON each.
 DRIVER = '''
-import json, os, time
+import asyncio, json, os, time
 from prefect import flow, task
 from prefect.logging import disable_run_logger
+
+names = []
 
 @task
 def double(x):
     return 2 * x
 
+async def gone():
+    """Waits until this driver's clusters are: one at a time means that none is being removed while one starts."""
+    from tidepool.compute.kubernetes_api import KubernetesApi
+    from tidepool.settings import settings
+    api = await KubernetesApi.connect(settings().kubernetes.namespace, 30)
+    for name in names:
+        while await api.pods(name):
+            await asyncio.sleep(0.2)
+    names.clear()
+
 def steps():
     from tidepool.compute import kubernetes
-    return [dict(each.steps) for each in kubernetes._clusters if each.status.name == "running"]
+    running = [each for each in kubernetes._clusters if each.status.name == "running"]
+    names.extend(each.name for each in running)
+    return [dict(each.steps) for each in running]
 
 def stock(size):
     """KubeCluster as it is, with pods that start."""
@@ -58,6 +72,7 @@ def stock(size):
         api = await KubernetesApi.connect(s.namespace, 30)
         return cluster_spec.driver_of(await api.pod(s.pod_name), s)
     name = f"stock-{os.urandom(3).hex()}"
+    names.append(name)
     spec = cluster_spec.manifest(name, run=cluster_spec.Run(), driver=asyncio.run(driver()), size=size,
         settings=settings().kubernetes, dask_settings={}, worker_variables={}, versions="", now=datetime.now(UTC))
     scheduler = spec["spec"]["scheduler"]["spec"]["containers"][0]
@@ -78,7 +93,8 @@ def runner(kind):
         from prefect_dask import DaskTaskRunner
         return DaskTaskRunner(cluster_class=stock, cluster_kwargs={"size": size})
     from tidepool.compute.runner import TidepoolTaskRunner
-    return TidepoolTaskRunner(cluster_class="tidepool.compute.kubernetes.kubernetes_cluster", cluster_kwargs={"size": size})
+    ours = "tidepool.compute.kubernetes.kubernetes_cluster"
+    return TidepoolTaskRunner(cluster_class=ours, cluster_kwargs={"size": size})
 
 for n in range(int(os.environ["CLUSTERS"])):
     @flow(task_runner=runner(os.environ["KIND"]), name="cluster-start")
@@ -92,6 +108,7 @@ for n in range(int(os.environ["CLUSTERS"])):
     try:
         first, ended, [took] = one()
         print("RESULT " + json.dumps({"first": first, "close": time.monotonic() - ended, "steps": took}), flush=True)
+        asyncio.run(gone())
     except Exception as error:
         print("RESULT " + json.dumps({"failed": repr(error)[:300]}), flush=True)
 '''

@@ -243,7 +243,8 @@ assert Block.get_block_class_from_key("local-file-system") is LocalFileSystem
 assert "prefect_kubernetes" not in sys.modules
 try:
     Block.get_block_class_from_key("no-such-block")
-except ValueError:
+except Exception as error:
+    assert type(error).__name__ == "UnknownBlockType", error
     assert "prefect_kubernetes" in sys.modules, "others are not looked for"
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -13,7 +13,7 @@ from prefect.utilities.dispatch import lookup_type
 def known_blocks_first() -> None:
     """Lets Prefect look for a block's class among those that are loaded before it imports all integrations.
 
-    A flow run's context holds its result storage, which is a block. To read it, Prefect imports whatever is installed of
+    A flow run's context holds its result storage, which is a block. To read it, Prefect imports what is installed of
     prefect-kubernetes, prefect-docker, …: 1,500 modules and seconds in each Dask worker, for a class of Prefect itself.
     """
     prefects: Any = Block.get_block_class_from_key

@@ -306,13 +306,17 @@ def describe(size: SizeSettings) -> str:
     return f"{size.workers} x {size.threads} threads, {size.cpu:g} CPU, {size.memory_gib:g} GiB"
 
 
+def _python(module: str) -> list[str]:
+    """The command of a module. `dask scheduler` is the same, after importing the commands of every other package."""
+    return ["python", "-m", module]
+
+
 def _scheduler(driver: Driver, settings: KubernetesSettings, dask_settings: Mapping[str, str]) -> dict[str, Any]:
     container = _container(
         "scheduler",
         driver,
         args=[
-            "dask",
-            "scheduler",
+            *_python("distributed.cli.dask_scheduler"),
             "--host=0.0.0.0",
             f"--port={SCHEDULER_PORT}",
             # The HTTP server is on; the pages of the dashboard (a third of the start-up) come with the first visitor.
@@ -351,8 +355,7 @@ def _worker(
         "worker",
         driver,
         args=[
-            "dask",
-            "worker",
+            *_python("distributed.cli.dask_worker"),
             "--name=$(DASK_WORKER_NAME)",
             f"--nthreads={size.threads}",
             f"--worker-port={WORKER_PORT}",
