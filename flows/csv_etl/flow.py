@@ -13,14 +13,13 @@ from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
-from prefect.tasks import Task
 from pydantic import Field
 
 from flows.csv_etl.transform import Row, increase, key, parse, preview, render
 from tidepool import report, storage
 from tidepool.errors import InputError
+from tidepool.retries import on_io_errors
 
 NAME = "csv-etl"
 
@@ -82,16 +81,11 @@ def csv_etl(
     }
 
 
-def _is_io_error(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """What is wrong with the data will be wrong again; the network or the store may not be."""
-    return storage.is_transient(state.data)
-
-
 # Not cached: a re-run must read what is there now.
 @task(
     retries=5,
     retry_delay_seconds=5,
-    retry_condition_fn=_is_io_error,
+    retry_condition_fn=on_io_errors,
     cache_policy=NO_CACHE,
     task_run_name="extract {source}",
 )

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger, task, unmapped
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
-from prefect.tasks import Task
 from pydantic import Field
 
 from tidepool import report, storage
 from tidepool.compute import dask_runner
 from tidepool.errors import InputError
+from tidepool.retries import on_io_errors
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -91,11 +90,6 @@ def ticket_model_evaluation(
     return summary
 
 
-def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """What is wrong with the data will be wrong again; the network or the store may not be."""
-    return storage.is_transient(state.data)
-
-
 @task
 def make_trial_id(run_id: str) -> str:
     """The UUID of the trial, the same for each attempt of a flow run."""
@@ -106,7 +100,7 @@ def make_trial_id(run_id: str) -> str:
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=5,
-    retry_condition_fn=_is_transient,
+    retry_condition_fn=on_io_errors,
     task_run_name="draw {batch_size} tickets",
 )
 def draw_batch(source: str, batch_size: int, seed: int) -> pd.DataFrame:
@@ -183,7 +177,7 @@ def bootstrap(
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=2,
-    retry_condition_fn=_is_transient,
+    retry_condition_fn=on_io_errors,
     task_run_name="resample-{first}",
 )
 def resample(url: str, seed: int, first: int, count: int) -> dict[str, list[float]]:
@@ -206,7 +200,7 @@ def summarise(
     return transform.summarise(trial, actual, measured, confidence)
 
 
-@task(retries=2, retry_delay_seconds=5, retry_condition_fn=_is_transient)
+@task(retries=2, retry_delay_seconds=5, retry_condition_fn=on_io_errors)
 def write_trial(summary: dict[str, Any]) -> str:
     """Writes the summary as JSON; returns its URL."""
     text = json.dumps(summary, indent=2, allow_nan=False)
