@@ -156,7 +156,9 @@ def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
     image = platform.read("deployments/name/csv-etl/csv-etl")["job_variables"]["image"]
     program = base64.b64encode(PROGRAM.encode()).decode()
     name = "first-mapped-task"
-    command_line = f"sh -c 'cd /tmp && echo {program} | base64 -d >bench.py && exec prefect flow-run execute'"
+    command_line = (
+        f"sh -c 'cd /tmp && echo {program} | base64 -d >bench.py && exec python -m tidepool.operate.flow_run'"
+    )
     platform.post(
         "deployments/",
         {
