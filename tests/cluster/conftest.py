@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import httpx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from installed import AUTH, Platform
+from installed import AUTH, TOP, Platform
 from kube import Namespace, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-TOP = HERE.parents[1]
 REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")
 BASE_IMAGE = os.environ.get("TEST_BASE_IMAGE", "")
 
@@ -154,7 +152,7 @@ def _deploy(platform: Platform) -> None:
     # What the schedules have made in the meantime ends before the first test.
     scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     for run in platform.post("flow_runs/filter", scheduled):
-        httpx.delete(f"{platform.api}/flow_runs/{run['id']}", auth=AUTH, timeout=60)
+        platform.delete(f"flow_runs/{run['id']}")
 
 
 def _say(what: str) -> None:

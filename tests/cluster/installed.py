@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -10,6 +12,7 @@ import httpx
 if TYPE_CHECKING:
     from kube import Namespace
 
+TOP = Path(__file__).parents[2]
 AUTH = ("admin", "test-only")
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 # A busy two-core machine is slow, not wrong.
@@ -32,15 +35,30 @@ class Platform:
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Asks the Prefect API."""
-        answer = httpx.post(f"{self.api}/{path}", json=body or {}, auth=AUTH, timeout=60)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+        return self._ask("POST", path, json=body or {})
 
     def read(self, path: str) -> Any:
         """Reads from the Prefect API."""
-        answer = httpx.get(f"{self.api}/{path}", auth=AUTH, timeout=60)
-        answer.raise_for_status()
-        return answer.json()
+        return self._ask("GET", path)
+
+    def delete(self, path: str) -> None:
+        """Deletes by the Prefect API."""
+        self._ask("DELETE", path)
+
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        """One request, made again while the way to a server that is replaced breaks; nothing is created twice by that."""
+        end = time.monotonic() + 60
+        while True:
+            try:
+                answer = httpx.request(method, f"{self.api}/{path}", auth=AUTH, timeout=60, **options)
+            except httpx.TransportError as error:
+                reads = method == "GET" or path.endswith("/filter")
+                if time.monotonic() > end or not (reads or isinstance(error, httpx.ConnectError)):
+                    raise
+                time.sleep(0.5)
+                continue
+            answer.raise_for_status()
+            return answer.json() if answer.content else None
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Starts a run of `flow/deployment` as a person does in the UI; its id."""
