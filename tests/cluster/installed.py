@@ -46,7 +46,7 @@ class Platform:
         self._ask("DELETE", path)
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
-        """One request, made again while the way to a server that is replaced breaks; nothing is created twice by that."""
+        """One request, made again while the server is replaced; nothing is created twice by that."""
         end = time.monotonic() + 60
         while True:
             try:
