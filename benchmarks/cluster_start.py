@@ -153,7 +153,8 @@ def measure(namespace: Namespace, kind: str, clusters: int, at_a_time: int) -> l
 
 def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
     """Seconds between the steps of so many flow runs, one after another."""
-    image = platform.read("deployments/name/csv-etl/csv-etl")["job_variables"]["image"]
+    where = "--output=jsonpath={.spec.template.spec.containers[0].image}"
+    image = platform.namespace.kubectl("get", "deployment", "tidepool-worker", where)
     program = base64.b64encode(PROGRAM.encode()).decode()
     name = "first-mapped-task"
     command_line = (
