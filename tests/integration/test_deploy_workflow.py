@@ -23,16 +23,22 @@ pytestmark = pytest.mark.timeout(290)
 
 
 @pytest.fixture
-def worker(prefect_server: str, storage_root: str, tmp_path: Path) -> Iterator[None]:
-    """A process worker of the pool that the environment `local` uses."""
+def pool(prefect_server: str) -> None:
+    """The pool that the environment `local` uses."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
 
-    del storage_root
+    del prefect_server
     with server.connect() as client, suppress(ObjectAlreadyExists):
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name="local", type="process", base_job_template=template))
+
+
+@pytest.fixture
+def worker(pool: None, prefect_server: str, storage_root: str, tmp_path: Path) -> Iterator[None]:
+    """A process worker of that pool."""
+    del pool, storage_root
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--type", "process"]
     log = (tmp_path / "worker.log").open("wb")
     variables = {**os.environ, "PREFECT_API_URL": prefect_server}
@@ -82,6 +88,41 @@ def test_the_steps_of_the_workflow_deploy_this_repository_and_run_the_canary(pre
     assert prune.strip() == "local: 0 deleted"
     assert "Completed" in canary
     assert "local: as in Git" in drift
+
+
+@pytest.mark.usefixtures("pool")
+def test_the_plan_becomes_a_comment_of_the_pull_request(prefect_server: str, tmp_path: Path) -> None:
+    """GitHub cannot run here: a program of its client's name keeps what it is given."""
+    gh = tmp_path / "gh"
+    gh.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\ncp "$5" {tmp_path}/comment.md\n')
+    gh.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    variables = {**os.environ, "PREFECT_API_URL": prefect_server, "ENVIRONMENT": "local", "IMAGE": "", "PATH": path}
+    command = ["make", "plan-comment", "PR=7", "-o", "setup", f"BIN={Path(sys.executable).parent}"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    arguments = (tmp_path / "arguments").read_text().strip()
+    assert arguments == "pr comment 7 --body-file build/plan.md --edit-last --create-if-none"
+    comment = (tmp_path / "comment.md").read_text()
+    assert "csv-etl/csv-etl" in comment
+    assert "|" in comment, "a table"
+
+
+def test_the_record_of_a_deploy_is_pushed(tmp_path: Path) -> None:
+    def git(*arguments: str, folder: Path) -> str:
+        return subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments],
+            cwd=folder, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    git("init", "--bare", "--quiet", str(origin), folder=tmp_path)
+    git("clone", "--quiet", str(origin), str(clone), folder=tmp_path)
+    git("commit", "--allow-empty", "--message=one", folder=clone)
+    git("tag", "deployed/production/2026-11-21T10-00-00Z", folder=clone)
+    git("tag", "mine", folder=clone)
+    subprocess.run(["make", "-f", str(ROOT / "make" / "deploy.mk"), "record"], cwd=clone, check=True)
+    assert git("tag", folder=origin).split() == ["deployed/production/2026-11-21T10-00-00Z"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect.*")
