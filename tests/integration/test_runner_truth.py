@@ -256,6 +256,7 @@ def test_a_lost_scheduler_crashes_what_was_running(
     mortal_scheduler: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, scheduler = mortal_scheduler
+    pid = scheduler.pid  # the flow travels with what its function refers to
     monkeypatch.setenv("TIDEPOOL_COMPUTE_CLOSE_SECONDS", "10")
     settings_module.settings.cache_clear()
 
@@ -268,7 +269,7 @@ def test_a_lost_scheduler_crashes_what_was_running(
         futures = long.map(range(2))
         while not any(future.state.is_running() for future in futures):
             time.sleep(0.1)
-        scheduler.kill()
+        os.kill(pid, signal.SIGKILL)
         futures.wait()
         return "done"
 
@@ -341,20 +342,27 @@ def test_a_failing_close_hides_nothing(caplog: pytest.LogCaptureFixture) -> None
     assert "Could not close the Dask cluster" in caplog.text
 
 
+_made: list[distributed.LocalCluster] = []
+
+
+def noted_cluster(**options: Any) -> distributed.LocalCluster:
+    """Of the module, not of the test: a runner travels with what its `cluster_class` refers to."""
+    _made.append(distributed.LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **options))
+    return _made[-1]
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_a_cluster_may_start_with_the_flow(used: bool) -> None:  # noqa: FBT001
-    made: list[distributed.LocalCluster] = []
+    _made.clear()
 
-    def make(**options: Any) -> distributed.LocalCluster:
-        made.append(distributed.LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **options))
-        return made[0]
+    runner = TidepoolTaskRunner(cluster_class=noted_cluster, cluster_kwargs={"n_workers": 1}, start_early=True)
 
-    @flow(task_runner=TidepoolTaskRunner(cluster_class=make, cluster_kwargs={"n_workers": 1}, start_early=True))
+    @flow(task_runner=runner)
     def body() -> str:
         return after.submit().result() if used else "ran"
 
     assert body() == "ran"
-    assert [cluster.status.name for cluster in made] == ["closed"]
+    assert [cluster.status.name for cluster in _made] == ["closed"]
 
 
 def test_a_cancelled_process_closes_its_cluster(prefect_server: str, tmp_path: Path) -> None:
