@@ -382,6 +382,10 @@ class KubernetesCluster(Cluster):
             )
 
     async def _collect(self) -> None:
+        # First: logs may take what time there is.
+        counted = await getattr(self.scheduler_comm, USAGE)()
+        self.used = usage.measure(counted, self.size)
+        self._log_to.info("Dask cluster %s used %s", self.name, usage.summary(self.used))
         pods = (await self._kubernetes.pods(self.name))[:_LOG_PODS]
         names = [pod["metadata"]["name"] for pod in pods]
         texts = await asyncio.gather(*(self._kubernetes.log(name, _LOG_LINES) for name in names))
@@ -395,9 +399,6 @@ class KubernetesCluster(Cluster):
             )
             for pod, name, text in zip(pods, names, texts, strict=True)
         ]
-        counted = await getattr(self.scheduler_comm, USAGE)()
-        self.used = usage.measure(counted, self.size)
-        self._log_to.info("Dask cluster %s used %s", self.name, usage.summary(self.used))
 
     # --- lost workers -----------------------------------------------------------------------------------------------
 
