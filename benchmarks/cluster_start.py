@@ -248,6 +248,8 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=0, help="flow runs through the work pool")
     arguments.add_argument("--at-a-time", type=int, default=1)
     chosen = arguments.parse_args()
+    if not (chosen.clusters or chosen.runs or chosen.stock):
+        arguments.error("say what to measure: --clusters, --stock or --runs")
     namespace = Namespace(chosen.namespace)
     print(f"{command('nproc').strip()} cores, load {Path('/proc/loadavg').read_text().split()[0]}")
     if chosen.runs:

@@ -95,7 +95,7 @@ def namespace() -> Iterator[Namespace]:
         if os.environ.get("TEST_KEEP_NAMESPACE"):
             _say(f"kept for TEST_NAMESPACE={made.name}")
         else:
-            # The chart first: the operator's finalizers are answered while the operator is there.
+            # While the operator is there: it takes the finalizers of autoscalers away.
             made.kubectl("delete", "daskclusters", "--all", "--timeout=60s")
             command(
                 "helm", "uninstall", "tidepool", "--namespace", made.name, "--ignore-not-found", "--wait", timeout=180

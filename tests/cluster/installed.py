@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,18 +46,19 @@ class Platform:
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         """One request, made again while the server is replaced; nothing is created twice by that."""
-        end = time.monotonic() + 60
-        while True:
+
+        def attempt() -> httpx.Response | None:
             try:
-                answer = httpx.request(method, f"{self.api}/{path}", auth=AUTH, timeout=60, **options)
+                return httpx.request(method, f"{self.api}/{path}", auth=AUTH, timeout=60, **options)
             except httpx.TransportError as error:
                 reads = method == "GET" or path.endswith("/filter")
-                if time.monotonic() > end or not (reads or isinstance(error, httpx.ConnectError)):
-                    raise
-                time.sleep(0.5)
-                continue
-            answer.raise_for_status()
-            return answer.json() if answer.content else None
+                if reads or isinstance(error, httpx.ConnectError):
+                    return None
+                raise
+
+        answer: httpx.Response = self.namespace.until(attempt, f"the Prefect API answers {method} {path}", 60)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Starts a run of `flow/deployment` as a person does in the UI; its id."""

@@ -75,14 +75,7 @@ class Namespace:
             ["bash", "-c", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            end = time.monotonic() + 120
-            while True:
-                try:
-                    httpx.get(f"http://127.0.0.1:{local}/api/health", timeout=5).raise_for_status()
-                    break
-                except httpx.HTTPError:
-                    assert time.monotonic() < end, f"{target} does not answer\n{self.report()}"
-                    time.sleep(0.5)
+            self.until(lambda: _healthy(local), f"{target} answers", 120)
             yield local
         finally:
             os.killpg(forward.pid, 15)
@@ -105,3 +98,10 @@ class Namespace:
             return self.kubectl(*arguments)
         except RuntimeError as error:
             return str(error)
+
+
+def _healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=5).is_success
+    except httpx.TransportError:
+        return False

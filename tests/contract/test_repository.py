@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tidepool import settings
+from tidepool import local_server, settings
 
 TOP = Path(__file__).parents[2]
 
@@ -110,3 +110,9 @@ def test_links_between_pages_lead_somewhere() -> None:
         if not (TOP / path.parent / link).exists()
     ]
     assert broken == []
+
+
+def test_the_charts_server_records_in_batches_as_the_local_one_does() -> None:
+    """The chart cannot import it; decision 0013 holds for both."""
+    values = yaml.safe_load((TOP / "helm/tidepool/values.yaml").read_text())
+    assert values["server"]["env"] == local_server.RECORD_IN_BATCHES

@@ -54,7 +54,7 @@ class ReportingNanny(Nanny):
             self._starts += 1
             try:
                 status = await super().instantiate()
-            except Exception:
+            except Exception:  # Dask has logged it
                 if self.status not in {Status.init, Status.running}:
                     raise
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from typing import Any
 
 import kopf
@@ -33,12 +34,20 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     memo.idle_clusters = asyncio.create_task(idle_clusters.watch(tidepool_settings().kubernetes.namespace))
+    memo.idle_clusters.add_done_callback(_end_with)
 
 
 @kopf.on.cleanup()
 async def end(memo: kopf.Memo, **_: Any) -> None:  # noqa: ANN401 - as above
     """Ends what `prepare` has begun."""
     memo.idle_clusters.cancel()
+
+
+def _end_with(watch: asyncio.Task[None]) -> None:
+    """Without its watch the operator would leave idle clusters for ever: it ends, and Kubernetes starts it again."""
+    if not watch.cancelled():
+        logging.getLogger(__name__).critical("the watch over idle clusters has ended", exc_info=watch.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 def remove_idle_timers(registry: kopf.OperatorRegistry) -> None:

@@ -62,6 +62,6 @@ async def _idle_since(session: aiohttp.ClientSession, url: str) -> float | None:
         async with session.get(f"{url}/api/v1/check_idle") as answer:
             answer.raise_for_status()
             idle_since = (await answer.json())["idle_since"]
-    except (aiohttp.ClientError, TimeoutError):
-        return None  # it starts or ends
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None  # it starts or ends, and answers nothing or half
     return float(idle_since) if idle_since else None
