@@ -194,12 +194,12 @@ def test_a_failed_flow_leaves_no_task_run_open(runner: TidepoolTaskRunner) -> No
 
     state = flow(task_runner=runner, name="fails")(body)(return_state=True)
     assert state.is_failed()
-    assert set(_open_states(state)) <= {"Cancelled"}
+    assert set(_final_states(state.state_details.flow_run_id)) <= {"Cancelled"}
 
 
-def _open_states(state: Any) -> list[str]:
+def _final_states(flow_run_id: Any) -> list[str]:
     deadline = time.monotonic() + 60
-    of = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    of = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     while True:
         with get_client(sync_client=True) as client:
             states = [run.state for run in client.read_task_runs(flow_run_filter=of)]
@@ -276,7 +276,7 @@ def test_a_lost_scheduler_crashes_what_was_running(
     state = body(return_state=True)
     assert state.is_failed()
     assert f"the connection to the Dask scheduler at {address} was lost" in state.message
-    assert set(_open_states(state)) == {"Crashed"}
+    assert set(_final_states(state.state_details.flow_run_id)) == {"Crashed"}
     settings_module.settings.cache_clear()
 
 
@@ -365,9 +365,9 @@ def test_a_cluster_may_start_with_the_flow(used: bool) -> None:  # noqa: FBT001
     assert [cluster.status.name for cluster in _made] == ["closed"]
 
 
-def test_a_cancelled_process_closes_its_cluster(prefect_server: str, tmp_path: Path) -> None:
-    script = tmp_path / "cancelled.py"
-    script.write_text(CANCELLED)
+def test_a_terminated_process_closes_its_cluster_and_says_so(prefect_server: str, tmp_path: Path) -> None:
+    script = tmp_path / "terminated.py"
+    script.write_text(TERMINATED)
     child = subprocess.Popen(
         [sys.executable, str(script)],
         env={**os.environ, "PREFECT_API_URL": prefect_server, "PYTHONPATH": str(Path.cwd())},
@@ -385,12 +385,17 @@ def test_a_cancelled_process_closes_its_cluster(prefect_server: str, tmp_path: P
     while Path(f"/proc/{worker_pid}").exists():
         assert time.monotonic() < deadline, "a worker process is left behind"
         time.sleep(0.2)
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(begun[2]).state
+    assert state is not None
+    assert (state.name, state.message) == ("Crashed", "Execution was aborted by a termination signal.")
+    assert _final_states(begun[2]) == ["Cancelled"]
 
 
-CANCELLED = """
+TERMINATED = """
 import os, sys, time
 from pathlib import Path
-from prefect import flow, task
+from prefect import flow, runtime, task
 from tidepool.compute.runner import TidepoolTaskRunner
 
 @task
@@ -404,7 +409,7 @@ def body(folder):
     pid = Path(folder) / "pid"
     while not (pid.exists() and pid.read_text()):
         time.sleep(0.1)
-    print("running", pid.read_text(), flush=True)
+    print("running", pid.read_text(), runtime.flow_run.id, flush=True)
     future.wait()
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from prefect_dask.task_runners import PrefectDaskFuture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from uuid import UUID
 
     from prefect import Task
@@ -51,9 +52,17 @@ class Submission:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A final state as it came from the worker: pickled, as ten thousand objects would fill the driver's memory."""
+    """A final state as it came from the worker.
+
+    Attributes:
+        pickled: The state, pickled: ten thousand objects would fill the driver's memory.
+        name: The task run's name; None if no worker ran it.
+        start_time: When it began to run, if it did.
+    """
 
     pickled: bytes
+    name: str | None = None
+    start_time: datetime | None = None
 
     @classmethod
     def of(cls, state: State[Any]) -> Outcome:

@@ -6,8 +6,13 @@ itself would have it import Prefect: about a second in which no task runs.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
-def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstreams: list[bytes]) -> bytes:
+if TYPE_CHECKING:
+    from tidepool.compute.futures import Outcome
+
+
+def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstreams: list[Outcome]) -> Outcome:
     """Runs one task in a worker: `tidepool.compute.worker.run`."""
     from tidepool.compute import worker
 

@@ -349,7 +349,9 @@ class TidepoolTaskRunner(DaskTaskRunner):
             self._attempt(
                 "cancel what was not final", tracker.stop, "the flow run ended before this task run", seconds / 4
             )
-            self._attempt("send the workers' logs and events", self._flush, seconds / 4)
+            self._attempt("send the workers' logs and events", tracker.flush, seconds / 4)
+            self._attempt("record what a lost worker did not send", tracker.record_unsent, seconds / 8)
+            self._attempt("forget the flow run", self._forget)
         self._attempt("close the Dask cluster", self._exit_stack.__exit__, None, None, None)
 
     def _attempt(self, what: str, step: Callable[..., Any], *args: Any) -> None:  # noqa: ANN401 - the step's own
@@ -359,12 +361,9 @@ class TidepoolTaskRunner(DaskTaskRunner):
             # The flow's own state and error stand; what is left behind is for the reaper.
             run_log().exception("Could not %s", what)
 
-    def _flush(self, seconds: float) -> None:
-        client = self.client
-        if client.status == "running":
-            client.run(worker.flush, seconds, on_error="ignore")
-            if self.address:
-                client.run_on_scheduler(_forget, f"tidepool-{client.id}")
+    def _forget(self) -> None:
+        if self.address and self.client.status == "running":
+            self.client.run_on_scheduler(_forget, f"tidepool-{self.client.id}")
 
     def _give_up_starting(self, seconds: float) -> None:
         starting, self._starting = self._starting, None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
@@ -16,16 +18,18 @@ from prefect.utilities.engine import emit_task_run_state_change_event
 if TYPE_CHECKING:
     import contextvars
     import logging
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from prefect import Task
     from prefect.client.schemas.objects import State, TaskRun
 
-    from tidepool.compute.futures import TidepoolFuture
+    from tidepool.compute.futures import Outcome, TidepoolFuture
 
 # The most that the server gives in one answer.
 _PAGE = 200
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,19 @@ class Conclusion:
         task_run_id: The task run.
         task: Its task.
         dependencies: The task runs that each parameter comes from.
-        state: Its final state.
+        outcome: Its final state.
     """
 
     task_run_id: UUID
     task: Task[..., Any]
     dependencies: dict[str, set[Any]]
-    state: State[Any]
+    outcome: Outcome
 
     @classmethod
-    def of(cls, future: TidepoolFuture[Any], state: State[Any]) -> Conclusion:
+    def of(cls, future: TidepoolFuture[Any], outcome: Outcome) -> Conclusion:
         """The conclusion for a future that is not settled yet."""
         assert future.submission is not None  # noqa: S101 - settled futures have their state from elsewhere
-        return cls(future.task_run_id, future.submission.task, future.submission.dependencies, state)
+        return cls(future.task_run_id, future.submission.task, future.submission.dependencies, outcome)
 
 
 class Recorder:
@@ -72,24 +76,57 @@ class Recorder:
             concluded: Task runs to record, also if the server has not heard of them.
             if_known: Task runs to record only if the server knows them and they are not final there.
         """
+        self._in_flow(self._record, concluded, if_known)
+
+    def record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> None:
+        """Records the final states that a worker may have been lost with before they were sent.
+
+        The events are those that the worker made, with their ids: the server takes each once.
+
+        Args:
+            ended: Task runs that ended on a worker.
+            seconds: How long the server may take to hear of them from the worker.
+        """
+        self._in_flow(self._record_unsent, ended, seconds)
+
+    def _in_flow(self, record: Callable[..., None], task_runs: Sequence[Conclusion], *more: Any) -> None:  # noqa: ANN401
         try:
-            self._context.copy().run(self._record, concluded, if_known)
+            self._context.copy().run(record, task_runs, *more)
         except httpx.HTTPError as error:
-            self._log.warning(
-                "The server was not told how %d task runs ended: %r", len(concluded) + len(if_known), error
-            )
+            self._log.warning("The server may not know how %d task runs ended: %r", len(task_runs), error)
 
     def _record(self, concluded: Sequence[Conclusion], if_known: Sequence[Conclusion]) -> None:
         known = _known([*concluded, *if_known])
         for conclusion in concluded:
-            _emit(known.get(conclusion.task_run_id) or _announce(conclusion), conclusion.state)
+            _emit_now(known.get(conclusion.task_run_id) or _announce(conclusion), conclusion.outcome.state())
         for conclusion in if_known:
             task_run = known.get(conclusion.task_run_id)
-            if task_run is not None and not (task_run.state and task_run.state.is_final()):
-                _emit(task_run, conclusion.state)
+            if task_run is not None and not _is_final(task_run):
+                _emit_now(task_run, conclusion.outcome.state())
+
+    def _record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            known = _known(ended)
+            ended = [
+                conclusion
+                for conclusion in ended
+                if conclusion.task_run_id not in known or not _is_final(known[conclusion.task_run_id])
+            ]
+            if not ended or time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        for conclusion in ended:
+            _emit_as_it_was(known.get(conclusion.task_run_id), conclusion)
+        if ended:
+            self._log.warning("%d task runs had ended on a lost worker that the server had not heard of", len(ended))
 
 
-def _known(conclusions: list[Conclusion]) -> dict[UUID, TaskRun]:
+def _is_final(task_run: TaskRun) -> bool:
+    return bool(task_run.state and task_run.state.is_final())
+
+
+def _known(conclusions: Sequence[Conclusion]) -> dict[UUID, TaskRun]:
     found: dict[UUID, TaskRun] = {}
     # Settings of its own, so that it is not the flow's client: that one is in use by another thread.
     with get_client(sync_client=True, httpx_settings={"timeout": 30}) as client:
@@ -100,22 +137,40 @@ def _known(conclusions: list[Conclusion]) -> dict[UUID, TaskRun]:
     return found
 
 
-def _announce(conclusion: Conclusion) -> TaskRun:
+def _announce(conclusion: Conclusion, at: datetime | None = None) -> TaskRun:
     """A task run that the server has not heard of: its worker died with what it had to say."""
     task_run = _create_task_run_locally(
         task=conclusion.task, id=conclusion.task_run_id, flow_run_context=FlowRunContext.get()
     )
     task_run.task_inputs = {name: list(inputs) for name, inputs in conclusion.dependencies.items()}
+    task_run.name = conclusion.outcome.name or task_run.name
     assert task_run.state is not None  # noqa: S101 - Prefect makes it Pending
+    task_run.state.timestamp = cast("Any", at) or task_run.state.timestamp
     emit_task_run_state_change_event(task_run=task_run, initial_state=None, validated_state=task_run.state)
     return task_run
+
+
+def _emit_now(task_run: TaskRun, state: State[Any]) -> None:
+    # Later than the Pending that may have been announced just now: the server takes an older state for history.
+    state.timestamp = now("UTC")
+    _emit(task_run, state)
+
+
+def _emit_as_it_was(task_run: TaskRun | None, conclusion: Conclusion) -> None:
+    state, begun = conclusion.outcome.state(), conclusion.outcome.start_time
+    if task_run is None:
+        # Before anything that the worker may have said of it.
+        task_run = _announce(conclusion, (begun or state.timestamp) - timedelta(seconds=1))
+    task_run.start_time = cast("Any", begun)
+    if begun:
+        task_run.run_count = max(task_run.run_count, 1)
+        task_run.total_run_time = state.timestamp - begun
+    _emit(task_run, state)
 
 
 def _emit(task_run: TaskRun, state: State[Any]) -> None:
     state.state_details.task_run_id = task_run.id
     state.state_details.flow_run_id = task_run.flow_run_id
-    # Later than the Pending that may have been announced just now: the server takes an older state for history.
-    state.timestamp = now("UTC")
     before = task_run.state
     task_run.state = state
     if task_run.start_time:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from distributed import KilledWorker
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
 
 # Final states fetched at a time: each may have the size that a result may have.
 _FETCHED_TOGETHER = 64
+
+# What a worker has to say is sent in the background: of so much before it is lost, it may not have been.
+_UNSENT_SECONDS = 10.0
+# How long the events of workers that still run may take to be recorded, before they are sent again by the driver.
+_RECORDED_SECONDS = 5.0
+
+# Where the scheduler says which workers come and go.
+_ALL_TOPIC = "all"
 
 # A state whose worker is lost while it is fetched is computed again, which takes as long as the task: others go first.
 _FETCH_SECONDS = 30.0
@@ -66,12 +76,16 @@ class Tracker:
         self._open: dict[str, TidepoolFuture[Any]] = {}
         self._crashed: dict[str, str] = {}
         self._to_record: list[Conclusion] = []
+        self._ended: deque[tuple[float, Conclusion]] = deque()
+        self._unsent: list[Conclusion] = []
+        self._last_loss = -_UNSENT_SECONDS
         self._scheduler_gone = False
         scheduler: Any = client.scheduler
         self._address: str = scheduler.address
-        self._news: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[bytes]] | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[Outcome]] | None] = queue.SimpleQueue()
         self._exits.follow(client)
         client.subscribe_topic(worker.STARTED_TOPIC, self._on_started)
+        client.subscribe_topic(_ALL_TOPIC, self._on_any_event)
         self._thread = threading.Thread(
             # In the flow's context: settings and API are those of the flow run.
             target=contextvars.copy_context().run,
@@ -121,9 +135,27 @@ class Tracker:
         with self._changed:
             self._changed.wait_for(lambda: not self._open)
             lost = list(self._crashed.values())
+        self.record_unsent(_RECORDED_SECONDS)
         if lost:
             shown = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")  # noqa: PLR2004 - enough to see what it is
             raise WorkerLostError(f"{len(lost)} task runs did not survive: {shown}")
+
+    def flush(self, seconds: float) -> None:
+        """Has the workers send what they still have of logs and events, for at most so many seconds."""
+        if self._client.status == "running":
+            self._client.run(worker.flush, seconds, on_error="ignore")
+
+    def record_unsent(self, seconds: float) -> None:
+        """Tells the server of task runs that ended on a worker just before that was lost.
+
+        Args:
+            seconds: How long sending what the other workers know, and recording it, may take each.
+        """
+        with self._changed:
+            unsent, self._unsent = self._unsent, []
+        if unsent:
+            self.flush(seconds)
+            self._recorder.record_unsent(unsent, seconds)
 
     def stop(self, reason: str, seconds: float) -> None:
         """Cancels what is not final, tells the server, and ends.
@@ -134,6 +166,9 @@ class Tracker:
         """
         self._news.put(None)
         self._thread.join(seconds)
+        if self._client.status == "running":
+            # That this client leaves is an event too: the scheduler would log that it cannot tell it.
+            self._client.unsubscribe_topic(_ALL_TOPIC)
         with self._changed:
             left = list(self._open.values())
         if not left:
@@ -148,7 +183,7 @@ class Tracker:
         for future in left:
             state: State[Any] = Cancelled(message=reason)
             outcomes.append((future, Outcome.of(state)))
-            (begun if future.wrapped_future.key in running else waiting).append(Conclusion.of(future, state))
+            (begun if future.wrapped_future.key in running else waiting).append(Conclusion.of(*outcomes[-1]))
         self._settle(outcomes)
         self._log.warning("%d task runs were not final and are cancelled: %s", len(left), reason)
         self._recorder.record(begun, if_known=waiting)
@@ -171,7 +206,7 @@ class Tracker:
             future.sent_as(dask_future)
             self._watch(future, dask_future)
 
-    def _watch(self, future: TidepoolFuture[Any], dask_future: Future[bytes]) -> None:
+    def _watch(self, future: TidepoolFuture[Any], dask_future: Future[Outcome]) -> None:
         dask_future.add_done_callback(lambda done: self._news.put((future, done)))
 
     def _send_again(self, future: TidepoolFuture[Any]) -> None:
@@ -200,7 +235,7 @@ class Tracker:
                     if future.outcome is None:
                         self._crash(future, f"its outcome could not be read: {error!r}", error)
 
-    def _handle(self, news: list[tuple[TidepoolFuture[Any], Future[bytes]]]) -> None:
+    def _handle(self, news: list[tuple[TidepoolFuture[Any], Future[Outcome]]]) -> None:
         finished = [(future, done) for future, done in news if done.status == "finished"]
         failed = [(future, done) for future, done in news if done.status in ("error", "cancelled")]
         for future, done in news:
@@ -217,15 +252,15 @@ class Tracker:
             self._recorder.record(to_record)
 
     def _fetch(
-        self, finished: list[tuple[TidepoolFuture[Any], Future[bytes]]]
-    ) -> list[tuple[TidepoolFuture[Any], Future[bytes]]]:
+        self, finished: list[tuple[TidepoolFuture[Any], Future[Outcome]]]
+    ) -> list[tuple[TidepoolFuture[Any], Future[Outcome]]]:
         """Settles what is finished; gives back those whose state was lost on the way."""
 
-        async def gather(wanted: list[Future[bytes]]) -> list[bytes]:
+        async def gather(wanted: list[Future[Outcome]]) -> list[Outcome]:
             return await self._client.gather(wanted, asynchronous=True)  # type: ignore[no-any-return]
 
         try:
-            states = self._client.sync(gather, [done for _, done in finished], callback_timeout=_FETCH_SECONDS)
+            outcomes = self._client.sync(gather, [done for _, done in finished], callback_timeout=_FETCH_SECONDS)
         except Exception as error:  # noqa: BLE001 - the error of any of them; each is looked at by itself below
             if len(finished) > 1:
                 return [lost for pair in finished for lost in self._fetch([pair])]
@@ -235,8 +270,24 @@ class Tracker:
             self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
             self._watch(future, done)
             return []
-        self._settle([(future, Outcome(state)) for (future, _), state in zip(finished, states, strict=True)])
+        settled = [(future, outcome) for (future, _), outcome in zip(finished, outcomes, strict=True)]
+        self._remember(settled)
+        self._settle(settled)
         return []
+
+    def _remember(self, settled: list[tuple[TidepoolFuture[Any], Outcome]]) -> None:
+        with self._changed:
+            self._forget_what_is_sent()
+            for future, outcome in settled:
+                # Also what is read only after the news of the loss may have ended before it.
+                if time.monotonic() - self._last_loss < _UNSENT_SECONDS:
+                    self._unsent.append(Conclusion.of(future, outcome))
+                else:
+                    self._ended.append((time.monotonic(), Conclusion.of(future, outcome)))
+
+    def _forget_what_is_sent(self) -> None:
+        while self._ended and time.monotonic() - self._ended[0][0] > _UNSENT_SECONDS:
+            self._ended.popleft()
 
     def _on_error(self, future: TidepoolFuture[Any], error: BaseException) -> None:
         submission = future.submission
@@ -295,8 +346,9 @@ class Tracker:
             self._crashed[str(future.task_run_id)] = str(told)
         self._log.error("Task `%s` crashed: %s", name, reason)
         future.crashed = True
-        self._to_record.append(Conclusion.of(future, state))
-        self._settle([(future, Outcome.of(state))])
+        outcome = Outcome.of(state)
+        self._to_record.append(Conclusion.of(future, outcome))
+        self._settle([(future, outcome)])
 
     def _settle(self, outcomes: Iterable[tuple[TidepoolFuture[Any], Outcome]]) -> None:
         callbacks = []
@@ -323,6 +375,15 @@ class Tracker:
         if submission and submission.attempt == event[1]["attempt"]:
             submission.started = True
 
+    def _on_any_event(self, event: tuple[float, dict[str, Any]]) -> None:
+        said = event[1]
+        if said["action"] == "remove-worker" and not said["expected"]:
+            with self._changed:
+                self._last_loss = time.monotonic()
+                self._forget_what_is_sent()
+                self._unsent += [conclusion for _, conclusion in self._ended]
+                self._ended.clear()
+
     def _running_keys(self) -> set[str]:
         if self._scheduler_gone:
             return set()
@@ -332,12 +393,12 @@ class Tracker:
         return f"the connection to the Dask scheduler at {self._address} was lost"
 
 
-def _upstream(future: TidepoolFuture[Any]) -> bytes | Future[bytes]:
+def _upstream(future: TidepoolFuture[Any]) -> Outcome | Future[Outcome]:
     dask_future = future.wrapped_future
-    return future.outcome.pickled if future.outcome is not None else dask_future
+    return future.outcome if future.outcome is not None else dask_future
 
 
-def _error(done: Future[bytes]) -> BaseException:
+def _error(done: Future[Outcome]) -> BaseException:
     try:
         done.result(timeout=_FETCH_SECONDS)
     except BaseException as error:  # noqa: BLE001 - it is the answer, not a failure here

@@ -24,6 +24,7 @@ from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
 from tidepool.compute.blocks import known_blocks_first
+from tidepool.compute.futures import Outcome
 from tidepool.compute.reference import ResultRefusedError, refuse_result
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Upstream:
     index: int
 
 
-def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstreams: list[bytes]) -> bytes:
+def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstreams: list[Outcome]) -> Outcome:
     """Runs one task; what Dask calls.
 
     Args:
@@ -94,10 +95,10 @@ def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstr
         context: Where it keeps the pickled Prefect context.
         payload: A pickled `Payload`.
         attempt: How often the task run has lost its worker before.
-        upstreams: Pickled final states that the payload refers to.
+        upstreams: The final states that the payload refers to.
 
     Returns:
-        The pickled final state.
+        The final state.
     """
     hydrated = _contexts(context)
     return contextvars.copy_context().run(_run, hydrated, _calls(call), cloudpickle.loads(payload), attempt, upstreams)
@@ -118,8 +119,12 @@ async def flush(seconds: float) -> None:
 
 
 def _run(
-    hydrated: dict[contextvars.ContextVar[Any], Any], call: Call, payload: Payload, attempt: int, upstreams: list[bytes]
-) -> bytes:
+    hydrated: dict[contextvars.ContextVar[Any], Any],
+    call: Call,
+    payload: Payload,
+    attempt: int,
+    upstreams: list[Outcome],
+) -> Outcome:
     for variable, value in hydrated.items():
         variable.set(value)
     if attempt:
@@ -130,7 +135,7 @@ def _run(
     }
     wait_for = payload.wait_for
     if upstreams:
-        states = [cloudpickle.loads(state) for state in upstreams]
+        states = [upstream.state() for upstream in upstreams]
         parameters, wait_for = (_with_states(part, states) for part in (parameters, wait_for))
     engine_class = _AsyncEngine if call.task.isasync else _SyncEngine
     engine = engine_class(task=call.task, parameters=parameters, wait_for=wait_for, context={})
@@ -146,7 +151,9 @@ def _run(
             # The engine records a crash (sys.exit() in a task) and raises; its final state says all there is to say.
             if not (engine.task_run and engine.state.is_final()):
                 raise
-    return _dump_state(engine.state)
+    task_run = engine.task_run
+    assert task_run is not None  # noqa: S101 - without one, the engine has raised
+    return Outcome(_dump_state(engine.state), task_run.name, task_run.start_time)
 
 
 def _enter_own_context(stack: ExitStack, payload: Payload) -> None:
@@ -270,7 +277,7 @@ _process_lock = threading.Lock()
 def _contexts(place: list[str]) -> dict[contextvars.ContextVar[Any], Any]:
     kept, name = _thread.contexts, "/".join(place)
     if name not in kept:
-        pickled, home = _fetch(place), contextvars.Context()
+        pickled, home = _fetch(place), contextvars.copy_context()
         kept[name] = home.run(_hydrate, pickled, home)
         if len(kept) > _KEPT:
             _, oldest = kept.popitem(last=False)
@@ -281,9 +288,16 @@ def _contexts(place: list[str]) -> dict[contextvars.ContextVar[Any], Any]:
 
 def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
     known_blocks_first()
+    # Dask's own, such as which worker this is; in its absence the flow's task runner would take this for a driver.
+    before = contextvars.copy_context()
     with hydrated_context(cloudpickle.loads(pickled)):
         client = SyncClientContext().__enter__()
-        return _Hydrated(dict(contextvars.copy_context()), home, client)
+        variables = {
+            variable: value
+            for variable, value in contextvars.copy_context().items()
+            if variable not in before or before[variable] is not value
+        }
+        return _Hydrated(variables, home, client)
 
 
 def _calls(place: list[str]) -> Call:

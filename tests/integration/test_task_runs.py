@@ -1,0 +1,88 @@
+"""What the driver tells the server of task runs that ended on a worker which could not say so any more."""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import cloudpickle
+import pytest
+from prefect import flow, get_client, task
+from prefect.states import Completed, Failed
+from prefect.types._datetime import now
+
+from tidepool.compute.futures import Outcome
+from tidepool.compute.run_log import run_log
+from tidepool.compute.task_runs import Conclusion, Recorder
+
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(120)]
+
+
+@task
+def item() -> None:
+    """Never runs: it is the driver that speaks."""
+
+
+def _recorded(task_run_id: UUID, states: list[str]) -> Any:
+    """The task run, when its history on the server is these states."""
+    deadline = time.monotonic() + 30
+    while True:
+        with get_client(sync_client=True) as client:
+            history = [state.name for state in client.read_task_run_states(task_run_id)]
+            if history == states:
+                return client.read_task_run(task_run_id)
+        assert time.monotonic() < deadline, history
+        time.sleep(0.2)
+
+
+def test_what_was_not_sent_is_recorded_as_it_was() -> None:
+    task_run_id, state = uuid4(), Completed(message="All states completed.")
+    begun = state.timestamp - timedelta(seconds=3)
+    outcome = Outcome(cloudpickle.dumps(state), "item-1", begun)
+
+    @flow
+    def body() -> None:
+        recorder = Recorder(contextvars.copy_context(), run_log())
+        recorder.record_unsent([Conclusion(task_run_id, item, {}, outcome)], seconds=0)
+
+    body()
+    found = _recorded(task_run_id, ["Pending", "Completed"])
+    assert (found.name, found.state.id, found.state.message) == ("item-1", state.id, state.message)
+    assert (found.start_time, found.end_time) == (begun, state.timestamp)
+    assert (found.run_count, found.total_run_time) == (1, timedelta(seconds=3))
+
+
+def test_what_was_sent_after_all_is_recorded_once() -> None:
+    task_run_id, state = uuid4(), Failed(message="no 7")
+    outcome = Outcome(cloudpickle.dumps(state), "item-7", now("UTC") - timedelta(seconds=1))
+
+    @flow
+    def body() -> None:
+        recorder = Recorder(contextvars.copy_context(), run_log())
+        conclusion = Conclusion(task_run_id, item, {}, outcome)
+        recorder.record_unsent([conclusion], seconds=0)
+        _recorded(task_run_id, ["Pending", "Failed"])
+        recorder.record_unsent([conclusion], seconds=0)
+
+    body()
+    assert _recorded(task_run_id, ["Pending", "Failed"]).state.id == state.id
+
+
+def test_a_task_run_that_the_server_knows_is_not_announced_again(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = uuid4(), uuid4()
+
+    @flow
+    def body() -> None:
+        recorder = Recorder(contextvars.copy_context(), run_log())
+        recorder.record([Conclusion(first, item, {}, Outcome.of(Failed(message="told")))])
+        outcome = Outcome(cloudpickle.dumps(Completed()), "item-2", now("UTC"))
+        _recorded(first, ["Pending", "Failed"])
+        recorder.record_unsent([Conclusion(first, item, {}, outcome), Conclusion(second, item, {}, outcome)], 0)
+
+    body()
+    _recorded(second, ["Pending", "Completed"])
+    _recorded(first, ["Pending", "Failed"])
+    assert "1 task runs had ended on a lost worker that the server had not heard of" in caplog.text
