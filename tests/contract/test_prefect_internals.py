@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -27,10 +28,12 @@ from distributed.nanny import Nanny, WorkerProcess
 from distributed.scheduler import KilledWorker, Scheduler
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from prefect._internal.concurrency import services
+from prefect._internal.concurrency.services import BatchedQueueService, QueueService
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 from prefect.context import ContextModel, FlowRunContext, SyncClientContext, serialize_context
 from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
+from prefect.logging.handlers import APILogWorker, PrefectConsoleHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,6 +210,29 @@ def test_a_task_run_is_announced_from_what_the_recorder_gives() -> None:
     assert parameters(emit) == ["task_run", "initial_state", "validated_state", "follows"]
 
 
+def test_a_service_asks_a_thread_for_its_next_item() -> None:
+    """`background` stands in for that thread."""
+    for kind in (QueueService, BatchedQueueService):
+        asked = calls(kind._main_loop)
+        assert {"self._queue_get_thread.submit", "create_call"} <= set(asked), asked
+        assert "create_call(self._queue.get" in inspect.getsource(kind._main_loop)
+        assert ").aresult()" in inspect.getsource(kind._main_loop)
+    for kind in (EventsWorker, APILogWorker):
+        assert issubclass(kind, QueueService)
+        assert isinstance(kind._instances, dict)
+    uses = re.findall(r"_queue_get_thread\.\w+", inspect.getsource(services))
+    assert set(uses) == {"_queue_get_thread.start", "_queue_get_thread.submit", "_queue_get_thread.shutdown"}
+
+
+def test_the_console_handler_prints_a_line() -> None:
+    assert "self.console.print(message, soft_wrap=True)" in inspect.getsource(PrefectConsoleHandler.emit)
+
+
+def test_the_id_of_a_state_is_that_of_its_event() -> None:
+    """`task_runs` sends a state again that the server may have: it must take it once."""
+    assert "id=validated_state.id" in inspect.getsource(prefect.utilities.engine.emit_task_run_state_change_event)
+
+
 # --- distributed ------------------------------------------------------------------------------------
 
 
@@ -224,6 +250,13 @@ def test_a_nanny_is_told_the_exit_code_of_its_worker() -> None:
     assert parameters(Nanny._on_worker_exit_sync) == ["self", "exitcode"]
     assert "self.on_exit(r)" in inspect.getsource(WorkerProcess.mark_stopped)
     assert '"worker-restart-memory"' in inspect.getsource(distributed.worker_memory.NannyMemoryManager)
+
+
+def test_the_scheduler_says_which_worker_is_lost() -> None:
+    source = inspect.getsource(Scheduler.remove_worker)
+    assert '"action": "remove-worker"' in source
+    assert '"expected": expected' in source
+    assert 'self.log_event("all", event_msg)' in source
 
 
 def test_the_scheduler_keeps_metadata_by_path() -> None:

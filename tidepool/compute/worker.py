@@ -23,6 +23,7 @@ from prefect.context import AssetContext, FlowRunContext, SyncClientContext, hyd
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
+from tidepool.compute.background import gather_what_is_sent, print_plainly
 from tidepool.compute.blocks import known_blocks_first
 from tidepool.compute.futures import Outcome
 from tidepool.compute.reference import ResultRefusedError, refuse_result
@@ -101,7 +102,11 @@ def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstr
         The final state.
     """
     hydrated = _contexts(context)
-    return contextvars.copy_context().run(_run, hydrated, _calls(call), cloudpickle.loads(payload), attempt, upstreams)
+    task_run = contextvars.copy_context()
+    outcome = task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), attempt, upstreams)
+    # Each time: a service ends when a flow run does, and the next one has another.
+    gather_what_is_sent()
+    return outcome
 
 
 async def flush(seconds: float) -> None:
@@ -291,6 +296,7 @@ def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
     # Dask's own, such as which worker this is; in its absence the flow's task runner would take this for a driver.
     before = contextvars.copy_context()
     with hydrated_context(cloudpickle.loads(pickled)):
+        print_plainly()
         client = SyncClientContext().__enter__()
         variables = {
             variable: value
