@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.servers import prefect_server
-from benchmarks.task_runner_flows import BATCH, MARK, WORKERS
+from benchmarks.task_runner_flows import BATCH, MARK, PAUSE_SECONDS, WORKERS
 from tidepool.settings import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,8 +33,14 @@ ROWS: dict[str, list[tuple[str, str, int]]] = {
     "map-5000": [("tidepool", "map", 5000), ("threads", "map", 5000), ("dask", "map", 5000)],
     "batched-1000": [("tidepool", "batched", 1000)],
     "batched-100000": [("tidepool", "batched", 100_000)],
+    "auto": [("tidepool", "auto", 5000)],
     "cold": [("stock", "cold", 0), ("tidepool", "cold", 0)],
+    # The driver's memory from few items to many; stock would take a quarter of an hour for the second.
+    "memory": [("tidepool", "map", 100), ("tidepool", "map", 10_000)],
 }
+
+# Records of one row: by database, what is run, how many items, and the runner.
+Groups = dict[tuple[str, str, int, str], list[dict[str, Any]]]
 
 _CATCH_UP_SECONDS = 600
 _MEASUREMENT_SECONDS = 900
@@ -44,7 +50,7 @@ def measure(database: str, runner: str, kind: str, items: int) -> dict[str, Any]
     """One measurement: the flow's figures, and the server's CPU time until it has recorded everything."""
     with prefect_server(database) as server:
         before = server.cpu_seconds()
-        variables = {**environment(), "PREFECT_API_URL": server.api, "PREFECT_LOGGING_LEVEL": "WARNING"}
+        variables = {**environment(), "PREFECT_API_URL": server.api}
         child = subprocess.run(
             [sys.executable, "-m", "benchmarks.task_runner_flows", runner, kind, str(items)],
             env=variables,
@@ -77,9 +83,58 @@ def measure(database: str, runner: str, kind: str, items: int) -> dict[str, Any]
     }
 
 
+def _rates(found: list[dict[str, Any]]) -> list[float]:
+    return [record["items"] / record["seconds"] for record in found]
+
+
+def _ratio(groups: Groups, key: tuple[str, str, int, str], peer: str) -> str:
+    """Items per second of a row, by those of a peer at as many items: of its largest map where it was not measured."""
+    database, _, items, _ = key
+    beside = groups.get((database, "map", items, peer)) or groups.get((database, "map", 1000, peer))
+    if not beside:
+        return "-"
+    ratio = statistics.median(_rates(groups[key])) / statistics.median(_rates(beside))
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}"
+
+
+def _summary(groups: Groups) -> list[str]:
+    """The figures that were promised, a line each."""
+    lines = []
+    for database in sorted({key[0] for key in groups}):
+        thousand = (database, "map", 1000, "tidepool")
+        if thousand in groups:
+            lines.append(
+                f"- {database}, 1,000 items: {_ratio(groups, thousand, 'stock')} times stock (target 10), "
+                f"{_ratio(groups, thousand, 'dask')} of raw Dask (target 0.3)."
+            )
+        for items in (1000, 100_000):
+            batched = (database, "batched", items, "tidepool")
+            if batched in groups:
+                lines.append(
+                    f"- {database}, {items:,} items in batches: {_ratio(groups, batched, 'stock')} times stock "
+                    "(target 100)."
+                )
+        auto = (database, "auto", 5000, "tidepool")
+        if auto in groups:
+            busy = 5000 * PAUSE_SECONDS / WORKERS
+            took = statistics.median(record["seconds"] for record in groups[auto])
+            lines.append(
+                f"- {database}, 5,000 items of {1000 * PAUSE_SECONDS:.0f} ms in batches that `auto` chose: "
+                f"{100 * (1 - busy / took):.1f} % of the time is overhead, with the measuring (target 5)."
+            )
+        most = (database, "map", 5000, "tidepool")
+        if thousand in groups and most in groups:
+            per_item = [1 / statistics.median(_rates(groups[key])) for key in (thousand, most)]
+            lines.append(
+                f"- {database}, from 1,000 to 5,000 items the time per item changes by "
+                f"{100 * (per_item[1] / per_item[0] - 1):+.0f} % (target within 15 %)."
+            )
+    return lines
+
+
 def report(records: list[dict[str, Any]]) -> str:
     """The tables, as Markdown."""
-    groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = defaultdict(list)
+    groups: Groups = defaultdict(list)
     for record in records:
         groups[record["database"], record["kind"], record["items"], record["runner"]].append(record)
     lines = [
@@ -91,23 +146,19 @@ def report(records: list[dict[str, Any]]) -> str:
             "with the lowest and the highest; `load` is the machine's load average of the measurements."
         ),
         "",
-        "| database | what | items | runner | runs | items per second | of stock | load |",
-        "|---|---|---|---|---|---|---|---|",
+        *_summary(groups),
+        "",
+        "| database | what | items | runner | runs | items per second | of stock | of raw Dask | load |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (database, kind, items, runner), found in sorted(groups.items()):
         if kind == "cold":
             continue
-        rates = [items / record["seconds"] for record in found]
-        # Stock runs no batches and is not measured above 1,000 items: its largest map is its rate.
-        stock = groups.get((database, "map", min(items, 1000), "stock")) or groups.get((database, "map", 1000, "stock"))
-        ratio = "-"
-        if stock:
-            peer = statistics.median(record["items"] / record["seconds"] for record in stock)
-            ratio = f"{statistics.median(rates) / peer:.1f}"
         loads = [record["load"] for record in found]
         lines.append(
-            f"| {database} | {kind} | {items} | {runner} | {len(found)} | {_spread(rates)} | {ratio} "
-            f"| {min(loads):.0f}-{max(loads):.0f} |"
+            f"| {database} | {kind} | {items} | {runner} | {len(found)} | {_spread(_rates(found))} "
+            f"| {_ratio(groups, (database, kind, items, runner), 'stock')} "
+            f"| {_ratio(groups, (database, kind, items, runner), 'dask')} | {min(loads):.0f}-{max(loads):.0f} |"
         )
     lines += [
         "",

@@ -252,6 +252,13 @@ def test_a_nanny_is_told_the_exit_code_of_its_worker() -> None:
     assert '"worker-restart-memory"' in inspect.getsource(distributed.worker_memory.NannyMemoryManager)
 
 
+def test_a_cluster_gives_up_a_lost_worker_after_a_setting() -> None:
+    """Read while it is called: `local.PatientCluster` sets it around that."""
+    source = inspect.getsource(distributed.SpecCluster._update_worker_status)
+    assert "distributed.deploy.lost-worker-timeout" in source
+    assert "dask.config.get(" in source.split("def f():")[1].split("call_later")[0]
+
+
 def test_the_scheduler_says_which_worker_is_lost() -> None:
     source = inspect.getsource(Scheduler.remove_worker)
     assert '"action": "remove-worker"' in source

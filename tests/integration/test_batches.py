@@ -7,13 +7,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import dask.config
-import distributed
 import pytest
 from prefect import flow, get_client, task
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.context import FlowRunContext
 
 from tidepool.compute.batches import BatchError, FailedItem, map_batched
+from tidepool.compute.local import PatientCluster
 from tidepool.compute.runner import TidepoolTaskRunner
 from tidepool.compute.worker_loss import ReportingNanny
 from tidepool.errors import UsageError
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900
 def runner() -> Iterator[TidepoolTaskRunner]:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        distributed.LocalCluster(
+        PatientCluster(
             n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", worker_class=ReportingNanny
         ) as cluster,
     ):
@@ -121,7 +121,6 @@ def test_async_tasks_run_in_batches(runner: TidepoolTaskRunner) -> None:
     assert run(runner, lambda: map_batched(later, range(4), batch_size=2)) == [0, 1, 2, 3]
 
 
-@pytest.mark.unproven
 def test_the_item_that_kills_its_worker_is_found(runner: TidepoolTaskRunner) -> None:
     @task
     def fragile(number: int) -> int:

@@ -17,6 +17,7 @@ from prefect import flow, get_client, task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from tidepool import settings as settings_module
+from tidepool.compute.local import PatientCluster
 from tidepool.compute.reference import ArgumentRefusedError, ResultRefusedError
 from tidepool.compute.runner import TidepoolTaskRunner
 from tidepool.compute.worker_loss import ReportingNanny, WorkerLostError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900), pytest.mark.unproven]
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def cluster() -> Iterator[distributed.LocalCluster]:
     """Workers that may be killed: their nannies bring them back for the next test."""
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        distributed.LocalCluster(
+        PatientCluster(
             n_workers=2,
             threads_per_worker=1,
             dashboard_address="127.0.0.1:0",

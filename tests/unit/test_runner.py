@@ -7,11 +7,14 @@ from typing import Any
 from uuid import uuid4
 
 import cloudpickle
+import dask.config
+import distributed
 import pytest
 from prefect import allow_failure, task
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import opaque, quote
 
+from tidepool.compute import local
 from tidepool.compute.batches import BatchOutcome, _Batches
 from tidepool.compute.completion import before_completed
 from tidepool.compute.reference import (
@@ -23,6 +26,7 @@ from tidepool.compute.reference import (
 )
 from tidepool.compute.runner import TidepoolTaskRunner
 from tidepool.compute.worker_loss import Exits, exit_in_words
+from tidepool.settings import settings
 
 
 def cluster(**_options: Any) -> None:
@@ -137,3 +141,16 @@ def test_auto_leaves_batches_for_each_worker_and_none_too_long() -> None:
     assert _measured(*quick, items=802) == 100
     slow = [(0.0, 30.0, "a"), (31.0, 61.0, "a")]
     assert _measured(*slow, items=1000) == 1
+
+
+def test_a_local_cluster_has_patience_with_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 15 s Dask took the nanny of a worker that was still coming back, and the flow run waited for nobody."""
+    seen: list[str] = []
+
+    def read(_cluster: Any, _op: str, _address: str) -> None:
+        seen.append(dask.config.get("distributed.deploy.lost-worker-timeout"))
+
+    monkeypatch.setattr(distributed.LocalCluster, "_update_worker_status", read)
+    local.PatientCluster._update_worker_status(object.__new__(local.PatientCluster), "remove", "tcp://127.0.0.1:1")
+    assert seen == [f"{settings().compute.no_worker_seconds}s"]
+    assert TidepoolTaskRunner().resolved_cluster_class is local.PatientCluster

@@ -6,14 +6,29 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 import distributed
 
 from tidepool.compute.run_log import run_log
+from tidepool.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tidepool.settings import SizeSettings
+
+
+class PatientCluster(distributed.LocalCluster):
+    """A local cluster that does not give up a worker which takes long to come back.
+
+    Dask's own takes a worker's nanny away for good when the worker is not back within 15 s. On a busy machine, or when
+    a task kills its worker twice in a row, none was left: the flow run waited for a cluster without workers.
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:  # noqa: ANN401 - Dask's message
+        # Dask reads the setting in here; for how long no worker at all is borne, the scheduler knows.
+        with dask.config.set({"distributed.deploy.lost-worker-timeout": f"{settings().compute.no_worker_seconds}s"}):
+            super()._update_worker_status(op, msg)  # type: ignore[no-untyped-call] # distributed leaves it unannotated
 
 
 def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any) -> distributed.LocalCluster:  # noqa: ANN401 - LocalCluster's own
@@ -25,7 +40,7 @@ def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any)
         options: Passed on to `distributed.LocalCluster`.
     """
     workers = min(size.workers, os.cpu_count() or 1) if processes else size.workers
-    return distributed.LocalCluster(
+    return PatientCluster(  # type: ignore[no-untyped-call] # distributed leaves it unannotated
         n_workers=workers,
         threads_per_worker=size.threads,
         memory_limit=f"{size.memory_gib}GiB" if processes else None,

@@ -38,7 +38,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from tidepool.compute import worker
 from tidepool.compute.completion import before_completed
 from tidepool.compute.futures import Submission, TidepoolFuture
-from tidepool.compute.local import local_cluster
+from tidepool.compute.local import PatientCluster, local_cluster
 from tidepool.compute.reference import pickle_argument, refuse_arguments
 from tidepool.compute.run_log import run_log
 from tidepool.compute.task_runs import Recorder
@@ -82,6 +82,8 @@ class TidepoolTaskRunner(DaskTaskRunner):
         is_local = not self.address and self._cluster is None and kind in {None, local_cluster}
         if is_local and self.cluster_kwargs.get("processes", True):
             self.cluster_kwargs.setdefault("worker_class", ReportingNanny)
+        if is_local and kind is None:
+            self.resolved_cluster_class = cast("Any", PatientCluster)
 
     def duplicate(self) -> Self:
         """A new runner with the same settings, as every flow run gets; the stock one forgets `cluster`."""
@@ -292,7 +294,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
     def _start_cluster(self) -> None:
         """Creates the cluster in a thread; `client` waits for it."""
         starting = self._starting = ConcurrentFuture()
-        create: Any = self.resolved_cluster_class or self.cluster_class or distributed.LocalCluster
+        create: Any = self.resolved_cluster_class or self.cluster_class
         context = contextvars.copy_context()
 
         def start() -> None:
