@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -130,17 +131,24 @@ def _measured(*runs: tuple[float, float, str], items: int) -> int:
     return batches.measured_size()
 
 
-def test_auto_makes_overhead_a_twentieth() -> None:
-    # Items of 0.1 s, 0.02 s between them: 19 * 0.02 / 0.1 items.
+def test_auto_makes_overhead_a_hundredth_of_each_batch() -> None:
+    # Items of 0.1 s, 0.02 s between them: 99 * 0.02 / 0.1 items.
     runs = [(0.0, 0.1, "a"), (0.12, 0.22, "a"), (0.24, 0.34, "a")]
-    assert _measured(*runs, items=1000) == 4
+    assert _measured(*runs, items=1003) == 20
+
+
+def test_auto_gives_each_worker_as_many_batches() -> None:
+    runs = [(0.0, 0.1, "a"), (0.12, 0.22, "a"), (0.0, 0.1, "b"), (0.12, 0.22, "b")]
+    # By overhead alone 20 and so 51 batches, the last one alone on its worker.
+    assert _measured(*runs, items=1004) == 20
+    assert _measured(*runs, items=1014) == math.ceil(1010 / 52)
 
 
 def test_auto_leaves_batches_for_each_worker_and_none_too_long() -> None:
     quick = [(0.0, 0.0001, "a"), (0.0, 0.0001, "b")]
     assert _measured(*quick, items=802) == 100
     slow = [(0.0, 30.0, "a"), (31.0, 61.0, "a")]
-    assert _measured(*slow, items=1000) == 1
+    assert _measured(*slow, items=1000) == 2
 
 
 def test_a_local_cluster_has_patience_with_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:

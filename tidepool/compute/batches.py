@@ -41,7 +41,8 @@ R = TypeVar("R")
 _PROBES = 12
 # Overhead of a task run where the probes do not show it: as many workers as probes.
 _USUAL_OVERHEAD_SECONDS = 0.02
-_OVERHEAD_SHARE = 0.05
+# What is promised is 5 % of everything; begin and end, when not all workers are busy, take their part of it.
+_OVERHEAD_SHARE = 0.01
 # What a lost worker may cost, and how many batches each worker should get, so that all end at about the same time.
 _LONGEST_BATCH_SECONDS = 60.0
 _BATCHES_PER_WORKER = 4
@@ -233,8 +234,12 @@ class _Batches:
         overhead = statistics.median(gaps) if gaps else _USUAL_OVERHEAD_SECONDS
         each = max(statistics.median(one.ended - one.begun for one in self._seen), 1e-6)
         wanted = math.ceil(overhead * (1 / _OVERHEAD_SHARE - 1) / each)
-        balanced = self.left() // (_BATCHES_PER_WORKER * len(by_worker))
-        return max(1, min(wanted, balanced, int(_LONGEST_BATCH_SECONDS / each), _LARGEST_BATCH))
+        workers = len(by_worker)
+        balanced = self.left() // (_BATCHES_PER_WORKER * workers)
+        size = max(1, min(wanted, balanced, int(_LONGEST_BATCH_SECONDS / each), _LARGEST_BATCH))
+        # As many for each worker, so that all end at about the same time.
+        rounds = math.ceil(self.left() / (size * workers))
+        return max(1, math.ceil(self.left() / (rounds * workers)) if rounds else 1)
 
 
 class _Progress:
