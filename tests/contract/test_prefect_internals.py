@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import queue
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from distributed.scheduler import KilledWorker, Scheduler
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from prefect._internal.concurrency import services
+from prefect._internal.concurrency.api import create_call
 from prefect._internal.concurrency.services import BatchedQueueService, QueueService
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 from prefect.context import ContextModel, FlowRunContext, SyncClientContext, serialize_context
@@ -168,7 +170,10 @@ def test_contexts_are_context_variables_that_a_copy_can_enter_again() -> None:
 
 @pytest.mark.parametrize("service", [EventsWorker, APILogWorker])
 def test_what_is_queued_can_be_drained_within_a_time(service: Any) -> None:
-    assert parameters(service.drain_all) == ["timeout", "at_exit"]
+    """`worker.flush` drains those of its own processes, and watches the queues of others'."""
+    assert parameters(service._drain) == ["self", "at_exit"]
+    assert service._instances is EventsWorker._instances
+    assert "self._queue.task_done()" in inspect.getsource(QueueService._main_loop)
 
 
 # --- futures and runner -----------------------------------------------------------------------------
@@ -215,6 +220,8 @@ def test_a_service_asks_a_thread_for_its_next_item() -> None:
     for kind in (QueueService, BatchedQueueService):
         asked = calls(kind._main_loop)
         assert {"self._queue_get_thread.submit", "create_call"} <= set(asked), asked
+    assert create_call(queue.Queue().get, timeout=3).kwargs == {"timeout": 3}
+    for kind in (QueueService, BatchedQueueService):
         assert "create_call(self._queue.get" in inspect.getsource(kind._main_loop)
         assert ").aresult()" in inspect.getsource(kind._main_loop)
     for kind in (EventsWorker, APILogWorker):

@@ -402,6 +402,11 @@ def test_a_future_of_a_list_is_mapped_over(runner: Any) -> None:
     assert state.result() == [2, 4, 6]
 
 
+def test_a_generator_may_submit_the_task_that_is_mapped_over_it(runner: Any) -> None:
+    state, _ = run(runner, lambda: double.map(double.submit(number) for number in [1, 2]).result())
+    assert state.result() == [4, 8]
+
+
 def test_a_future_that_is_done_is_an_argument(runner: Any) -> None:
     def body() -> int:
         first = double.submit(3)

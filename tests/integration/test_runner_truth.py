@@ -139,6 +139,25 @@ def test_the_reason_is_in_words(runner: TidepoolTaskRunner, way: str, words: str
     assert words in str(raised.value)
 
 
+class Deadly:
+    """An argument that ends the process that reads it, before the task begins."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
+
+
+def test_what_dies_before_its_task_begins_is_not_sent_for_ever(runner: TidepoolTaskRunner) -> None:
+    """Attempts were counted when the task had begun; one that never began took worker after worker."""
+
+    @task
+    def take(_value: Any) -> None:
+        """Never reached."""
+
+    state = flow(task_runner=runner, name="deadly")(lambda: take.submit(Deadly()).wait())(return_state=True)
+    assert state.is_failed()
+    assert "worker lost 2 times while running this task" in state.message
+
+
 def test_a_lost_worker_is_another_try_elsewhere(runner: TidepoolTaskRunner, tmp_path: Path) -> None:
     @task
     def once(number: int) -> int:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import cloudpickle
 import pytest
 from prefect import flow, get_client, task
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Failed, Pending
 from prefect.types._datetime import now
 
 from tidepool.compute.futures import Outcome
@@ -69,6 +69,23 @@ def test_what_was_sent_after_all_is_recorded_once() -> None:
 
     body()
     assert _recorded(task_run_id, ["Pending", "Failed"]).state.id == state.id
+
+
+def test_one_that_was_not_ready_has_ended_too(caplog: pytest.LogCaptureFixture) -> None:
+    """What waits for a failed task run ends Pending: it was taken for unsent, and sent again, each time."""
+    task_run_id = uuid4()
+    outcome = Outcome(cloudpickle.dumps(Pending(name="NotReady", message="upstream failed")), "item-3", None)
+
+    @flow
+    def body() -> None:
+        recorder = Recorder(contextvars.copy_context(), run_log())
+        conclusion = Conclusion(task_run_id, item, {}, outcome)
+        assert recorder.record_unsent([conclusion], seconds=0)
+        _recorded(task_run_id, ["Pending", "NotReady"])
+        assert recorder.record_unsent([conclusion], seconds=60)
+
+    body()
+    assert caplog.text.count("had not heard of") == 1
 
 
 def test_a_task_run_that_the_server_knows_is_not_announced_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import cloudpickle
 import dask.config
 import distributed
 import pytest
+from distributed.client import ClosedClientError
 from prefect import allow_failure, task
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import opaque, quote
@@ -18,6 +20,7 @@ from prefect.utilities.annotations import opaque, quote
 from tidepool.compute import local
 from tidepool.compute.batches import BatchOutcome, _Batches
 from tidepool.compute.completion import before_completed
+from tidepool.compute.futures import Outcome, Submission, TidepoolFuture
 from tidepool.compute.reference import (
     ArgumentRefusedError,
     ResultRefusedError,
@@ -26,7 +29,8 @@ from tidepool.compute.reference import (
     refuse_result,
 )
 from tidepool.compute.runner import TidepoolTaskRunner
-from tidepool.compute.worker_loss import Exits, exit_in_words
+from tidepool.compute.tracker import Tracker
+from tidepool.compute.worker_loss import Exits, WorkerLostError, exit_in_words
 from tidepool.settings import settings
 
 
@@ -162,3 +166,40 @@ def test_a_local_cluster_has_patience_with_a_lost_worker(monkeypatch: pytest.Mon
     local.PatientCluster._update_worker_status(object.__new__(local.PatientCluster), "remove", "tcp://127.0.0.1:1")
     assert seen == [f"{settings().compute.no_worker_seconds}s"]
     assert TidepoolTaskRunner().resolved_cluster_class is local.PatientCluster
+
+
+class ClosedClient:
+    """A Dask client whose scheduler went away while nothing was on its way."""
+
+    status = "running"
+    scheduler = SimpleNamespace(address="tcp://127.0.0.1:1")
+
+    def subscribe_topic(self, _topic: str, _handler: Any) -> None:
+        """Nothing is heard."""
+
+    def unsubscribe_topic(self, _topic: str) -> None:
+        """Nothing is heard."""
+
+    def map(self, *_args: Any, **_options: Any) -> None:
+        raise ClosedClientError("the client is closed")
+
+
+def test_what_cannot_be_sent_is_not_waited_for() -> None:
+    recorder: Any = SimpleNamespace(record=list, record_unsent=bool)
+    client: Any = ClosedClient()
+    tracker = Tracker(client, None, recorder, logging.getLogger("tidepool.test"))
+    submission = Submission(nothing, ["call"], ["context"], b"", {}, [])
+    with pytest.raises(ClosedClientError):
+        tracker.submit([TidepoolFuture(uuid4(), submission, tracker)])
+    tracker.complete()
+    client.status = "closed"
+    with pytest.raises(WorkerLostError, match=r"connection to the Dask scheduler at tcp://127\.0\.0\.1:1 was lost"):
+        tracker.submit([TidepoolFuture(uuid4(), submission, tracker)])
+    tracker.stop("over", 5)
+
+
+def test_what_is_kept_of_a_large_result_is_small() -> None:
+    state = Completed(data=b"x" * 100_000, message="done")
+    kept = Outcome.of(state).small()
+    assert len(kept.pickled) < 4096
+    assert (kept.state().id, kept.state().message, kept.state().timestamp) == (state.id, "done", state.timestamp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import cloudpickle
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tidepool.compute.tracker import Tracker
 
 R = TypeVar("R")
+
+_SMALL_BYTES = 4096
 
 
 @dataclass
@@ -58,11 +60,13 @@ class Outcome:
         pickled: The state, pickled: ten thousand objects would fill the driver's memory.
         name: The task run's name; None if no worker ran it.
         start_time: When it began to run, if it did.
+        worker: Address of the Dask worker that ran it.
     """
 
     pickled: bytes
     name: str | None = None
     start_time: datetime | None = None
+    worker: str | None = None
 
     @classmethod
     def of(cls, state: State[Any]) -> Outcome:
@@ -72,6 +76,14 @@ class Outcome:
     def state(self) -> State[Any]:
         """The final state."""
         return cast("State[Any]", cloudpickle.loads(self.pickled))
+
+    def small(self) -> Outcome:
+        """The same to be kept for a while: without a result that takes room."""
+        if len(self.pickled) <= _SMALL_BYTES:
+            return self
+        state = self.state()
+        state.data = None
+        return replace(self, pickled=cloudpickle.dumps(state))
 
 
 class TidepoolFuture(PrefectDaskFuture[R]):

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future as ConcurrentFuture
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
@@ -35,7 +37,7 @@ from prefect.utilities.collections import isiterable, visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
 from prefect_dask.task_runners import DaskTaskRunner
 
-from tidepool.compute import worker
+from tidepool.compute import remote, worker
 from tidepool.compute.completion import before_completed
 from tidepool.compute.futures import Submission, TidepoolFuture
 from tidepool.compute.local import PatientCluster, local_cluster
@@ -47,7 +49,7 @@ from tidepool.compute.worker_loss import ReportingNanny
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from prefect import Task
@@ -163,6 +165,8 @@ class TidepoolTaskRunner(DaskTaskRunner):
         """
         if not self._started:
             raise RuntimeError("The task runner must be started before submitting work.")
+        # An iterator is consumed here: it may itself submit runs of the same task, which are none of this map.
+        parameters = {name: list(value) if isinstance(value, Iterator) else value for name, value in parameters.items()}
         with self._as_one_map(task, parameters):
             return cast("PrefectFutureList[TidepoolFuture[Any]]", super().map(task, parameters, wait_for))
 
@@ -351,7 +355,8 @@ class TidepoolTaskRunner(DaskTaskRunner):
             self._attempt(
                 "cancel what was not final", tracker.stop, "the flow run ended before this task run", seconds / 4
             )
-            self._attempt("send the workers' logs and events", tracker.flush, seconds / 4)
+            own = not (self.address or self._given_cluster or self.cluster_kwargs.get("shared") or _in_dask_worker())
+            self._attempt("send the workers' logs and events", partial(tracker.flush, last=own), seconds / 4)
             self._attempt("record what a lost worker did not send", tracker.record_unsent, seconds / 8)
             self._attempt("forget the flow run", self._forget)
         self._attempt("close the Dask cluster", self._exit_stack.__exit__, None, None, None)
@@ -364,8 +369,8 @@ class TidepoolTaskRunner(DaskTaskRunner):
             run_log().exception("Could not %s", what)
 
     def _forget(self) -> None:
-        if self.address and self.client.status == "running":
-            self.client.run_on_scheduler(_forget, f"tidepool-{self.client.id}")
+        if self.client.status == "running":
+            self.client.run_on_scheduler(remote.forget, f"tidepool-{self.client.id}")
 
     def _give_up_starting(self, seconds: float) -> None:
         starting, self._starting = self._starting, None
@@ -451,7 +456,3 @@ def _in_dask_worker() -> bool:
     except ValueError:
         return False
     return True
-
-
-def _forget(name: str, dask_scheduler: Any) -> None:  # noqa: ANN401 - a Scheduler, which has no types
-    dask_scheduler.task_metadata.pop(name, None)

@@ -78,7 +78,7 @@ class Recorder:
         """
         self._in_flow(self._record, concluded, if_known)
 
-    def record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> None:
+    def record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> bool:
         """Records the final states that a worker may have been lost with before they were sent.
 
         The events are those that the worker made, with their ids: the server takes each once.
@@ -86,14 +86,22 @@ class Recorder:
         Args:
             ended: Task runs that ended on a worker.
             seconds: How long the server may take to hear of them from the worker.
-        """
-        self._in_flow(self._record_unsent, ended, seconds)
 
-    def _in_flow(self, record: Callable[..., None], task_runs: Sequence[Conclusion], *more: Any) -> None:  # noqa: ANN401
+        Returns:
+            Whether the server could be told.
+        """
+        return self._in_flow(self._record_unsent, ended, seconds)
+
+    def _in_flow(self, record: Callable[..., None], task_runs: Sequence[Conclusion], *more: Any) -> bool:  # noqa: ANN401
         try:
             self._context.copy().run(record, task_runs, *more)
         except httpx.HTTPError as error:
             self._log.warning("The server may not know how %d task runs ended: %r", len(task_runs), error)
+        except Exception:  # noqa: BLE001 - what the flow has computed stands, whatever the server knows of it
+            self._log.exception("The server may not know how %d task runs ended", len(task_runs))
+        else:
+            return True
+        return False
 
     def _record(self, concluded: Sequence[Conclusion], if_known: Sequence[Conclusion]) -> None:
         known = _known([*concluded, *if_known])
@@ -108,11 +116,7 @@ class Recorder:
         deadline = time.monotonic() + seconds
         while True:
             known = _known(ended)
-            ended = [
-                conclusion
-                for conclusion in ended
-                if conclusion.task_run_id not in known or not _is_final(known[conclusion.task_run_id])
-            ]
+            ended = [each for each in ended if not _has_ended(known.get(each.task_run_id), each)]
             if not ended or time.monotonic() > deadline:
                 break
             time.sleep(_POLL_SECONDS)
@@ -124,6 +128,11 @@ class Recorder:
 
 def _is_final(task_run: TaskRun) -> bool:
     return bool(task_run.state and task_run.state.is_final())
+
+
+def _has_ended(known: TaskRun | None, conclusion: Conclusion) -> bool:
+    """Whether the server knows how it ended; one that waits for a failed one ends Pending, as NotReady."""
+    return known is not None and (_is_final(known) or known.state_id == conclusion.outcome.state().id)
 
 
 def _known(conclusions: Sequence[Conclusion]) -> dict[UUID, TaskRun]:

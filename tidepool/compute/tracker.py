@@ -37,16 +37,19 @@ if TYPE_CHECKING:
 # Final states fetched at a time: each may have the size that a result may have.
 _FETCHED_TOGETHER = 64
 
-# What a worker has to say is sent in the background: of so much before it is lost, it may not have been.
-_UNSENT_SECONDS = 10.0
+# What a worker has to say is sent in the background: of so much before it is known to be lost, it may not have been.
+# A node that vanishes is noticed after distributed.comm.timeouts.tcp, 30 s.
+_UNSENT_SECONDS = 40.0
 # How long the events of workers that still run may take to be recorded, before they are sent again by the driver.
 _RECORDED_SECONDS = 5.0
 
 # Where the scheduler says which workers come and go.
 _ALL_TOPIC = "all"
 
-# A state whose worker is lost while it is fetched is computed again, which takes as long as the task: others go first.
+# A state whose worker is lost while it is fetched is computed again, which takes as long as the task: it is asked for
+# again later.
 _FETCH_SECONDS = 30.0
+_LATER_SECONDS = 1.0
 
 
 class Tracker:
@@ -78,13 +81,13 @@ class Tracker:
         self._to_record: list[Conclusion] = []
         self._ended: deque[tuple[float, Conclusion]] = deque()
         self._unsent: list[Conclusion] = []
-        self._last_loss = -_UNSENT_SECONDS
+        self._lost_workers: set[str] = set()
         self._scheduler_gone = False
         scheduler: Any = client.scheduler
         self._address: str = scheduler.address
         self._news: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[Outcome]] | None] = queue.SimpleQueue()
         self._exits.follow(client)
-        client.subscribe_topic(worker.STARTED_TOPIC, self._on_started)
+        client.subscribe_topic(remote.STARTED_TOPIC, self._on_started)
         client.subscribe_topic(_ALL_TOPIC, self._on_any_event)
         self._thread = threading.Thread(
             # In the flow's context: settings and API are those of the flow run.
@@ -103,11 +106,18 @@ class Tracker:
         Raises:
             WorkerLostError: the scheduler is gone.
         """
-        if self._scheduler_gone:
+        if self._scheduler_gone or self._client.status == "closed":
             raise WorkerLostError(f"{self._scheduler_words()}; no more tasks can be submitted")
+        mine = {str(future.task_run_id): future for future in futures}
         with self._changed:
-            self._open.update({str(future.task_run_id): future for future in futures})
-        self._send(futures)
+            self._open.update(mine)
+        try:
+            self._send(futures)
+        except BaseException:
+            # Nobody would settle them.
+            with self._changed:
+                self._open = {key: future for key, future in self._open.items() if key not in mine}
+            raise
 
     def wait(self, future: TidepoolFuture[Any], timeout: float | None) -> None:
         """Waits until the future is settled, for at most that many seconds."""
@@ -140,22 +150,31 @@ class Tracker:
             shown = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")  # noqa: PLR2004 - enough to see what it is
             raise WorkerLostError(f"{len(lost)} task runs did not survive: {shown}")
 
-    def flush(self, seconds: float) -> None:
-        """Has the workers send what they still have of logs and events, for at most so many seconds."""
+    def flush(self, seconds: float, *, last: bool) -> None:
+        """Has the workers send what they still have of events and logs.
+
+        Args:
+            seconds: How long that may take.
+            last: Nobody uses these workers afterwards.
+        """
         if self._client.status == "running":
-            self._client.run(worker.flush, seconds, on_error="ignore")
+            # Those that run: one that was just lost does not answer.
+            answer = seconds + _LATER_SECONDS
+            self._client.run(worker.flush, seconds, last=last, on_error="ignore", callback_timeout=answer)
 
     def record_unsent(self, seconds: float) -> None:
         """Tells the server of task runs that ended on a worker just before that was lost.
 
+        It does not raise: what it cannot tell is in the log, and is tried again when the cluster closes.
+
         Args:
-            seconds: How long sending what the other workers know, and recording it, may take each.
+            seconds: How long the server may take to hear of them from the worker itself.
         """
         with self._changed:
             unsent, self._unsent = self._unsent, []
-        if unsent:
-            self.flush(seconds)
-            self._recorder.record_unsent(unsent, seconds)
+        if unsent and not self._recorder.record_unsent(unsent, seconds):
+            with self._changed:
+                self._unsent += unsent
 
     def stop(self, reason: str, seconds: float) -> None:
         """Cancels what is not final, tells the server, and ends.
@@ -169,13 +188,14 @@ class Tracker:
         if self._client.status == "running":
             # That this client leaves is an event too: the scheduler would log that it cannot tell it.
             self._client.unsubscribe_topic(_ALL_TOPIC)
+        self._record_concluded()
         with self._changed:
             left = list(self._open.values())
         if not left:
             return
         running = self._running_keys()
         dask_futures = [future.wrapped_future for future in left if future.wrapped_future is not None]
-        if not self._scheduler_gone:
+        if self._client.status == "running":
             self._client.cancel(dask_futures, force=True)
         outcomes: list[tuple[TidepoolFuture[Any], Outcome]] = []
         begun: list[Conclusion] = []
@@ -183,7 +203,8 @@ class Tracker:
         for future in left:
             state: State[Any] = Cancelled(message=reason)
             outcomes.append((future, Outcome.of(state)))
-            (begun if future.wrapped_future.key in running else waiting).append(Conclusion.of(*outcomes[-1]))
+            sent = future.wrapped_future
+            (begun if sent is not None and sent.key in running else waiting).append(Conclusion.of(*outcomes[-1]))
         self._settle(outcomes)
         self._log.warning("%d task runs were not final and are cancelled: %s", len(left), reason)
         self._recorder.record(begun, if_known=waiting)
@@ -197,7 +218,7 @@ class Tracker:
             [submission.call for _, submission in sent],
             [submission.context for _, submission in sent],
             [submission.payload for _, submission in sent],
-            [submission.attempt for _, submission in sent],
+            [(str(future.task_run_id), s.attempt) if s.attempt else None for future, s in sent],
             [[_upstream(future) for future in submission.upstreams] for _, submission in sent],
             key=[f"{s.task.name}-{future.task_run_id}" + (f"-{s.attempt}" if s.attempt else "") for future, s in sent],
             pure=False,
@@ -208,6 +229,11 @@ class Tracker:
 
     def _watch(self, future: TidepoolFuture[Any], dask_future: Future[Outcome]) -> None:
         dask_future.add_done_callback(lambda done: self._news.put((future, done)))
+
+    def _watch_later(self, future: TidepoolFuture[Any], dask_future: Future[Outcome]) -> None:
+        """Of a state that is lost and computed again, Dask would say at once, over and over, that it is lost."""
+        loop: Any = self._client.loop
+        loop.add_callback(loop.call_later, _LATER_SECONDS, self._watch, future, dask_future)
 
     def _send_again(self, future: TidepoolFuture[Any]) -> None:
         assert future.submission is not None  # noqa: S101 - settled futures are not sent again
@@ -231,24 +257,28 @@ class Tracker:
             except Exception as error:  # noqa: BLE001 - reported, and settled
                 # Whatever this is, nobody must wait for ever for what it concerned.
                 self._log.exception("Cannot follow %d task runs", len(current))
-                for future, _ in current:
-                    if future.outcome is None:
+                for future, done in current:
+                    # Those that were sent again meanwhile are watched as what they are now.
+                    if future.outcome is None and future.wrapped_future is done:
                         self._crash(future, f"its outcome could not be read: {error!r}", error)
+            self._record_concluded()
 
     def _handle(self, news: list[tuple[TidepoolFuture[Any], Future[Outcome]]]) -> None:
         finished = [(future, done) for future, done in news if done.status == "finished"]
         failed = [(future, done) for future, done in news if done.status in ("error", "cancelled")]
         for future, done in news:
             if done.status in ("pending", "lost"):
-                self._watch(future, done)
+                self._watch_later(future, done)
         if finished:
             failed += self._fetch(finished)
         # Those whose own worker was lost first: what depends on them is sent again with their new Dask future.
         errors = [(future, _error(done)) for future, done in failed]
         for future, error in sorted(errors, key=lambda pair: not _own(pair[0], pair[1])):
             self._on_error(future, error)
-        if self._to_record:
-            to_record, self._to_record = self._to_record, []
+
+    def _record_concluded(self) -> None:
+        to_record, self._to_record = self._to_record, []
+        if to_record:
             self._recorder.record(to_record)
 
     def _fetch(
@@ -263,12 +293,17 @@ class Tracker:
             outcomes = self._client.sync(gather, [done for _, done in finished], callback_timeout=_FETCH_SECONDS)
         except Exception as error:  # noqa: BLE001 - the error of any of them; each is looked at by itself below
             if len(finished) > 1:
-                return [lost for pair in finished for lost in self._fetch([pair])]
+                there = [pair for pair in finished if pair[1].status == "finished"]
+                for future, done in finished:
+                    if done.status in ("pending", "lost"):
+                        self._watch_later(future, done)
+                failed = [pair for pair in finished if pair[1].status in ("error", "cancelled")]
+                return failed + [lost for pair in there for lost in self._fetch([pair])]
             future, done = finished[0]
             if done.status in ("error", "cancelled"):
                 return finished
             self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
-            self._watch(future, done)
+            self._watch_later(future, done)
             return []
         settled = [(future, outcome) for (future, _), outcome in zip(finished, outcomes, strict=True)]
         self._remember(settled)
@@ -279,11 +314,12 @@ class Tracker:
         with self._changed:
             self._forget_what_is_sent()
             for future, outcome in settled:
-                # Also what is read only after the news of the loss may have ended before it.
-                if time.monotonic() - self._last_loss < _UNSENT_SECONDS:
-                    self._unsent.append(Conclusion.of(future, outcome))
+                conclusion = Conclusion.of(future, outcome.small())
+                # What is read only after the news of the loss has ended before it.
+                if outcome.worker in self._lost_workers:
+                    self._unsent.append(conclusion)
                 else:
-                    self._ended.append((time.monotonic(), Conclusion.of(future, outcome)))
+                    self._ended.append((time.monotonic(), conclusion))
 
     def _forget_what_is_sent(self) -> None:
         while self._ended and time.monotonic() - self._ended[0][0] > _UNSENT_SECONDS:
@@ -379,13 +415,14 @@ class Tracker:
         said = event[1]
         if said["action"] == "remove-worker" and not said["expected"]:
             with self._changed:
-                self._last_loss = time.monotonic()
+                self._lost_workers.add(said["worker"])
                 self._forget_what_is_sent()
-                self._unsent += [conclusion for _, conclusion in self._ended]
-                self._ended.clear()
+                theirs = [each for each in self._ended if each[1].outcome.worker == said["worker"]]
+                self._unsent += [conclusion for _, conclusion in theirs]
+                self._ended = deque(each for each in self._ended if each[1].outcome.worker != said["worker"])
 
     def _running_keys(self) -> set[str]:
-        if self._scheduler_gone:
+        if self._client.status != "running":
             return set()
         return {key for keys in self._client.processing().values() for key in keys}
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections import OrderedDict
+from concurrent.futures import wait
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +22,9 @@ import cloudpickle
 from distributed import get_worker
 from distributed.utils import sync
 from prefect._flow_run_suspension import FlowRunSuspensionRequest, raise_if_flow_run_suspension_requested
-from prefect.context import AssetContext, FlowRunContext, SyncClientContext, hydrated_context
+from prefect.context import AssetContext, FlowRunContext, SyncClientContext, TagsContext, hydrated_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
@@ -34,9 +39,6 @@ if TYPE_CHECKING:
     from prefect import Task
     from prefect.client.schemas.objects import State
     from prefect.transactions import AsyncTransaction, Transaction
-
-# The driver learns here that a task run, which has lost a worker before, has begun again.
-STARTED_TOPIC = "tidepool-started"
 
 # Contexts that one thread, and calls that one process keeps: a shared cluster serves several flow runs at a time.
 _KEPT = 8
@@ -88,14 +90,13 @@ class Upstream:
     index: int
 
 
-def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstreams: list[Outcome]) -> Outcome:
+def run(call: list[str], context: list[str], payload: bytes, upstreams: list[Outcome]) -> Outcome:
     """Runs one task; what Dask calls.
 
     Args:
         call: Where the scheduler keeps the pickled `Call`.
         context: Where it keeps the pickled Prefect context.
         payload: A pickled `Payload`.
-        attempt: How often the task run has lost its worker before.
         upstreams: The final states that the payload refers to.
 
     Returns:
@@ -103,21 +104,34 @@ def run(call: list[str], context: list[str], payload: bytes, attempt: int, upstr
     """
     hydrated = _contexts(context)
     task_run = contextvars.copy_context()
-    outcome = task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), attempt, upstreams)
+    outcome = task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), upstreams)
     # Each time: a service ends when a flow run does, and the next one has another.
     gather_what_is_sent()
     return outcome
 
 
-async def flush(seconds: float) -> None:
-    """Sends what this process still has of logs and events, for at most so many seconds; `Client.run` calls it."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
+async def flush(seconds: float, *, last: bool) -> None:
+    """Sends what this process still has of events and logs; `Client.run` calls it.
 
-    await asyncio.gather(
-        asyncio.to_thread(EventsWorker.drain_all, timeout=seconds),
-        asyncio.to_thread(APILogWorker.drain_all, timeout=seconds),
-    )
+    Args:
+        seconds: How long that may take.
+        last: Nobody else uses this process: its services end, and with them what is on its way has arrived. An event
+            that another flow run sends in that moment would be lost.
+    """
+    registry: Any = EventsWorker
+    # One dictionary for all of Prefect's services.
+    services: list[Any] = list(registry._instances.values())
+    events: list[Any] = [service for service in services if isinstance(service, EventsWorker)]
+    if last:
+        logs: list[Any] = [service for service in services if isinstance(service, APILogWorker)]
+        # `drain` has no time limit.
+        drained = [service._drain(at_exit=True) for service in [*events, *logs]]
+        await asyncio.to_thread(wait, drained, timeout=seconds)
+        return
+    # Batches of log lines leave by themselves, every two seconds.
+    deadline = time.monotonic() + seconds
+    while any(service._queue.unfinished_tasks for service in events) and time.monotonic() < deadline:  # noqa: ASYNC110 - other threads count
+        await asyncio.sleep(0.05)
 
 
 # --- one task run ---------------------------------------------------------------------------------
@@ -127,13 +141,10 @@ def _run(
     hydrated: dict[contextvars.ContextVar[Any], Any],
     call: Call,
     payload: Payload,
-    attempt: int,
     upstreams: list[Outcome],
 ) -> Outcome:
     for variable, value in hydrated.items():
         variable.set(value)
-    if attempt:
-        _report_start(str(payload.task_run_id), attempt)
     parameters = {
         name: cloudpickle.loads(call.shared[name]) if isinstance(value, Shared) else value
         for name, value in payload.parameters.items()
@@ -158,7 +169,7 @@ def _run(
                 raise
     task_run = engine.task_run
     assert task_run is not None  # noqa: S101 - without one, the engine has raised
-    return Outcome(_dump_state(engine.state), task_run.name, task_run.start_time)
+    return Outcome(_dump_state(engine.state), task_run.name, task_run.start_time, get_worker().address)
 
 
 def _enter_own_context(stack: ExitStack, payload: Payload) -> None:
@@ -192,19 +203,10 @@ def _dump_state(state: State[Any]) -> bytes:
         try:
             cloudpickle.loads(cloudpickle.dumps(state))
         except Exception as unreadable:  # noqa: BLE001 - whatever an exception's own __reduce__ or __init__ raises
-            state = state.model_copy(update={"data": RuntimeError(f"{state.message} (unpicklable: {unreadable})")})
+            # Not `model_copy`: Prefect's gives a state another id and no time.
+            state = copy(state)
+            state.data = RuntimeError(f"{state.message} (unpicklable: {unreadable})")
     return cast("bytes", cloudpickle.dumps(state))
-
-
-def _report_start(task_run_id: str, attempt: int) -> None:
-    worker = get_worker()
-    # With an answer, unlike Worker.log_event: the task may end this process at once.
-    sync(
-        worker.loop,
-        worker.scheduler.log_event,
-        topic=STARTED_TOPIC,
-        msg={"task_run_id": task_run_id, "attempt": attempt},
-    )
 
 
 class _SyncEngine(SyncTaskRunEngine[Any, Any]):
@@ -295,6 +297,8 @@ def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
     known_blocks_first()
     # Dask's own, such as which worker this is; in its absence the flow's task runner would take this for a driver.
     before = contextvars.copy_context()
+    # In a cluster of threads, a task run is not tagged with what tagged the cluster's start.
+    TagsContext(current_tags=set()).__enter__()
     with hydrated_context(cloudpickle.loads(pickled)):
         print_plainly()
         client = SyncClientContext().__enter__()
