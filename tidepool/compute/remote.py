@@ -6,36 +6,51 @@ itself would have it import Prefect: about a second in which no task runs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import pickle
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed import get_worker
 from distributed.utils import sync
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tidepool.compute.futures import Outcome
 
 # The driver learns here that a task run, which has lost a worker before, has begun again.
 STARTED_TOPIC = "tidepool-started"
 
 
-def run(
-    call: list[str], context: list[str], payload: bytes, again: tuple[str, int] | None, upstreams: list[Outcome]
-) -> Outcome:
+class Sending(NamedTuple):
+    """What a task run needs, but for its upstreams.
+
+    Attributes:
+        call: Where the scheduler keeps the pickled `worker.Call`.
+        context: Where it keeps the pickled Prefect context.
+        payload: A pickled `worker.Payload`.
+        again: Of a task run that has lost a worker before: its id, and how often it was sent again.
+    """
+
+    call: list[str]
+    context: list[str]
+    payload: bytes
+    again: tuple[str, int] | None
+
+
+def run(pickled: bytes, upstreams: Sequence[Outcome] = ()) -> Outcome:
     """Runs one task in a worker: `tidepool.compute.worker.run`.
 
     Args:
-        call: As there.
-        context: As there.
-        payload: As there.
-        again: Of a task run that has lost a worker before: its id, and how often it was sent again.
-        upstreams: As there.
+        pickled: A `Sending`.
+        upstreams: Final states that the payload refers to.
     """
-    if again:
+    sending: Sending = pickle.loads(pickled)  # noqa: S301 - the driver's own
+    if sending.again:
         # Before anything of the flow's is imported or read: that too may end this process.
-        _report_start(*again)
+        _report_start(*sending.again)
     from tidepool.compute import worker
 
-    return worker.run(call, context, payload, upstreams)
+    return worker.run(sending.call, sending.context, sending.payload, upstreams)
 
 
 def forget(name: str, dask_scheduler: Any) -> None:  # noqa: ANN401 - a Scheduler, which has no types

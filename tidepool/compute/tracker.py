@@ -8,6 +8,7 @@ number of times; one that cannot go on is settled as Crashed with the reason, on
 from __future__ import annotations
 
 import contextvars
+import pickle
 import queue
 import threading
 import time
@@ -213,13 +214,18 @@ class Tracker:
 
     def _send(self, futures: list[TidepoolFuture[Any]]) -> None:
         sent = [(future, future.submission) for future in futures if future.submission is not None]
+        # Dask looks into every argument, here, in the scheduler and in the worker: so it is one, of bytes, and
+        # upstreams only where there are some.
+        again = [(str(future.task_run_id), s.attempt) if s.attempt else None for future, s in sent]
+        sendings = [
+            pickle.dumps(remote.Sending(s.call, s.context, s.payload, which))
+            for (_, s), which in zip(sent, again, strict=True)
+        ]
+        upstreams = [[_upstream(future) for future in submission.upstreams] for _, submission in sent]
         dask_futures = self._client.map(
             remote.run,
-            [submission.call for _, submission in sent],
-            [submission.context for _, submission in sent],
-            [submission.payload for _, submission in sent],
-            [(str(future.task_run_id), s.attempt) if s.attempt else None for future, s in sent],
-            [[_upstream(future) for future in submission.upstreams] for _, submission in sent],
+            sendings,
+            *([upstreams] if any(upstreams) else []),
             key=[f"{s.task.name}-{future.task_run_id}" + (f"-{s.attempt}" if s.attempt else "") for future, s in sent],
             pure=False,
         )

@@ -34,6 +34,7 @@ from tidepool.compute.futures import Outcome
 from tidepool.compute.reference import ResultRefusedError, refuse_result
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
     from prefect import Task
@@ -90,7 +91,7 @@ class Upstream:
     index: int
 
 
-def run(call: list[str], context: list[str], payload: bytes, upstreams: list[Outcome]) -> Outcome:
+def run(call: list[str], context: list[str], payload: bytes, upstreams: Sequence[Outcome]) -> Outcome:
     """Runs one task; what Dask calls.
 
     Args:
@@ -141,7 +142,7 @@ def _run(
     hydrated: dict[contextvars.ContextVar[Any], Any],
     call: Call,
     payload: Payload,
-    upstreams: list[Outcome],
+    upstreams: Sequence[Outcome],
 ) -> Outcome:
     for variable, value in hydrated.items():
         variable.set(value)
