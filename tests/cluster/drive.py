@@ -46,7 +46,10 @@ class Driver:
         """The JSON object that it printed last, when it succeeded."""
         succeeded, log = self.wait(seconds)
         assert succeeded, f"{log}\n{self.namespace.report()}"
-        return dict(json.loads(log.strip().splitlines()[-1]))
+        # What it logs goes another way than what it prints: a line of the closing cluster may stand after the object.
+        printed = [line for line in log.splitlines() if line.startswith("{")]
+        assert printed, f"it printed no JSON object:\n{log}"
+        return dict(json.loads(printed[-1]))
 
 
 def drive(namespace: Namespace, script: str, **environment: str) -> Driver:
