@@ -98,7 +98,9 @@ def _rates(found: list[dict[str, Any]]) -> list[float]:
 
 def _ratio(groups: Groups, key: tuple[str, str, int, str], peer: str) -> str:
     """Items per second of a row, by those of a peer at as many items: of its largest map where it was not measured."""
-    database, _, items, _ = key
+    database, kind, items, _ = key
+    if kind == "auto":
+        return "-"
     beside = groups.get((database, "map", items, peer)) or groups.get((database, "map", 1000, peer))
     if not beside:
         return "-"
@@ -194,11 +196,13 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["svg.fonttype"] = "none"  # text, not outlines
     from matplotlib import pyplot as plt
 
     groups: dict[str, list[float]] = defaultdict(list)
     for record in records:
-        if record["kind"] != "cold" and record["database"] == "sqlite":
+        # Of no-op items only: those of `auto` take their time.
+        if record["kind"] in {"map", "batched"} and record["database"] == "sqlite":
             groups[f"{record['runner']} {record['kind']} {record['items']:,}"].append(
                 record["items"] / record["seconds"]
             )
@@ -213,6 +217,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 0.4 * len(names) + 1.2))
     axes.barh(names, medians, xerr=spread, color=["#1f77b4" if "tidepool" in name else "#999999" for name in names])
     axes.set_xscale("log")
+    axes.set_xlim(left=1)
     axes.set_xlabel("items per second (log scale; median, lowest, highest)")
     figure.tight_layout()
     figure.savefig(path)
