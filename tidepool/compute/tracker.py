@@ -297,20 +297,17 @@ class Tracker:
 
         try:
             outcomes = self._client.sync(gather, [done for _, done in finished], callback_timeout=_FETCH_SECONDS)
-        except Exception as error:  # noqa: BLE001 - the error of any of them; each is looked at by itself below
-            if len(finished) > 1:
-                there = [pair for pair in finished if pair[1].status == "finished"]
-                for future, done in finished:
-                    if done.status in ("pending", "lost"):
-                        self._watch_later(future, done)
-                failed = [pair for pair in finished if pair[1].status in ("error", "cancelled")]
-                return failed + [lost for pair in there for lost in self._fetch([pair])]
-            future, done = finished[0]
-            if done.status in ("error", "cancelled"):
-                return finished
-            self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
-            self._watch_later(future, done)
-            return []
+        except Exception as error:  # noqa: BLE001 - the error of any of them: each is looked at by itself
+            failed = []
+            for future, done in finished:
+                if done.status in ("error", "cancelled"):
+                    failed.append((future, done))
+                elif done.status == "finished" and len(finished) > 1:
+                    failed += self._fetch([(future, done)])
+                else:
+                    self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
+                    self._watch_later(future, done)
+            return failed
         settled = [(future, outcome) for (future, _), outcome in zip(finished, outcomes, strict=True)]
         self._remember(settled)
         self._settle(settled)
