@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from yarl import URL
 
 from flows.csv_etl import flow as csv_etl_module
 from flows.csv_etl.flow import csv_etl
+from tests.polling import until
 from tidepool import storage
 from tidepool.errors import InputError, StorageError
 
@@ -50,10 +50,7 @@ def expect_task_runs(flow_run: FlowRun, **tries: int) -> None:
             runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
         return {run.task_key.partition("-")[0]: run.run_count for run in runs}
 
-    deadline = time.monotonic() + 60
-    while found() != tries and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert found() == tries
+    until(found, lambda tries_found: tries_found == tries)
 
 
 def test_the_sample(storage_root: str) -> None:

@@ -8,7 +8,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -17,22 +16,15 @@ import pytest
 from rich.console import Console
 
 from tests.integration.small_repository import command, make, processes_of, variables
+from tests.polling import until
 from tidepool.demo import _Progress, _summary
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.local_server import Home, Processes, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(900)
-
-
-def _wait(condition: Callable[[], bool], what: str, seconds: float = 400) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def test_every_deployment_runs_through_the_work_pool_and_nothing_is_left(tmp_path: Path) -> None:
@@ -80,7 +72,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_even_from_a_background_job(tmp_path
             stderr=stream,
         )
     try:
-        _wait(lambda: "slow: Running" in output.read_text() or demo.poll() is not None, "slow is Running")
+        until(lambda: "slow: Running" in output.read_text() or demo.poll() is not None, seconds=400)
         assert demo.poll() is None, output.read_text()
         port = json.loads((repository / ".tidepool" / "demo.json").read_text())["port"]
 
@@ -160,7 +152,7 @@ def test_a_process_that_fails_shows_its_output(tmp_path: Path) -> None:
         processes.wait("deploy", 60)
     processes.start("server", "no_such_module", cwd=tmp_path)
     with pytest.raises(TidepoolError, match=r"^server ended with exit code 1"):
-        _wait(lambda: processes.check() is not None, "it ends", 60)  # type: ignore[func-returns-value]
+        until(lambda: processes.check() is not None)  # type: ignore[func-returns-value]
     processes.stop_all()
 
 

@@ -11,12 +11,13 @@ import httpx
 import pytest
 
 from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, in_process, now, paths, recorded
+from tests.polling import until
 from tidepool.deploy import apply, desired, pauses, schedules, server
 from tidepool.deploy.plan import Action, Kind, excess
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.integration.deploy_support import Proxy
@@ -39,24 +40,14 @@ def proxy(prefect_server: str) -> Iterator[Proxy]:
         yield each
 
 
-def poll(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    import time
-
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-    return value
-
-
 def test_what_is_new_is_created_and_a_second_apply_writes_nothing_and_keeps_future_runs(
     shop: Shop, proxy: Proxy
 ) -> None:
     shop.deployment("one", NIGHTLY, HOURLY, concurrency_limit={"limit": 1, "collision_strategy": "CANCEL_NEW"})
     shop.deployment("two", HOURLY, enforce_parameter_schema=False, parameters={"count": 3, "shop": "harbour"})
     assert len(shop.apply()) == 5
-    runs = poll(shop.future_runs)
-    poll(lambda: len(shop.future_runs()) == len(runs) or runs.update(shop.future_runs()))
+    runs = until(shop.future_runs)
+    until(lambda: len(shop.future_runs()) == len(runs) or runs.update(shop.future_runs()))
     runs = shop.future_runs()
     proxy.requests.clear()
     assert shop.apply() == []
@@ -398,7 +389,7 @@ def test_a_notification_reaches_the_target_of_the_settings(
             "payload": {"summary": "2 differ"},
         }
         httpx.post(f"{prefect_server}/events", json=[event]).raise_for_status()
-        poll(lambda: received, 90)
+        until(lambda: received, 90)
         assert b"2 differ" in received[0]
     finally:
         receiver.shutdown()
@@ -428,4 +419,4 @@ def test_the_next_runs_are_those_that_the_scheduler_makes(shop: Shop) -> None:
                 for each in server.pages(client, "/flow_runs/filter", body)
             }
 
-    poll(lambda: expected <= starts())
+    until(lambda: expected <= starts())

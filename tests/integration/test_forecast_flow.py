@@ -6,7 +6,6 @@ import datetime as dt
 import http.server
 import json
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +16,7 @@ from prefect.exceptions import ParameterTypeError
 from flows.forecast import flow as module
 from flows.forecast.flow import RETRY_DELAYS, RETRY_JITTER, get_data, weekly_forecast
 from flows.forecast.models import MODEL_NAMES
+from tests.polling import until
 from tidepool import storage
 from tidepool.errors import InputError, StorageError
 
@@ -62,13 +62,7 @@ def task_runs(run_id: uuid.UUID, expected: int) -> dict[str, TaskRun]:
         with get_client(sync_client=True) as client:
             return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), limit=200)
 
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        runs = found()
-        if len(runs) == expected and all(run.state and run.state.is_final() for run in runs):
-            break
-        time.sleep(0.2)
-    assert len(runs) == expected
+    runs = until(found, lambda runs: len(runs) == expected and all(run.state and run.state.is_final() for run in runs))
     return {run.name: run for run in runs}
 
 

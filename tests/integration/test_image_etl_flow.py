@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +20,7 @@ from prefect.exceptions import ParameterTypeError
 
 from flows.image_etl.flow import download, image_etl
 from flows.image_etl.transform import SEPARATOR, default_key
+from tests.polling import until
 from tidepool import report, storage
 from tidepool.errors import InputError, StorageError
 
@@ -91,17 +91,15 @@ def run(**parameters: object) -> tuple[State[Any], UUID]:
 
 def task_states(run_id: UUID, count: int) -> dict[str, State[Any]]:
     """The final states of a run's tasks by name; the server takes them in later than the run ends."""
-    deadline = time.monotonic() + 60
-    while True:
+
+    def look() -> dict[str, State[Any]]:
         with get_client(sync_client=True) as client:
             found: list[TaskRun] = client.read_task_runs(
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
             )
-        states = {task.name: task.state for task in found if task.state and task.state.is_final()}
-        if len(states) == count:
-            return states
-        assert time.monotonic() < deadline, states
-        time.sleep(0.2)
+        return {task.name: task.state for task in found if task.state and task.state.is_final()}
+
+    return until(look, lambda states: len(states) == count)
 
 
 def test_the_sample_gives_27_frames_and_is_downloaded_once(storage_root: str) -> None:

@@ -28,6 +28,7 @@ from prefect.futures import wait as wait_for_futures
 from prefect.utilities.annotations import opaque, quote
 from prefect_dask import DaskTaskRunner
 
+from tests.polling import until
 from tidepool.compute.local import PatientCluster
 from tidepool.compute.runner import TidepoolTaskRunner
 from tidepool.compute.worker_loss import ReportingNanny
@@ -81,7 +82,7 @@ class Server:
                 found = client.read_task_runs(flow_run_filter=self._of)
             return [run for run in found if run.state and (settled(run) if settled else run.state.is_final())]
 
-        return _until(read, lambda runs: len(runs) == count)
+        return until(read, lambda runs: len(runs) == count)
 
     def logs(self, text: str) -> list[Any]:
         def read() -> list[Any]:
@@ -89,7 +90,7 @@ class Server:
                 found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self._id])))
             return [log for log in found if text in log.message]
 
-        return _until(read, bool)
+        return until(read, bool)
 
     def artifacts(self) -> list[Any]:
         def read() -> list[Any]:
@@ -98,15 +99,7 @@ class Server:
                     artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[self._id]))
                 )
 
-        return _until(read, bool)
-
-
-def _until(read: Callable[[], Any], done: Callable[[Any], bool], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not done(found := read()):
-        assert time.monotonic() < deadline, f"not on the server after {seconds} s: {found}"
-        time.sleep(0.2)
-    return found
+        return until(read, bool)
 
 
 def run(runner: Any, body: Callable[..., Any], **options: Any) -> tuple[Any, Server]:
@@ -533,10 +526,7 @@ def test_a_done_callback_is_called(runner: Any) -> None:
         called: list[int] = []
         future = double.submit(1)
         future.add_done_callback(lambda done: called.append(done.result()))
-        deadline = time.monotonic() + 30
-        while not called and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return called
+        return until(lambda: called, seconds=30)
 
     state, _ = run(runner, body)
     assert state.result() == [2]

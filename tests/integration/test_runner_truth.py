@@ -16,6 +16,7 @@ import pytest
 from prefect import flow, get_client, task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
+from tests.polling import until
 from tidepool import settings as settings_module
 from tidepool.compute.local import PatientCluster
 from tidepool.compute.reference import ArgumentRefusedError, ResultRefusedError
@@ -24,6 +25,8 @@ from tidepool.compute.worker_loss import ReportingNanny, WorkerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from prefect.client.schemas.objects import TaskRun
 
 # On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
@@ -75,19 +78,24 @@ def after() -> str:
 
 def _task_states(state: Any, count: int) -> dict[str, list[str]]:
     """Names of states by task, when all of them are final on the server (or will never run)."""
-    deadline = time.monotonic() + 90
-    of = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
-    while True:
-        with get_client(sync_client=True) as client:
-            runs = client.read_task_runs(flow_run_filter=of)
-        settled = [run for run in runs if run.state and (run.state.is_final() or run.state.name == "NotReady")]
-        if len(settled) == count == len(runs):
-            found: dict[str, list[str]] = {}
-            for run in settled:
-                found.setdefault(run.name.rsplit("-", 1)[0], []).append(run.state.name)
-            return {name: sorted(states) for name, states in found.items()}
-        assert time.monotonic() < deadline, [(run.name, run.state) for run in runs]
-        time.sleep(0.3)
+
+    def settled(run: TaskRun) -> bool:
+        return bool(run.state and (run.state.is_final() or run.state.name == "NotReady"))
+
+    runs = until(
+        lambda: _task_runs(state.state_details.flow_run_id),
+        lambda runs: len(runs) == count and all(settled(run) for run in runs),
+        seconds=90,
+    )
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        found.setdefault(run.name.rsplit("-", 1)[0], []).append(str(run.state_name))
+    return {name: sorted(states) for name, states in found.items()}
+
+
+def _task_runs(flow_run_id: Any) -> list[TaskRun]:
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
 
 
 def _not_collected() -> str:
@@ -218,15 +226,10 @@ def test_a_failed_flow_leaves_no_task_run_open(runner: TidepoolTaskRunner) -> No
 
 
 def _final_states(flow_run_id: Any) -> list[str]:
-    deadline = time.monotonic() + 60
-    of = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-    while True:
-        with get_client(sync_client=True) as client:
-            states = [run.state for run in client.read_task_runs(flow_run_filter=of)]
-        if states and all(one and one.is_final() for one in states):
-            return [one.name for one in states]
-        assert time.monotonic() < deadline, states
-        time.sleep(0.3)
+    runs = until(
+        lambda: _task_runs(flow_run_id), lambda runs: runs and all(run.state and run.state.is_final() for run in runs)
+    )
+    return [str(run.state_name) for run in runs]
 
 
 # --- a scheduler that dies ------------------------------------------------------------------------
@@ -254,10 +257,7 @@ def mortal_scheduler(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[byt
         [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(announced), *WORKER]
     )
     try:
-        deadline = time.monotonic() + 60
-        while not announced.exists():
-            assert time.monotonic() < deadline, "the scheduler does not start"
-            time.sleep(0.1)
+        until(announced.exists)
         address = dask_address(announced)
         yield address, scheduler
     finally:
@@ -401,10 +401,8 @@ def test_a_terminated_process_closes_its_cluster_and_says_so(prefect_server: str
     assert begun[0] == "running"
     assert child.returncode != 0, rest
     worker_pid = int(begun[1])
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{worker_pid}").exists():
-        assert time.monotonic() < deadline, "a worker process is left behind"
-        time.sleep(0.2)
+    # No worker process is left behind.
+    until(lambda: not Path(f"/proc/{worker_pid}").exists(), seconds=30)
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(begun[2]).state
     assert state is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import time
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,6 +13,7 @@ from prefect import flow, get_client, task
 from prefect.states import Completed, Failed, Pending
 from prefect.types._datetime import now
 
+from tests.polling import until
 from tidepool.compute.futures import Outcome
 from tidepool.compute.run_log import run_log
 from tidepool.compute.task_runs import Conclusion, Recorder
@@ -28,14 +28,9 @@ def item() -> None:
 
 def _recorded(task_run_id: UUID, states: list[str]) -> Any:
     """The task run, when its history on the server is these states."""
-    deadline = time.monotonic() + 30
-    while True:
-        with get_client(sync_client=True) as client:
-            history = [state.name for state in client.read_task_run_states(task_run_id)]
-            if history == states:
-                return client.read_task_run(task_run_id)
-        assert time.monotonic() < deadline, history
-        time.sleep(0.2)
+    with get_client(sync_client=True) as client:
+        until(lambda: [state.name for state in client.read_task_run_states(task_run_id)], lambda found: found == states)
+        return client.read_task_run(task_run_id)
 
 
 def test_what_was_not_sent_is_recorded_as_it_was() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +20,7 @@ from prefect.exceptions import ParameterTypeError
 
 from flows.taxi import files, transform
 from flows.taxi.flow import clean, most_generous_riders, taxi_tip_amounts
+from tests.polling import until
 from tidepool import storage
 from tidepool.errors import InputError, StorageError
 
@@ -51,15 +51,6 @@ def run(flow: Flow[..., Any], **parameters: object) -> tuple[State[Any], UUID]:
     state = flow(**parameters, return_state=True)
     assert state.state_details.flow_run_id is not None
     return state, state.state_details.flow_run_id
-
-
-def eventually(look: Callable[[], T], want: Callable[[T], bool]) -> T:
-    """What `look` finds as soon as it is as wanted: the server takes logs and task states in later."""
-    deadline = time.monotonic() + 60
-    while not want(found := look()):
-        assert time.monotonic() < deadline, f"still not as wanted: {found}"
-        time.sleep(0.2)
-    return found
 
 
 def task_runs(run_id: UUID) -> list[TaskRun]:
@@ -109,8 +100,8 @@ def test_tips_of_the_sample_equal_pandas_and_the_cluster_lives_in_one_task(stora
     assert "data:image/png;base64," in str(artifact("taxi-tip-amounts-chart", run_id).data)
     assert url in str(artifact("taxi-tip-amounts-outputs", run_id).data)
 
-    runs = {task.name.rsplit("-", 1)[0]: task for task in eventually(lambda: task_runs(run_id), lambda r: len(r) == 3)}
-    lines = eventually(
+    runs = {task.name.rsplit("-", 1)[0]: task for task in until(lambda: task_runs(run_id), lambda r: len(r) == 3)}
+    lines = until(
         lambda: [line for line in logs(run_id) if line.message.startswith("Dask cluster")],
         lambda found: any(line.message.endswith(": closed") for line in found),
     )
@@ -148,7 +139,7 @@ def test_a_wrong_value_fails_the_run_with_its_place_and_leaves_nothing(storage_r
         state.result()
     assert str(caught.value) == f"file://{tmp_path}/b.csv: line 4, tip: 'free' is not a number"
     assert storage.listing(storage_root) == []
-    (mean_tips,) = eventually(lambda: task_runs(run_id), lambda r: len(r) == 1 and r[0].state is not None)
+    (mean_tips,) = until(lambda: task_runs(run_id), lambda r: len(r) == 1 and r[0].state is not None)
     assert mean_tips.run_count == 1
 
 
@@ -262,7 +253,7 @@ def test_riders_with_injected_failures(storage_root: str, receiver: Receiver, ta
     assert state.is_completed()
     assert top(state) == expected_top(40)
     hours = state.result()["hours"]
-    done = eventually(
+    done = until(
         lambda: [task for task in task_runs(run_id) if task.name.startswith("clean-")],
         lambda found: len(found) == hours and all(task.state and task.state.is_completed() for task in found),
     )
@@ -295,9 +286,7 @@ def test_riders_without_failures_are_the_same_and_a_failing_webhook_fails_no_run
     assert top(state) == expected_top(40)
     assert len(receiver.got) == 1
     assert storage.exists(f"{storage_root}/taxi/{run_id}/top_riders.parquet")
-    lines = eventually(
-        lambda: [line.message for line in logs(run_id)], lambda found: any("Could not" in x for x in found)
-    )
+    lines = until(lambda: [line.message for line in logs(run_id)], lambda found: any("Could not" in x for x in found))
     assert any("JSON did not take it" in line for line in lines)
 
 

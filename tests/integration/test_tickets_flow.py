@@ -8,7 +8,6 @@ import http.server
 import json
 import statistics
 import threading
-import time
 import uuid
 import zipfile
 from datetime import datetime
@@ -26,6 +25,7 @@ from prefect.states import Scheduled
 
 from flows.tickets import flow as tickets_module
 from flows.tickets.flow import ticket_model_evaluation
+from tests.polling import until
 from tidepool import report, storage
 from tidepool.errors import InputError, StorageError, TidepoolError
 from tidepool.settings import settings
@@ -98,10 +98,7 @@ def task_runs(flow_run: FlowRun) -> dict[str, list[int]]:
 
 def expect_task_runs(flow_run: FlowRun, **tries: list[int]) -> None:
     """Asserts on the task runs of a run; the server learns of them by events, some time after the run has ended."""
-    deadline = time.monotonic() + 60
-    while task_runs(flow_run) != tries and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert task_runs(flow_run) == tries
+    until(lambda: task_runs(flow_run), lambda found: found == tries)
 
 
 def artifact(key: str, flow_run: FlowRun) -> str:
