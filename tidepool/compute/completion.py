@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient, SyncPrefectClient
     from prefect.client.schemas.objects import State
 
-# A flow and its subflows share a client.
+# A flow and its subflows share a client, and subflows may end in several threads.
+_lock = threading.Lock()
 _checks: WeakKeyDictionary[PrefectClient | SyncPrefectClient, dict[UUID, Callable[[], None]]] = WeakKeyDictionary()
 
 
@@ -38,16 +40,18 @@ def before_completed(
     Returns:
         A function that takes the check away.
     """
-    checks = _checks.setdefault(client, {})
-    if not checks:
-        _ask_first(client, checks)
-    checks[flow_run_id] = check
+    with _lock:
+        checks = _checks.setdefault(client, {})
+        if not checks:
+            _ask_first(client, checks)
+        checks[flow_run_id] = check
 
     def remove() -> None:
-        checks.pop(flow_run_id, None)
-        if not checks:
-            # The instance's attribute gives way to the class's method.
-            client.__dict__.pop("set_flow_run_state", None)
+        with _lock:
+            checks.pop(flow_run_id, None)
+            if not checks:
+                # The instance's attribute gives way to the class's method.
+                client.__dict__.pop("set_flow_run_state", None)
 
     return remove
 
