@@ -25,6 +25,7 @@ import prefect.task_engine
 import prefect.task_runners
 import prefect_dask.task_runners
 import pytest
+from distributed.client import FutureState
 from distributed.nanny import Nanny, WorkerProcess
 from distributed.scheduler import KilledWorker, Scheduler
 from packaging.specifiers import SpecifierSet
@@ -36,6 +37,8 @@ from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 from prefect.context import ContextModel, FlowRunContext, SyncClientContext, serialize_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker, PrefectConsoleHandler
+
+from tidepool.compute.tracker import _Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,6 +254,30 @@ def test_dask_says_which_task_was_lost_with_which_worker_and_how_often() -> None
 
 def test_futures_are_cancelled_with_this_reason_when_the_scheduler_is_gone() -> None:
     assert 'reason="scheduler-connection-lost"' in inspect.getsource(distributed.Client._reconnect)
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        FutureState.finish,
+        FutureState.cancel,
+        lambda state: state.set_error(ValueError("bad"), None),
+    ],
+)
+def test_a_dask_future_sets_its_event_each_time_it_is_done(done: Callable[[FutureState], None]) -> None:
+    """`Tracker._watch` puts its own in the place of that event."""
+    told: list[Any] = []
+    state = FutureState("key")
+    assert state._event is None
+    future: Any = "future"
+    state._event = _Told(told.append, future)
+    state.lose()
+    assert (state.done(), told) == (False, [])
+    done(state)
+    assert (state.done(), told) == (True, ["future"])
+    state.retry()
+    done(state)
+    assert told == ["future", "future"]
 
 
 def test_a_nanny_is_told_the_exit_code_of_its_worker() -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextvars
+import hashlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future as ConcurrentFuture
@@ -249,7 +250,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
     def _publish_call(self, task: Task[..., Any], shared: dict[str, bytes]) -> list[str]:
         # Pickled for each submit, as the stock runner does: what a task's function closes over may have changed.
         call = cloudpickle.dumps(worker.Call(task, shared, _limit(task)))
-        return self._publish(call, call, None)
+        return self._publish(hashlib.sha256(call).digest(), call, None)
 
     def _publish_context(self) -> list[str]:
         flow_run, task_run, active = FlowRunContext.get(), TaskRunContext.get(), SettingsContext.get()

@@ -7,6 +7,7 @@ number of times; one that cannot go on is settled as Crashed with the reason, on
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import pickle
 import queue
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # Final states fetched at a time: each may have the size that a result may have.
 _FETCHED_TOGETHER = 64
+# While more than that are open, nobody is kept waiting by this, and a fetch costs as much for one as for several.
+_LINGER_SECONDS = 0.05
 
 # What a worker has to say is sent in the background: of so much before it is known to be lost, it may not have been.
 # A node that vanishes is noticed after distributed.comm.timeouts.tcp, 30 s.
@@ -51,6 +54,28 @@ _ALL_TOPIC = "all"
 # again later.
 _FETCH_SECONDS = 30.0
 _LATER_SECONDS = 1.0
+
+
+class _Told(asyncio.Event):
+    """The event of a Dask future's state, that also tells each time it is set.
+
+    `Future.add_done_callback` does the same with a coroutine and a thread for each future: a quarter of the driver's
+    CPU time at thousands of them.
+
+    Args:
+        tell: What to call, in Dask's event loop.
+        future: What to call it with; not the Dask future, which would keep itself alive by this.
+    """
+
+    def __init__(self, tell: Callable[[TidepoolFuture[Any]], None], future: TidepoolFuture[Any]) -> None:
+        super().__init__()
+        self._tell = tell
+        self._future = future
+
+    def set(self) -> None:
+        """Sets the event, and tells."""
+        super().set()
+        self._tell(self._future)
 
 
 class Tracker:
@@ -231,15 +256,25 @@ class Tracker:
         )
         for (future, _), dask_future in zip(sent, dask_futures, strict=True):
             future.sent_as(dask_future)
-            self._watch(future, dask_future)
-
-    def _watch(self, future: TidepoolFuture[Any], dask_future: Future[Outcome]) -> None:
-        dask_future.add_done_callback(lambda done: self._news.put((future, done)))
-
-    def _watch_later(self, future: TidepoolFuture[Any], dask_future: Future[Outcome]) -> None:
-        """Of a state that is lost and computed again, Dask would say at once, over and over, that it is lost."""
         loop: Any = self._client.loop
-        loop.add_callback(loop.call_later, _LATER_SECONDS, self._watch, future, dask_future)
+        loop.add_callback(self._watch, [(future, future.wrapped_future) for future, _ in sent])
+
+    def _watch(self, sent: list[tuple[TidepoolFuture[Any], Any]]) -> None:
+        """Has each Dask future say when it is done; called where Dask sets their states."""
+        for future, dask_future in sent:
+            state = dask_future._state
+            done, state._event = state.done(), _Told(self._tell, future)
+            if done:
+                state._event.set()
+
+    def _tell(self, future: TidepoolFuture[Any]) -> None:
+        if (dask_future := future.wrapped_future) is not None:
+            self._news.put((future, dask_future))
+
+    def _look_again(self, future: TidepoolFuture[Any]) -> None:
+        """Later: of a state that is lost and computed again, nothing is to be had at once."""
+        loop: Any = self._client.loop
+        loop.add_callback(loop.call_later, _LATER_SECONDS, self._tell, future)
 
     def _send_again(self, future: TidepoolFuture[Any]) -> None:
         assert future.submission is not None  # noqa: S101 - settled futures are not sent again
@@ -251,13 +286,18 @@ class Tracker:
 
     def _follow(self) -> None:
         while (first := self._news.get()) is not None:
+            if len(self._open) > _FETCHED_TOGETHER:
+                time.sleep(_LINGER_SECONDS)
             news = [first]
             while len(news) < _FETCHED_TOGETHER and not self._news.empty():
                 if (item := self._news.get()) is None:
                     self._news.put(None)
                     break
                 news.append(item)
-            current = [(future, done) for future, done in news if future.wrapped_future is done]
+            # What came before it was sent again or settled is no news; what came twice, is once.
+            current = list(
+                {future.task_run_id: (future, done) for future, done in news if future.wrapped_future is done}.values()
+            )
             try:
                 self._handle(current)
             except Exception as error:  # noqa: BLE001 - reported, and settled
@@ -272,9 +312,6 @@ class Tracker:
     def _handle(self, news: list[tuple[TidepoolFuture[Any], Future[Outcome]]]) -> None:
         finished = [(future, done) for future, done in news if done.status == "finished"]
         failed = [(future, done) for future, done in news if done.status in ("error", "cancelled")]
-        for future, done in news:
-            if done.status in ("pending", "lost"):
-                self._watch_later(future, done)
         if finished:
             failed += self._fetch(finished)
         # Those whose own worker was lost first: what depends on them is sent again with their new Dask future.
@@ -306,7 +343,7 @@ class Tracker:
                     failed += self._fetch([(future, done)])
                 else:
                     self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
-                    self._watch_later(future, done)
+                    self._look_again(future)
             return failed
         settled = [(future, outcome) for (future, _), outcome in zip(finished, outcomes, strict=True)]
         self._remember(settled)
