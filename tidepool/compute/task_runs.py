@@ -92,6 +92,15 @@ class Recorder:
         """
         return self._in_flow(self._record_unsent, ended, seconds)
 
+    def has_recorded(self, ended: Conclusion, seconds: float) -> bool:
+        """Whether the server knows, or hears within that many seconds, how a task run ended."""
+        unheard: list[Any] = []
+
+        def look(ended: Sequence[Conclusion]) -> None:
+            unheard.extend(_unheard(ended, seconds))
+
+        return self._in_flow(look, [ended]) and not unheard
+
     def _in_flow(self, record: Callable[..., None], task_runs: Sequence[Conclusion], *more: Any) -> bool:  # noqa: ANN401
         try:
             self._context.copy().run(record, task_runs, *more)
@@ -113,17 +122,22 @@ class Recorder:
                 _emit_now(task_run, conclusion.outcome.state())
 
     def _record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            known = _known(ended)
-            ended = [each for each in ended if not _has_ended(known.get(each.task_run_id), each)]
-            if not ended or time.monotonic() > deadline:
-                break
-            time.sleep(_POLL_SECONDS)
-        for conclusion in ended:
-            _emit_as_it_was(known.get(conclusion.task_run_id), conclusion)
-        if ended:
-            self._log.warning("%d task runs had ended on a lost worker that the server had not heard of", len(ended))
+        unheard = _unheard(ended, seconds)
+        for conclusion, known in unheard:
+            _emit_as_it_was(known, conclusion)
+        if unheard:
+            self._log.warning("%d task runs had ended that the server had not heard of", len(unheard))
+
+
+def _unheard(ended: Sequence[Conclusion], seconds: float) -> list[tuple[Conclusion, TaskRun | None]]:
+    """Those of which the server does not hear within that many seconds how they ended, and what it knows of them."""
+    deadline = time.monotonic() + seconds
+    while True:
+        known = _known(ended)
+        ended = [each for each in ended if not _has_ended(known.get(each.task_run_id), each)]
+        if not ended or time.monotonic() > deadline:
+            return [(each, known.get(each.task_run_id)) for each in ended]
+        time.sleep(_POLL_SECONDS)
 
 
 def _is_final(task_run: TaskRun) -> bool:

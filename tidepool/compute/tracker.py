@@ -47,6 +47,12 @@ _UNSENT_SECONDS = 40.0
 # How long the events of workers that still run may take to be recorded, before they are sent again by the driver.
 _RECORDED_SECONDS = 5.0
 
+# How many task runs may be open, and how many may have ended without the server having recorded it, before no more are
+# sent. Prefect's server drops events when it is 10,000 behind, of any flow run; a task run has three.
+_OPEN = 1000
+_AHEAD = 1000
+_FOLLOW_SECONDS = 60.0
+
 # Where the scheduler says which workers come and go.
 _ALL_TOPIC = "all"
 
@@ -106,6 +112,7 @@ class Tracker:
         self._crashed: dict[str, str] = {}
         self._to_record: list[Conclusion] = []
         self._ended: deque[tuple[float, Conclusion]] = deque()
+        self._unconfirmed: deque[Conclusion] = deque()
         self._unsent: list[Conclusion] = []
         self._lost_workers: set[str] = set()
         self._scheduler_gone = False
@@ -127,11 +134,12 @@ class Tracker:
     # --- what futures and the runner ask ----------------------------------------------------------
 
     def submit(self, futures: list[TidepoolFuture[Any]]) -> None:
-        """Sends task runs to Dask, in one message.
+        """Sends task runs to Dask, in one message; waits first while many are open, or the server is far behind.
 
         Raises:
             WorkerLostError: the scheduler is gone.
         """
+        self._keep_pace()
         if self._scheduler_gone or self._client.status == "closed":
             raise WorkerLostError(f"{self._scheduler_words()}; no more tasks can be submitted")
         mine = {str(future.task_run_id): future for future in futures}
@@ -234,6 +242,20 @@ class Tracker:
         self._settle(outcomes)
         self._log.warning("%d task runs were not final and are cancelled: %s", len(left), reason)
         self._recorder.record(begun, if_known=waiting)
+
+    # --- pace -------------------------------------------------------------------------------------
+
+    def _keep_pace(self) -> None:
+        if threading.current_thread() is self._thread:
+            return  # an author's callback: what is open would not be settled meanwhile
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._open) < _OPEN)
+            due = [self._unconfirmed.popleft() for _ in range(len(self._unconfirmed) - _AHEAD)]
+        # The server records in the order in which it hears of them: the last of these is asked for.
+        if due and not self._recorder.has_recorded(due[-1], _FOLLOW_SECONDS):
+            self._log.warning("The server is more than %d task runs behind; going on", _AHEAD)
+            with self._changed:
+                self._unsent += due
 
     # --- sending ----------------------------------------------------------------------------------
 
@@ -355,6 +377,7 @@ class Tracker:
             self._forget_what_is_sent()
             for future, outcome in settled:
                 conclusion = Conclusion.of(future, outcome.small())
+                self._unconfirmed.append(conclusion)
                 # What is read only after the news of the loss has ended before it.
                 if outcome.worker in self._lost_workers:
                     self._unsent.append(conclusion)
