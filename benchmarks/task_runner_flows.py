@@ -15,9 +15,11 @@ from typing import Any
 import distributed
 from prefect import flow, task
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_dask import DaskTaskRunner
 
+from benchmarks.servers import Server
 from tidepool.compute.batches import map_batched
 from tidepool.compute.runner import TidepoolTaskRunner
 
@@ -56,6 +58,12 @@ def _pause_seconds() -> float:
     return statistics.median(each)
 
 
+def _wait_until_recorded(task_runs: int) -> None:
+    server = Server(PREFECT_API_URL.value(), [])
+    while server.count_task_runs(str(flow_run.id)) < task_runs:
+        time.sleep(0.1)
+
+
 def plain_no_op(item: int) -> int:
     """The same without Prefect."""
     return item
@@ -78,14 +86,16 @@ def _flow(runner: Any, kind: str, items: int) -> dict[str, Any]:  # noqa: ANN401
             results = map_batched(no_op, range(items), batch_size=BATCH)
         elif kind == "auto":
             results = map_batched(pause, range(items))
-        elif kind == "map":
+        elif kind in {"map", "recorded"}:
             results = no_op.map(range(items)).result()
         else:
             results = list(range(items))
+        if kind == "recorded":
+            _wait_until_recorded(WORKERS + WARM_UP + items)
         done = time.perf_counter()
         assert results == list(range(items))
         # How many `auto` makes is its own choice; at least those by which it measures.
-        runs = {"map": items, "batched": -(-items // BATCH), "cold": 0, "auto": 12}[kind] + WORKERS + WARM_UP
+        runs = {"batched": -(-items // BATCH), "cold": 0, "auto": 12}.get(kind, items) + WORKERS + WARM_UP
         return {
             "item_seconds": _pause_seconds() if kind == "auto" else 0.0,
             "flow_run_id": str(flow_run.id),

@@ -113,6 +113,7 @@ class Tracker:
         self._to_record: list[Conclusion] = []
         self._ended: deque[tuple[float, Conclusion]] = deque()
         self._unconfirmed: deque[Conclusion] = deque()
+        self._follow_seconds = _FOLLOW_SECONDS
         self._unsent: list[Conclusion] = []
         self._lost_workers: set[str] = set()
         self._scheduler_gone = False
@@ -252,7 +253,13 @@ class Tracker:
             self._changed.wait_for(lambda: len(self._open) < _OPEN)
             due = [self._unconfirmed.popleft() for _ in range(len(self._unconfirmed) - _AHEAD)]
         # The server records in the order in which it hears of them: the last of these is asked for.
-        if due and not self._recorder.has_recorded(due[-1], _FOLLOW_SECONDS):
+        if not due:
+            return
+        if self._recorder.has_recorded(due[-1], self._follow_seconds):
+            self._follow_seconds = _FOLLOW_SECONDS
+        else:
+            # It may record nothing at all: it is not waited for again before it does.
+            self._follow_seconds = 0.0
             self._log.warning("The server is more than %d task runs behind; going on", _AHEAD)
             with self._changed:
                 self._unsent += due
