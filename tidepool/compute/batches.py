@@ -198,6 +198,8 @@ class _Batches:
                 fixed=unmapped(self._fixed),
                 wait_for=self._wait_for,
             )
+            if self._progress:
+                self._progress.begin()
             batches, todo = dict(zip(futures, todo, strict=True)), []
             for future in as_completed(list(futures)):
                 outcome = future.result(raise_on_failure=False)
@@ -247,12 +249,19 @@ class _Progress:
 
     def __init__(self, task: str) -> None:
         self._task = task
-        # In an async flow too: this is not awaited.
-        self._artifact: Any = _in_sync(create_progress_artifact)(progress=0.0, description=f"{task}: items done")
-        self._shown = time.monotonic()
+        self._artifact: Any = None
+        self._shown = 0.0
+
+    def begin(self) -> None:
+        """Makes the artifact, unless there is one: while the first items run, which do not wait for it."""
+        if self._artifact is None:
+            # In an async flow too: this is not awaited.
+            self._artifact = _in_sync(create_progress_artifact)(progress=0.0, description=f"{self._task}: items done")
+            self._shown = time.monotonic()
 
     def show(self, done: int, total: int, *, last: bool = False) -> None:
         """Shows how many items are done; not more often than is of use."""
+        self.begin()
         if last or time.monotonic() - self._shown > _PROGRESS_SECONDS:
             self._shown = time.monotonic()
             _in_sync(update_progress_artifact)(
