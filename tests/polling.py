@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T], want: Callable[[T], object] = bool, seconds: float = 60) -> T:
+def until(look: Callable[[], T], want: Callable[[T], object] = bool, *, seconds: float = 60) -> T:
     """What `look` finds, as soon as it is as wanted.
 
     Raises:

@@ -389,7 +389,7 @@ def test_a_notification_reaches_the_target_of_the_settings(
             "payload": {"summary": "2 differ"},
         }
         httpx.post(f"{prefect_server}/events", json=[event]).raise_for_status()
-        until(lambda: received, 90)
+        until(lambda: received, seconds=90)
         assert b"2 differ" in received[0]
     finally:
         receiver.shutdown()
