@@ -23,6 +23,8 @@ from tidepool.settings import environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_NO_MORE_SECONDS = 30
+
 
 class Server:
     """A running Prefect server.
@@ -55,6 +57,17 @@ class Server:
         answer = httpx.post(f"{self.api}/task_runs/count", json=body, timeout=60)
         answer.raise_for_status()
         return int(answer.json())
+
+    def catch_up(self, flow_run_id: str, task_runs: int) -> int:
+        """Waits until it has recorded that many task runs as Completed; how many are lost, when no more come."""
+        recorded, changed = -1, time.monotonic()
+        while (known := self.count_task_runs(flow_run_id)) < task_runs:
+            if known != recorded:
+                recorded, changed = known, time.monotonic()
+            elif time.monotonic() - changed > _NO_MORE_SECONDS:
+                return task_runs - known
+            time.sleep(0.1)
+        return 0
 
 
 @contextmanager

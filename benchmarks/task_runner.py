@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.servers import Server, prefect_server
+from benchmarks.servers import prefect_server
 from benchmarks.task_runner_flows import BATCH, MARK, PAUSE_SECONDS, WORKERS
 from tidepool.settings import environment
 
@@ -44,7 +44,6 @@ ROWS: dict[str, list[tuple[str, str, int]]] = {
 # Records of one row: by database, what is run, how many items, and the runner.
 Groups = dict[tuple[str, str, int, str], list[dict[str, Any]]]
 
-_NO_MORE_SECONDS = 30
 _MEASUREMENT_SECONDS = 900
 
 
@@ -68,7 +67,7 @@ def measure(database: str, runner: str, kind: str, items: int) -> dict[str, Any]
         ended = time.monotonic()
         flow_run_id = measured.pop("flow_run_id", None)
         if flow_run_id:
-            measured["lost_task_runs"] = _catch_up(server, flow_run_id, measured["task_runs"])
+            measured["lost_task_runs"] = server.catch_up(flow_run_id, measured["task_runs"])
             measured["catch_up_seconds"] = time.monotonic() - ended
             measured["server_cpu_seconds"] = server.cpu_seconds() - before
     return {
@@ -80,18 +79,6 @@ def measure(database: str, runner: str, kind: str, items: int) -> dict[str, Any]
         "load": round(os.getloadavg()[0], 1),
         **measured,
     }
-
-
-def _catch_up(server: Server, flow_run_id: str, task_runs: int) -> int:
-    """Waits until the server has recorded the task runs; how many it has lost, when no more come."""
-    recorded, changed = -1, time.monotonic()
-    while (known := server.count_task_runs(flow_run_id)) < task_runs:
-        if known != recorded:
-            recorded, changed = known, time.monotonic()
-        elif time.monotonic() - changed > _NO_MORE_SECONDS:
-            return task_runs - known
-        time.sleep(0.5)
-    return 0
 
 
 def _rates(found: list[dict[str, Any]]) -> list[float]:

@@ -492,3 +492,21 @@ def test_no_more_is_sent_than_the_server_can_follow(
     assert bool(looked) is not follows
     assert ("task runs behind; going on" in caplog.text) is not follows
     assert _task_states(state, 24) == {"die": ["Completed"] * 24}
+
+
+def test_a_task_that_holds_the_only_worker_does_not_wait_for_its_own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "_OPEN", 1)
+    monkeypatch.setattr(runner_module, "_GRAPH_TASKS", 1)
+
+    @task
+    def parent() -> str:
+        die.map([1, 2, 3])
+        return "submitted"
+
+    @flow
+    def body() -> str:
+        return parent.submit().result()
+
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as one:
+        nested = body.with_options(task_runner=TidepoolTaskRunner(address=one.scheduler_address))
+        assert nested() == "submitted"

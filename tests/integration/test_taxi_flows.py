@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import Log, State, TaskRun
 
     from tests.conftest import Receiver
-
-T = TypeVar("T")
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "nyc_taxi_2019-03_sample.csv"
 WANTED = ("passengers", "tip")

@@ -187,7 +187,7 @@ class ClosedClient:
 def test_what_cannot_be_sent_is_not_waited_for() -> None:
     recorder: Any = SimpleNamespace(record=list, record_unsent=bool)
     client: Any = ClosedClient()
-    tracker = Tracker(client, None, recorder, logging.getLogger("tidepool.test"))
+    tracker = Tracker(client, None, recorder, logging.getLogger("tidepool.test"), paced=True)
     submission = Submission(nothing, ["call"], ["context"], b"", {}, [])
     with pytest.raises(ClosedClientError):
         tracker.submit([TidepoolFuture(uuid4(), submission, tracker)])

@@ -289,7 +289,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
                 client, flow_run_context = self.client, FlowRunContext.get()
                 log = run_log()
                 context = contextvars.copy_context()
-                self._tracker = Tracker(client, self._cluster, Recorder(context, log), log)
+                self._tracker = Tracker(client, self._cluster, Recorder(context, log), log, paced=not _in_dask_worker())
                 if flow_run_context and flow_run_context.flow_run and not flow_run_context.detached:
                     self._remove_check = before_completed(
                         flow_run_context.client, flow_run_context.flow_run.id, self._tracker.complete

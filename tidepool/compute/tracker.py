@@ -92,6 +92,7 @@ class Tracker:
         cluster: The cluster object, if there is one: it may know why a worker has ended.
         recorder: Tells the server of final states that no worker could tell.
         log: Where lost workers are reported.
+        paced: Whether to wait while much is open. Not in a Dask worker: what is open may need the thread that waits.
     """
 
     def __init__(
@@ -100,7 +101,10 @@ class Tracker:
         cluster: Any,  # noqa: ANN401 - any Dask cluster, or None
         recorder: Recorder,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+        *,
+        paced: bool,
     ) -> None:
+        self._paced = paced
         self._client = client
         self._cluster = cluster
         self._recorder = recorder
@@ -247,14 +251,14 @@ class Tracker:
     # --- pace -------------------------------------------------------------------------------------
 
     def _keep_pace(self) -> None:
-        if threading.current_thread() is self._thread:
-            return  # an author's callback: what is open would not be settled meanwhile
+        if not self._paced or threading.current_thread() is self._thread:
+            return  # in an author's callback, what is open would not be settled meanwhile
         with self._changed:
             self._changed.wait_for(lambda: len(self._open) < _OPEN)
             due = [self._unconfirmed.popleft() for _ in range(len(self._unconfirmed) - _AHEAD)]
-        # The server records in the order in which it hears of them: the last of these is asked for.
         if not due:
             return
+        # The server records in the order in which it hears of them: the last of these is asked for.
         if self._recorder.has_recorded(due[-1], self._follow_seconds):
             self._follow_seconds = _FOLLOW_SECONDS
         else:
