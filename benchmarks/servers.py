@@ -66,7 +66,7 @@ class Server:
                 recorded, changed = known, time.monotonic()
             elif time.monotonic() - changed > _NO_MORE_SECONDS:
                 return task_runs - known
-            time.sleep(0.1)
+            time.sleep(0.1)  # between two requests; the deadline is above
         return 0
 
 
