@@ -253,6 +253,7 @@ def _drawing(history: list[Trial]) -> str:
     ):
         axes.plot(numbers, values, marker=".", label=label)
     axes.set_xlabel("trial (0: this one)")
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.set_ylabel("hours")
     axes.set_ylim(bottom=0)
     axes.legend(ncols=3)
