@@ -94,8 +94,7 @@ def prefect_server(database: str) -> Iterator[Server]:
         command = [
             sys.executable,
             "-m",
-            "prefect",
-            "server",
+            "tidepool.operate.prefect_server",
             "start",
             "--host",
             "127.0.0.1",
