@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 import prefect.context
+import prefect.events.worker
 import prefect.flow_engine
 import prefect.futures
 import prefect.task_engine
@@ -33,10 +34,15 @@ from packaging.version import Version
 from prefect._internal.concurrency import services
 from prefect._internal.concurrency.api import create_call
 from prefect._internal.concurrency.services import BatchedQueueService, QueueService
+from prefect._internal.result_records import ResultRecord
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 from prefect.context import ContextModel, FlowRunContext, SyncClientContext, serialize_context
+from prefect.events.related import related_resources_from_run_context
 from prefect.events.worker import EventsWorker
+from prefect.filesystems import LocalFileSystem
 from prefect.logging.handlers import APILogWorker, PrefectConsoleHandler
+from prefect.results import ResultStore
+from prefect.states import Completed
 
 from tidepool.compute.tracker import _Told
 
@@ -232,6 +238,30 @@ def test_a_service_asks_a_thread_for_its_next_item() -> None:
         assert isinstance(kind._instances, dict)
     uses = re.findall(r"_queue_get_thread\.\w+", inspect.getsource(services))
     assert set(uses) == {"_queue_get_thread.start", "_queue_get_thread.submit", "_queue_get_thread.shutdown"}
+
+
+def test_an_event_is_told_what_it_relates_to_by_a_name_of_its_module() -> None:
+    """`background` puts another function in its place."""
+    attach = EventsWorker.attach_related_resources_from_context
+    assert "related_resources_from_run_context" in calls(attach)
+    assert "event.related += related" in inspect.getsource(attach)
+    assert prefect.events.worker.__dict__["related_resources_from_run_context"]
+    assert parameters(related_resources_from_run_context) == ["client", "exclude"]
+
+
+def test_local_result_storage_resolves_paths_in_a_method_of_its_own() -> None:
+    """`background` puts another function in its place."""
+    for method in (LocalFileSystem.read_path, LocalFileSystem.write_path, LocalFileSystem.aread_path):
+        assert "self._resolve_path" in inspect.getsource(getattr(method, "sync", method))
+    assert "_resolve_path(key)" in inspect.getsource(ResultStore.create_result_record)
+
+
+def test_the_result_of_a_completed_state_is_in_its_record() -> None:
+    """`futures` takes it from there."""
+    state = Completed()
+    state.data = ResultStore(result_storage=LocalFileSystem()).create_result_record({"a": 1})
+    assert isinstance(state.data, ResultRecord)
+    assert state.result(_sync=True) is state.data.result
 
 
 def test_the_console_handler_prints_a_line() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import cloudpickle
 from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
+from prefect._internal.result_records import ResultRecord
 from prefect_dask.task_runners import PrefectDaskFuture
 
 if TYPE_CHECKING:
@@ -151,6 +152,9 @@ class TidepoolFuture(PrefectDaskFuture[R]):
             raise TimeoutError(f"Task run {self.task_run_id} did not complete within {timeout} seconds")
         self.tracker.acknowledge(self)
         state: Any = self.outcome.state()
+        if state.is_completed() and isinstance(state.data, ResultRecord):
+            # What Prefect does too, after a detour to its event loop: a seventh of the driver's CPU at thousands.
+            return cast("R", state.data.result)
         return cast("R", state.result(raise_on_failure=raise_on_failure, _sync=True))
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:

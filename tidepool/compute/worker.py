@@ -28,7 +28,13 @@ from prefect.logging.handlers import APILogWorker
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
-from tidepool.compute.background import gather_what_is_sent, print_plainly
+from tidepool.compute.background import (
+    gather_what_is_sent,
+    print_plainly,
+    relate_once,
+    resolve_once,
+    spare_the_collector,
+)
 from tidepool.compute.blocks import known_blocks_first
 from tidepool.compute.futures import Outcome
 from tidepool.compute.reference import ResultRefusedError, refuse_result
@@ -108,6 +114,7 @@ def run(call: list[str], context: list[str], payload: bytes, upstreams: Sequence
     outcome = task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), upstreams)
     # Each time: a service ends when a flow run does, and the next one has another.
     gather_what_is_sent()
+    spare_the_collector()
     return outcome
 
 
@@ -302,6 +309,8 @@ def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
     TagsContext(current_tags=set()).__enter__()
     with hydrated_context(cloudpickle.loads(pickled)):
         print_plainly()
+        relate_once()
+        resolve_once()
         client = SyncClientContext().__enter__()
         variables = {
             variable: value
