@@ -13,6 +13,7 @@ from prefect import flow, task
 from tidepool import settings as settings_module
 from tidepool.compute import dask_client, dask_runner
 from tidepool.compute.local import local_cluster
+from tidepool.compute.local_worker import NICENESS
 from tidepool.errors import UsageError
 from tidepool.settings import SizeSettings
 
@@ -45,6 +46,16 @@ def mapped() -> list[tuple[int, str]]:
     return where.map(range(4)).result()
 
 
+@task
+def niceness(_item: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@flow(task_runner=dask_runner("small"))
+def gentle() -> set[int]:
+    return set(niceness.map(range(4)).result())
+
+
 @flow(task_runner=dask_runner("small"))
 def called() -> tuple[int, str]:
     return where(1)
@@ -62,6 +73,16 @@ def test_local_runs_mapped_tasks_in_other_processes(use: Callable[..., None]) ->
 def test_threads_runs_mapped_tasks_in_this_process(use: Callable[..., None]) -> None:
     use(COMPUTE_PROVIDER="threads")
     assert {pid for pid, _ in mapped()} == {os.getpid()}
+
+
+def test_local_workers_let_the_server_beside_them_go_first(use: Callable[..., None]) -> None:
+    use(COMPUTE_PROVIDER="local")
+    assert gentle() == {os.getpriority(os.PRIO_PROCESS, 0) + NICENESS}
+
+
+def test_threads_are_as_nice_as_their_process(use: Callable[..., None]) -> None:
+    use(COMPUTE_PROVIDER="threads")
+    assert gentle() == {os.getpriority(os.PRIO_PROCESS, 0)}
 
 
 def test_address_uses_the_scheduler_that_is_there_and_leaves_it(use: Callable[..., None]) -> None:

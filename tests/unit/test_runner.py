@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import cloudpickle
@@ -30,8 +31,11 @@ from tidepool.compute.reference import (
 )
 from tidepool.compute.runner import TidepoolTaskRunner
 from tidepool.compute.tracker import Tracker
-from tidepool.compute.worker_loss import Exits, WorkerLostError, exit_in_words
+from tidepool.compute.worker_loss import Exits, ReportingNanny, WorkerLostError, exit_in_words
 from tidepool.settings import settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def cluster(**_options: Any) -> None:
@@ -166,6 +170,25 @@ def test_a_local_cluster_has_patience_with_a_lost_worker(monkeypatch: pytest.Mon
     local.PatientCluster._update_worker_status(object.__new__(local.PatientCluster), "remove", "tcp://127.0.0.1:1")
     assert seen == [f"{settings().compute.no_worker_seconds}s"]
     assert TidepoolTaskRunner().resolved_cluster_class is local.PatientCluster
+
+
+@pytest.mark.parametrize(
+    ("given", "preloaded"),
+    [
+        ({}, ([], [])),
+        ({"preload": "a.py"}, (["a.py"], [])),
+        ({"preload": ["a.py"], "preload_argv": ["--for", "a"]}, (["a.py"], ["--for", "a"])),
+        ({"preload": ["a.py"], "preload_argv": [["--for", "a"]]}, (["a.py"], [["--for", "a"], []])),
+    ],
+)
+def test_what_else_a_worker_preloads_stays(given: dict[str, Any], preloaded: Any, tmp_path: Path) -> None:
+    async def built() -> tuple[Any, Any]:
+        nanny = ReportingNanny("tcp://127.0.0.1:1", local_directory=str(tmp_path), **given)
+        return nanny.preload, nanny.preload_argv
+
+    modules, arguments = asyncio.run(built())
+    assert modules == [*preloaded[0], "tidepool.compute.local_worker"]
+    assert arguments == preloaded[1]
 
 
 class ClosedClient:

@@ -38,11 +38,20 @@ class KnowsExits(Protocol):
 class ReportingNanny(Nanny):
     """A nanny that tells the scheduler with which exit code its worker process has ended, and starts the next one.
 
+    The process has `local_worker` loaded, behind what else is to be preloaded.
+
     Dask's own closes when a process ends before it was seen to have started. A task that kills its process is sent to
     the new one as soon as that answers the scheduler: the nanny hears of it later, and the cluster lost its workers.
     """
 
     _starts = 0  # that are tried again if they fail; exits overlap
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as Nanny has it
+        super().__init__(*args, **kwargs)
+        others = [self.preload] if isinstance(self.preload, str) else self.preload
+        self.preload = [*others, "tidepool.compute.local_worker"]
+        if self.preload_argv and not isinstance(self.preload_argv[0], str):
+            self.preload_argv = [*self.preload_argv, []]  # a list for each
 
     async def instantiate(self) -> Status:
         """Starts the worker process; again when it ends on the way.
