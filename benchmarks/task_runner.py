@@ -1,8 +1,9 @@
 """The task runner beside the stock one, Prefect's thread runner and raw Dask: `python -m benchmarks.task_runner`.
 
-Each measurement is a process of its own against a fresh server; the runners take turns, so that what else the machine
-does hits all alike. Results are added to benchmarks/results/task_runner.json; the table and the plot are made from it,
-so a run may be split (`--rows`, `--repeats`), or only printed (`--report`).
+Each measurement is a process of its own against a fresh server. The runners take turns, and each run is compared with
+the peer's nearest in time: the machine's own speed changes by half within minutes. Results are added to
+benchmarks/results/task_runner.json; the table and the plot are made from it, so a run may be split (`--rows`,
+`--repeats`), or only printed (`--report`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from tidepool.settings import environment
 
 RESULTS = Path(__file__).parent / "results"
 
-# Row: what is run by whom. Stock beyond 1,000 items takes minutes per measurement.
+# Row: what is run by whom, those that are compared beside each other. Stock beyond 1,000 items takes minutes.
 ROWS: dict[str, list[tuple[str, str, int]]] = {
     "map-200": [("stock", "map", 200), ("tidepool", "map", 200), ("threads", "map", 200), ("dask", "map", 200)],
-    "map-1000": [("stock", "map", 1000), ("tidepool", "map", 1000), ("threads", "map", 1000), ("dask", "map", 1000)],
-    "map-5000": [("tidepool", "map", 5000), ("threads", "map", 5000), ("dask", "map", 5000)],
+    "map-1000": [("stock", "map", 1000), ("threads", "map", 1000), ("dask", "map", 1000), ("tidepool", "map", 1000)],
+    "map-5000": [("tidepool", "map", 5000), ("dask", "map", 5000), ("threads", "map", 5000)],
     "batched-1000": [("tidepool", "batched", 1000)],
     "batched-100000": [("tidepool", "batched", 100_000)],
     "auto": [("tidepool", "auto", 5000)],
@@ -81,8 +82,22 @@ def measure(database: str, runner: str, kind: str, items: int) -> dict[str, Any]
     }
 
 
+def _rate(record: dict[str, Any]) -> float:
+    return float(record["items"] / record["seconds"])
+
+
 def _rates(found: list[dict[str, Any]]) -> list[float]:
-    return [record["items"] / record["seconds"] for record in found]
+    return [_rate(record) for record in found]
+
+
+def _ratios(found: list[dict[str, Any]], beside: list[dict[str, Any]]) -> list[float]:
+    """Items per second of each run, by those of the peer's run nearest in time."""
+
+    def nearest(record: dict[str, Any]) -> dict[str, Any]:
+        at = datetime.fromisoformat(record["at"])
+        return min(beside, key=lambda peer: abs(datetime.fromisoformat(peer["at"]) - at))
+
+    return [_rate(record) / _rate(nearest(record)) for record in found]
 
 
 def _ratio(groups: Groups, key: tuple[str, str, int, str], peer: str) -> str:
@@ -93,7 +108,7 @@ def _ratio(groups: Groups, key: tuple[str, str, int, str], peer: str) -> str:
     beside = groups.get((database, "map", items, peer)) or groups.get((database, "map", 1000, peer))
     if not beside:
         return "-"
-    ratio = statistics.median(_rates(groups[key])) / statistics.median(_rates(beside))
+    ratio = statistics.median(_ratios(groups[key], beside))
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}"
 
 
@@ -124,10 +139,11 @@ def _summary(groups: Groups) -> list[str]:
         for kind, until in (("recorded", "everything is on the server"), ("map", "the driver has the results")):
             few, many = ((database, kind, items, "tidepool") for items in (1000, 5000))
             if few in groups and many in groups:
-                per_item = [1 / statistics.median(_rates(groups[key])) for key in (few, many)]
+                changes = [100 * (1 / ratio - 1) for ratio in _ratios(groups[many], groups[few])]
                 lines.append(
                     f"- {database}, from 1,000 to 5,000 items the time per item until {until} changes by "
-                    f"{100 * (per_item[1] / per_item[0] - 1):+.0f} % (target within 15 %)."
+                    f"{statistics.median(changes):+.0f} % ({min(changes):+.0f} to {max(changes):+.0f} % in "
+                    f"{len(changes)} turns; target within 15 %)."
                 )
     return lines
 
@@ -143,7 +159,8 @@ def report(records: list[dict[str, Any]]) -> str:
         (
             f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {WORKERS} Dask workers "
             f"of one thread, no-op tasks, batches of {BATCH}. Server, scheduler and workers share the machine. Median, "
-            "with the lowest and the highest; `load` is the machine's load average of the measurements."
+            "with the lowest and the highest; `of` a peer is the median of the runs' ratios, "
+            "each to the peer's run nearest in time; `load` is the machine's load average of the measurements."
         ),
         "",
         *_summary(groups),
