@@ -94,7 +94,9 @@ def prefect_server(database: str) -> Iterator[Server]:
         command = [
             sys.executable,
             "-m",
-            "tidepool.operate.prefect_server",
+            "tidepool.garbage",
+            "prefect",
+            "server",
             "start",
             "--host",
             "127.0.0.1",

@@ -1,7 +1,7 @@
 """The task runner beside the stock one, Prefect's thread runner and raw Dask: `python -m benchmarks.task_runner`.
 
 Each measurement is a process of its own against a fresh server. The runners take turns, and each run is compared with
-the peer's nearest in time: the machine's own speed changes by half within minutes. Results are added to
+the peer's next to it: the machine's own speed changes by half within minutes. Results are added to
 benchmarks/results/task_runner.json; the table and the plot are made from it, so a run may be split (`--rows`,
 `--repeats`), or only printed (`--report`).
 """
@@ -91,11 +91,10 @@ def _rates(found: list[dict[str, Any]]) -> list[float]:
 
 
 def _ratios(found: list[dict[str, Any]], beside: list[dict[str, Any]]) -> list[float]:
-    """Items per second of each run, by those of the peer's run nearest in time."""
+    """Items per second of each run, by those of the peer's run next to it: the one before, of two as near."""
 
     def nearest(record: dict[str, Any]) -> dict[str, Any]:
-        at = datetime.fromisoformat(record["at"])
-        return min(beside, key=lambda peer: abs(datetime.fromisoformat(peer["at"]) - at))
+        return min(beside, key=lambda peer: abs(peer["number"] - record["number"]))
 
     return [_rate(record) / _rate(nearest(record)) for record in found]
 
@@ -151,8 +150,9 @@ def _summary(groups: Groups) -> list[str]:
 def report(records: list[dict[str, Any]]) -> str:
     """The tables, as Markdown."""
     groups: Groups = defaultdict(list)
-    for record in records:
-        groups[record["database"], record["kind"], record["items"], record["runner"]].append(record)
+    for number, record in enumerate(sorted(records, key=lambda record: str(record["at"]))):
+        key = record["database"], record["kind"], record["items"], record["runner"]
+        groups[key].append({**record, "number": number})
     lines = [
         "# Task runner",
         "",
@@ -160,7 +160,7 @@ def report(records: list[dict[str, Any]]) -> str:
             f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {WORKERS} Dask workers "
             f"of one thread, no-op tasks, batches of {BATCH}. Server, scheduler and workers share the machine. Median, "
             "with the lowest and the highest; `of` a peer is the median of the runs' ratios, "
-            "each to the peer's run nearest in time; `load` is the machine's load average of the measurements."
+            "each to the peer's run next to it; `load` is the machine's load average of the measurements."
         ),
         "",
         *_summary(groups),

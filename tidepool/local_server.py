@@ -212,7 +212,7 @@ def start_server(processes: Processes, home: Home, port: int, *options: str) -> 
     """
     with _lock(home.path / "start.lock", wait=True):
         address = ("--host", "127.0.0.1", "--port", str(port))
-        processes.start("server", "tidepool.operate.prefect_server", "start", *address, *options, cwd=home.path)
+        processes.start("server", "tidepool.garbage", "prefect", "server", "start", *address, *options, cwd=home.path)
         deadline = time.monotonic() + _START_SECONDS
         while not is_healthy(port):
             processes.check()

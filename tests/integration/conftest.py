@@ -55,7 +55,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         [
             sys.executable,
             "-m",
-            "tidepool.operate.prefect_server",
+            "tidepool.garbage",
+            "prefect",
+            "server",
             "start",
             "--host",
             "127.0.0.1",

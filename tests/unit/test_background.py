@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import io
 import logging
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,7 +23,6 @@ from tidepool.compute import background
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 class OneByOne(QueueService[int]):
@@ -204,6 +203,16 @@ def test_what_an_event_relates_to_is_found_out_once_and_never_shared() -> None:
     assert api.asked == 1
 
 
+@pytest.mark.parametrize("change", [{"name": "b-run"}, {"tags": ["again"]}])
+def test_a_flow_run_that_is_run_again_is_related_to_what_it_has_then(change: dict[str, Any]) -> None:
+    flow_run, names = _flow_run(), []
+    for run in (flow_run, flow_run.model_copy(update=change)):
+        with FlowRunContext.model_construct(flow_run=run):
+            related = asyncio.run(background._related(Api(), set()))  # type: ignore[arg-type]
+            names.append([dict(resource) for resource in related])
+    assert names[0] != names[1]
+
+
 def test_an_event_outside_of_a_run_relates_to_nothing() -> None:
     assert asyncio.run(background._related(Api(), set())) == []  # type: ignore[arg-type]
 
@@ -250,12 +259,12 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("path", [*PATHS, "{base}/file", "/etc/passwd"])
+@pytest.mark.parametrize("path", [*PATHS, "{base}/file", "/etc/passwd", "x" * 300, Path("file"), Path("..")])
 @pytest.mark.parametrize("base", [None, "real", "link", "../real", "."])
-def test_a_path_is_resolved_as_prefect_does(storage: Path, base: str | None, path: str | None) -> None:
+def test_a_path_is_resolved_as_prefect_does(storage: Path, base: str | None, path: Any) -> None:
     basepath = str(storage / base) if base in {"real", "link"} else base
     files: Any = SimpleNamespace(basepath=basepath)
-    given = path.format(base=basepath or storage / "real") if path else path
+    given = path.format(base=basepath or storage / "real") if isinstance(path, str) else path
 
     def resolved(how: Any) -> Any:
         try:
@@ -280,12 +289,3 @@ def test_result_storage_resolves_that_way(storage: Path, monkeypatch: pytest.Mon
     files = LocalFileSystem(basepath=str(storage / "link"))
     files.write_path("key", b"result")
     assert (storage / "real" / "key").read_bytes() == files.read_path("key") == b"result"
-
-
-def test_the_collector_is_spared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen: list[int] = []
-    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
-    background.spare_the_collector.cache_clear()
-    background.spare_the_collector()
-    background.spare_the_collector()
-    assert frozen == [1]

@@ -8,8 +8,8 @@ worker's CPU at no-op tasks. What is sent stays the same; what is printed too, w
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
+import os
 import queue
 import time
 from functools import cache
@@ -28,7 +28,6 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from typing import TextIO
-    from uuid import UUID
 
     from prefect._internal.concurrency.threads import WorkerThread
     from prefect.client.orchestration import PrefectClient
@@ -40,7 +39,7 @@ _LINGER_SECONDS = 0.5
 
 _KEPT_FLOW_RUNS = 100
 _prefects_resolve_path: Any = LocalFileSystem._resolve_path
-_related_to: dict[UUID, list[RelatedResource]] = {}
+_related_to: dict[tuple[Any, ...], list[RelatedResource]] = {}
 
 # Not public, and pinned by contract tests: their instances, the queue of each, and the thread that waits for it.
 _SERVICES: tuple[Any, ...] = (EventsWorker, APILogWorker)
@@ -64,15 +63,6 @@ def resolve_once() -> None:
     LocalFileSystem._resolve_path = _resolve_path  # type: ignore[method-assign]
 
 
-@cache
-def spare_the_collector() -> None:
-    """Has Python's garbage collector walk no more through what is there now; once per process.
-
-    After a first task run that is what was imported, 400,000 objects: 0.1 s each time, a twentieth of a worker's CPU.
-    """
-    gc.freeze()
-
-
 def print_plainly() -> None:
     """Lets Prefect's console handlers write their lines as they are, where no terminal would show colours."""
     if get_current_settings().logging.markup:
@@ -90,11 +80,14 @@ async def _related(client: PrefectClient, exclude: set[str] | None = None) -> li
     own = {f"prefect.task-run.{task_run_context.task_run.id}"} if task_run_context else set()
     # An event of the author's inside a task relates to the task run as well: that one is not for others.
     if flow_run and own <= excluded:
-        if flow_run.id not in _related_to:
+        # All that Prefect reads of it: a flow run that is run again may have another name, or tags.
+        belongs = (flow_run.flow_id, flow_run.deployment_id, flow_run.work_queue_id, flow_run.work_pool_name)
+        key = (flow_run.id, flow_run.name, *belongs, *flow_run.tags)
+        if key not in _related_to:
             if len(_related_to) >= _KEPT_FLOW_RUNS:
                 _related_to.clear()
-            _related_to[flow_run.id] = await related_resources_from_run_context(client=client, exclude=own)
-        related = _related_to[flow_run.id]
+            _related_to[key] = await related_resources_from_run_context(client=client, exclude=own)
+        related = _related_to[key]
         if not any(resource.id in excluded for resource in related):
             return list(related)
     return await related_resources_from_run_context(client=client, exclude=exclude)
@@ -108,9 +101,11 @@ def _resolved(path: str) -> Path:
 def _resolve_path(self: LocalFileSystem, path: str | None) -> Path:
     # A name in a folder that does not depend on the current one; Prefect says what anything else is.
     base = self.basepath
-    if base and base.startswith("/") and path and "/" not in path and path not in {".", ".."} and path[0] != "~":
+    is_name = isinstance(path, str) and path not in {"", ".", ".."} and "/" not in path and path[0] != "~"
+    if path and is_name and base and base.startswith("/"):
         resolved = _resolved(base) / path
-        if not resolved.is_symlink():
+        # Unlike Path.is_symlink, it is False where nobody may look.
+        if not os.path.islink(resolved):  # noqa: PTH114
             return resolved
     return cast("Path", _prefects_resolve_path(self, path))
 

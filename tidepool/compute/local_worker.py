@@ -1,4 +1,4 @@
-"""What tidepool adds to a Dask worker process on this machine: it lets everything else on the machine go first.
+"""What tidepool adds to a Dask worker process on this machine: it lets everything else there go first.
 
 The workers take all cores that there are. The Prefect server beside them would fall behind, and they would then have to
 wait for it with a core idle (docs/decisions/0073-*.md).
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+
+from tidepool.garbage import collect_less
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -19,4 +21,5 @@ NICENESS = 2
 
 def dask_setup(_worker: Worker) -> None:
     """Called by a Dask worker in its main thread, before the threads that run tasks: they inherit it."""
+    collect_less()
     os.nice(NICENESS)

@@ -33,7 +33,6 @@ from tidepool.compute.background import (
     print_plainly,
     relate_once,
     resolve_once,
-    spare_the_collector,
 )
 from tidepool.compute.blocks import known_blocks_first
 from tidepool.compute.futures import Outcome
@@ -114,7 +113,6 @@ def run(call: list[str], context: list[str], payload: bytes, upstreams: Sequence
     outcome = task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), upstreams)
     # Each time: a service ends when a flow run does, and the next one has another.
     gather_what_is_sent()
-    spare_the_collector()
     return outcome
 
 
