@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 
-from tidepool.local_server import RECORD_IN_BATCHES
+from tidepool.local_server import RECORD_IN_BATCHES, server_arguments
 from tidepool.settings import environment
 
 if TYPE_CHECKING:
@@ -91,19 +91,7 @@ def prefect_server(database: str) -> Iterator[Server]:
             processes.append(pid)
         port = _free_port()
         log = stack.enter_context((home / "server.log").open("wb"))
-        command = [
-            sys.executable,
-            "-m",
-            "tidepool.garbage",
-            "prefect",
-            "server",
-            "start",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--no-ui",
-        ]
+        command = [sys.executable, "-m", *server_arguments(port, "--no-ui")]
         server = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
         stack.callback(_stop, server)
         api = f"http://127.0.0.1:{port}/api"

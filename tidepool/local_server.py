@@ -204,6 +204,13 @@ def prefect_variables(home: Home, port: int) -> dict[str, str]:
     }
 
 
+def server_arguments(port: int, *options: str) -> list[str]:
+    """What follows `python -m` to start a Prefect server that only this machine can reach."""
+    # Collects garbage as seldom as in the image (docs/decisions/0069-*.md).
+    server = ["tidepool.garbage", "prefect", "server", "start"]
+    return [*server, "--host", "127.0.0.1", "--port", str(port), *options]
+
+
 def start_server(processes: Processes, home: Home, port: int, *options: str) -> None:
     """Starts the server and waits until it answers; one start at a time, because it may have to migrate the database.
 
@@ -211,8 +218,7 @@ def start_server(processes: Processes, home: Home, port: int, *options: str) -> 
         TidepoolError: it ended, or did not answer in time.
     """
     with _lock(home.path / "start.lock", wait=True):
-        address = ("--host", "127.0.0.1", "--port", str(port))
-        processes.start("server", "tidepool.garbage", "prefect", "server", "start", *address, *options, cwd=home.path)
+        processes.start("server", *server_arguments(port, *options), cwd=home.path)
         deadline = time.monotonic() + _START_SECONDS
         while not is_healthy(port):
             processes.check()

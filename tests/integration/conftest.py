@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tidepool import settings as settings_module
-from tidepool.local_server import RECORD_IN_BATCHES
+from tidepool.local_server import RECORD_IN_BATCHES, server_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,19 +52,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment.pop("PREFECT_API_URL", None)
     log = (home / "server.log").open("wb")
     server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tidepool.garbage",
-            "prefect",
-            "server",
-            "start",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--no-ui",
-        ],
+        [sys.executable, "-m", *server_arguments(port, "--no-ui")],
         env=environment,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """What tidepool adds to a Dask worker process on this machine: it lets everything else there go first.
 
 The workers take all cores that there are. The Prefect server beside them would fall behind, and they would then have to
-wait for it with a core idle (docs/decisions/0073-*.md).
+wait for it with a core idle (docs/decisions/0073-*.md). They also collect garbage as seldom as in the image.
 """
 
 from __future__ import annotations

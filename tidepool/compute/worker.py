@@ -28,12 +28,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
-from tidepool.compute.background import (
-    gather_what_is_sent,
-    print_plainly,
-    relate_once,
-    resolve_once,
-)
+from tidepool.compute.background import gather_what_is_sent, print_plainly, relate_once, resolve_once
 from tidepool.compute.blocks import known_blocks_first
 from tidepool.compute.futures import Outcome
 from tidepool.compute.reference import ResultRefusedError, refuse_result
