@@ -48,6 +48,17 @@ Groups = dict[tuple[str, str, int, str], list[dict[str, Any]]]
 _MEASUREMENT_SECONDS = 900
 
 
+def code() -> str:
+    """The commit that last changed more than results, with a `+` where there are changes that no commit has."""
+    other = ["--", ":/", f":(top,exclude){RESULTS.relative_to(RESULTS.parents[1])}"]
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, *other]
+        return subprocess.run(command, cwd=RESULTS.parent, check=True, capture_output=True, text=True).stdout.strip()
+
+    return git("log", "-1", "--format=%h", "--abbrev=12") + ("+" if git("status", "--porcelain") else "")
+
+
 def measure(database: str, runner: str, kind: str, items: int) -> dict[str, Any]:
     """One measurement: the flow's figures, and the server's CPU time until it has recorded everything."""
     with prefect_server(database) as server:
@@ -77,6 +88,7 @@ def measure(database: str, runner: str, kind: str, items: int) -> dict[str, Any]
         "kind": kind,
         "items": items,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": code(),
         "load": round(os.getloadavg()[0], 1),
         **measured,
     }
@@ -160,7 +172,8 @@ def report(records: list[dict[str, Any]]) -> str:
             f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {WORKERS} Dask workers "
             f"of one thread, no-op tasks, batches of {BATCH}. Server, scheduler and workers share the machine. Median, "
             "with the lowest and the highest; `of` a peer is the median of the runs' ratios, "
-            "each to the peer's run next to it; `load` is the machine's load average of the measurements."
+            "each to the peer's run next to it; `load` is the machine's load average of the measurements. "
+            f"Code measured: {', '.join(sorted({record['code'] for record in records}))}."
         ),
         "",
         *_summary(groups),
