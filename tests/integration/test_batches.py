@@ -14,6 +14,7 @@ from prefect.context import FlowRunContext
 
 from tidepool.compute.batches import BatchError, FailedItem, map_batched
 from tidepool.compute.local import PatientCluster
+from tidepool.compute.reference import ResultRefusedError
 from tidepool.compute.runner import TidepoolTaskRunner
 from tidepool.compute.worker_loss import ReportingNanny
 from tidepool.errors import UsageError
@@ -110,6 +111,32 @@ def test_a_retry_condition_decides_for_each_item(runner: TidepoolTaskRunner, tmp
 
     results = run(runner, lambda: map_batched(fails, ["value", "os"], batch_size=2, raise_on_failure=False))
     assert [one.tries for one in results] == [1, 3]
+
+
+def test_a_retry_condition_that_fails_costs_its_item_alone(runner: TidepoolTaskRunner, tmp_path: Path) -> None:
+    def broken(_task: Any, _run: Any, state: Any) -> bool:
+        return bool(state.no_such_attribute)
+
+    @task(retries=2, retry_condition_fn=broken)
+    def inverse(number: int) -> float:
+        with (tmp_path / str(number)).open("a") as file:
+            file.write("x")
+        return 1 / number
+
+    results = run(runner, lambda: map_batched(inverse, [1, 0, 2], batch_size=3, raise_on_failure=False))
+    assert (results[0], results[2]) == (1, 0.5)
+    assert (type(results[1].error), results[1].tries) == (ZeroDivisionError, 1)
+    assert [len((tmp_path / str(number)).read_text()) for number in range(3)] == [1, 1, 1]
+
+
+def test_a_result_that_is_too_large_is_not_tried_again(runner: TidepoolTaskRunner) -> None:
+    @task(retries=2)
+    def large(size: int) -> bytes:
+        return bytes(size)
+
+    results = run(runner, lambda: map_batched(large, [1, 1_000_000], batch_size=2, raise_on_failure=False))
+    assert results[0] == b"\0"
+    assert (type(results[1].error), results[1].tries) == (ResultRefusedError, 1)
 
 
 def test_async_tasks_run_in_batches(runner: TidepoolTaskRunner) -> None:

@@ -14,6 +14,7 @@ import os
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -24,13 +25,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.futures import as_completed
 from prefect.states import Failed
+from prefect.utilities.math import clamped_poisson_interval
 
-from tidepool.compute.reference import refuse_result
+from tidepool.compute.reference import ResultRefusedError, refuse_result
+from tidepool.compute.run_log import run_log
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from prefect.client.schemas.objects import State
     from prefect.futures import PrefectFuture
@@ -102,8 +105,9 @@ def map_batched(
 ) -> list[R]:
     """Runs a task for many items, many items per task run, and waits for all of them.
 
-    The task's `retries`, `retry_delay_seconds` and `retry_condition_fn` apply to each item, its tags and timeout to
-    each task run. A batch whose worker is lost runs again; at last it is split, until the item that kills is alone.
+    The task's `retries`, `retry_delay_seconds`, `retry_jitter_factor` and `retry_condition_fn` apply to each item,
+    its tags and timeout to each task run. A batch whose worker is lost runs again; at last it is split, until the item
+    that kills is alone.
 
     Args:
         task: The task; its first parameter takes the item.
@@ -345,17 +349,24 @@ def _try(call: Callable[[Any], Any], values: list[Any], items: list[Any], first:
 
 
 def _may_retry(task: Task[..., Any], context: TaskRunContext, error: BaseException, loop: asyncio.Runner) -> bool:
+    if isinstance(error, ResultRefusedError):
+        return False  # as where each item is a task run
     if task.retry_condition_fn is None:
         return True
-    answer = task.retry_condition_fn(task, context.task_run, Failed(data=error, message=repr(error)))
-    return bool(loop.run(answer) if inspect.iscoroutine(answer) else answer)
+    try:
+        answer = task.retry_condition_fn(task, context.task_run, Failed(data=error, message=repr(error)))
+        return bool(loop.run(answer) if inspect.iscoroutine(answer) else answer)
+    except Exception:  # noqa: BLE001 - an author's function; as in Prefect's engine, the item's own error stands
+        run_log().exception("The retry condition of task `%s` failed; the item is not tried again", task.name)
+        return False
 
 
 def _delay(task: Task[..., Any], tries: int) -> float:
-    delays: Any = task.retry_delay_seconds
-    if isinstance(delays, (list, tuple)):
-        return float(delays[min(tries, len(delays)) - 1]) if delays else 0.0
-    return float(delays or 0)
+    delays: Any = task.retry_delay_seconds or 0
+    delay = float(delays[min(tries, len(delays)) - 1] if isinstance(delays, Sequence) else delays)
+    if task.retry_jitter_factor and delay > 0:
+        return float(clamped_poisson_interval(delay, clamping_factor=task.retry_jitter_factor))
+    return delay
 
 
 def _shown(item: Any) -> str:  # noqa: ANN401 - any item
