@@ -26,6 +26,7 @@ import prefect.task_engine
 import prefect.task_runners
 import prefect_dask.task_runners
 import pytest
+from distributed.batched import BatchedSend
 from distributed.client import FutureState
 from distributed.nanny import Nanny, WorkerProcess
 from distributed.scheduler import KilledWorker, Scheduler
@@ -273,6 +274,14 @@ def test_the_id_of_a_state_is_that_of_its_event() -> None:
     assert "id=validated_state.id" in inspect.getsource(prefect.utilities.engine.emit_task_run_state_change_event)
 
 
+def test_a_task_run_has_assets_by_its_task_and_its_inputs_alone() -> None:
+    """`runner._assets` asks Prefect only where one of them may have some."""
+    source = inspect.getsource(prefect.context.AssetContext.from_task_and_inputs)
+    asked = set(re.findall(r"(?:flow_ctx|task)\.\w+", source))
+    assert asked == {"flow_ctx.task_run_assets", "task.asset_deps", "task.assets", "task.materialized_by"}
+    assert source.count("isinstance(task, MaterializingTask)") == 2, "of others, no `assets` and no `materialized_by`"
+
+
 # --- distributed ------------------------------------------------------------------------------------
 
 
@@ -280,6 +289,17 @@ def test_dask_says_which_task_was_lost_with_which_worker_and_how_often() -> None
     error = KilledWorker("key", None, 3)  # type: ignore[arg-type]
     assert (error.task, error.last_worker, error.allowed_failures) == ("key", None, 3)
     assert "ts.suspicious > self.allowed_failures" in inspect.getsource(Scheduler.remove_worker)
+
+
+@pytest.mark.parametrize(
+    ("setting", "reader"),
+    [
+        ("distributed.admin.low-level-log-length", BatchedSend.__init__),
+    ],
+)
+def test_a_setting_is_read_when_the_cluster_and_its_client_are_made(setting: str, reader: Any) -> None:
+    """`runner._own_scheduler` sets them for that time only."""
+    assert setting in inspect.getsource(reader)
 
 
 def test_futures_are_cancelled_with_this_reason_when_the_scheduler_is_gone() -> None:

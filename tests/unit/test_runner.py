@@ -15,11 +15,16 @@ import distributed
 import pytest
 from distributed.client import ClosedClientError
 from prefect import allow_failure, task
+from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
+from prefect.assets import Asset, materialize
+from prefect.client.schemas.objects import TaskRunResult
+from prefect.context import FlowRunContext
+from prefect.serializers import PickleSerializer
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import opaque, quote
 
 from tidepool.compute import local
-from tidepool.compute.batches import BatchOutcome, _Batches
+from tidepool.compute.batches import BatchOutcome, _Batches, _delay
 from tidepool.compute.completion import before_completed
 from tidepool.compute.futures import Outcome, Submission, TidepoolFuture
 from tidepool.compute.reference import (
@@ -29,13 +34,14 @@ from tidepool.compute.reference import (
     refuse_arguments,
     refuse_result,
 )
-from tidepool.compute.runner import TidepoolTaskRunner
+from tidepool.compute.runner import TidepoolTaskRunner, _assets
 from tidepool.compute.tracker import Tracker
 from tidepool.compute.worker_loss import Exits, ReportingNanny, WorkerLostError, exit_in_words
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from uuid import UUID
 
 
 def cluster(**_options: Any) -> None:
@@ -127,6 +133,48 @@ def test_completed_is_proposed_after_the_check_only() -> None:
     assert client.proposed == ["FAILED!", "COMPLETED", "COMPLETED"]
 
 
+def _completed(result: object) -> Outcome:
+    made = ResultRecordMetadata(storage_key=uuid4().hex, serializer=PickleSerializer())
+    state: Any = Completed(data=ResultRecord(metadata=made, result=result))
+    state.state_details.task_run_id = uuid4()
+    return Outcome.of(state)
+
+
+def test_a_state_is_kept_as_what_differs_from_another_one() -> None:
+    """Ten thousand whole ones were a tenth of the driver's memory."""
+    first, second = _completed(1), _completed("two")
+    packed = second.packed(like=first.pickled)
+    assert len(packed.pickled) < len(second.pickled) / 4
+    assert packed.state() == second.state()
+    assert packed.state().data.result == "two"
+    assert packed.packed(like=second.pickled) is packed
+    assert cloudpickle.loads(cloudpickle.dumps(packed)).state() == second.state(), "it goes to task runs that need it"
+
+
+def test_a_large_result_is_kept_as_it_is() -> None:
+    outcome = _completed("x" * 10_000)
+    assert outcome.packed(like=_completed(1).pickled) is outcome
+
+
+def test_assets_are_noted_for_those_task_runs_only_that_have_some() -> None:
+    """Prefect notes an empty set for every other one too: 2.5 MB for ten thousand."""
+    asset = Asset(key="s3://bucket/table")
+    noted: dict[UUID, set[Asset]] = {}
+    with FlowRunContext.model_construct(task_run_assets=noted):
+        assert _assets(nothing, uuid4(), {"item": set()}) is None
+        assert noted == {}
+        made, wanted = materialize(asset)(nothing.fn), uuid4()
+        described = _assets(made, wanted, {"item": set()})
+        assert described
+        assert described["downstream_assets"][0]["key"] == asset.key
+        upstream = TaskRunResult(id=wanted)
+        described = _assets(nothing, uuid4(), {"item": {upstream}})
+        assert described
+        assert described["upstream_assets"][0]["key"] == asset.key
+        assert _assets(nothing, uuid4(), {"item": set()}) is None
+        assert list(noted.values()) == [{asset}, {asset}]
+
+
 @task
 def nothing(item: int) -> int:
     return item
@@ -157,6 +205,16 @@ def test_auto_leaves_batches_for_each_worker_and_none_too_long() -> None:
     assert _measured(*quick, items=802) == 100
     slow = [(0.0, 30.0, "a"), (31.0, 61.0, "a")]
     assert _measured(*slow, items=1000) == 2
+
+
+def test_items_wait_for_their_retry_as_task_runs_do() -> None:
+    after_each = nothing.with_options(retry_delay_seconds=[1, 5])
+    assert [_delay(after_each, tries) for tries in (1, 2, 3)] == [1, 5, 5]
+    assert _delay(nothing, 1) == 0
+    jittered = nothing.with_options(retry_delay_seconds=10, retry_jitter_factor=0.5)
+    delays = {_delay(jittered, 1) for _ in range(20)}
+    assert len(delays) > 1
+    assert all(5 <= delay <= 15 for delay in delays)
 
 
 def test_a_local_cluster_has_patience_with_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -53,7 +55,7 @@ class Submission:
     started: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A final state as it came from the worker.
 
@@ -62,12 +64,14 @@ class Outcome:
         name: The task run's name; None if no worker ran it.
         start_time: When it began to run, if it did.
         worker: Address of the Dask worker that ran it.
+        like: If given, `pickled` is compressed, with this as the dictionary.
     """
 
     pickled: bytes
     name: str | None = None
     start_time: datetime | None = None
     worker: str | None = None
+    like: bytes | None = None
 
     @classmethod
     def of(cls, state: State[Any]) -> Outcome:
@@ -76,7 +80,22 @@ class Outcome:
 
     def state(self) -> State[Any]:
         """The final state."""
-        return cast("State[Any]", cloudpickle.loads(self.pickled))
+        pickled = self.pickled
+        if self.like is not None:
+            pickled = zlib.decompressobj(zdict=self.like).decompress(pickled)
+        return cast("State[Any]", cloudpickle.loads(pickled))
+
+    def packed(self, like: bytes) -> Outcome:
+        """The same in less memory, unless its result is most of it.
+
+        Args:
+            like: Another pickled state: nine tenths of a small one are what all have in common.
+        """
+        if self.like is not None or len(self.pickled) > _SMALL_BYTES:
+            return self
+        packer = zlib.compressobj(level=1, zdict=like)
+        packed = packer.compress(self.pickled) + packer.flush()
+        return replace(self, pickled=packed, like=like, worker=self.worker and sys.intern(self.worker))
 
     def small(self) -> Outcome:
         """The same to be kept for a while: without a result that takes room."""
@@ -103,7 +122,7 @@ class TidepoolFuture(PrefectDaskFuture[R]):
         self.submission: Submission | None = submission
         self.outcome: Outcome | None = None
         self.crashed = False  # settled by the tracker, without a word from a worker
-        self.callbacks: list[Callable[[PrefectFuture[Any]], None]] = []
+        self.callbacks: tuple[Callable[[PrefectFuture[Any]], None], ...] = ()
         self.tracker = tracker
 
     # Prefect's wait() and as_completed() look here whether a future is done; they never read it.

@@ -33,6 +33,7 @@ from prefect.context import (
     serialize_context,
 )
 from prefect.futures import PrefectFuture, PrefectFutureList, PrefectWrappedFuture
+from prefect.tasks import MaterializingTask
 from prefect.utilities.annotations import unmapped
 from prefect.utilities.collections import isiterable, visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
@@ -52,6 +53,7 @@ from tidepool.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
+    from uuid import UUID
 
     from prefect import Task
     from prefect.client.schemas.objects import RunInput
@@ -203,6 +205,9 @@ class TidepoolTaskRunner(DaskTaskRunner):
             name: collect_task_run_inputs_sync(value) | (dependencies or {}).get(name, set())
             for name, value in parameters.items()
         }
+        if not any(inputs.values()):
+            # As in most maps: one for all of them.
+            inputs = mapping.no_inputs = mapping.no_inputs or inputs
         upstreams: list[TidepoolFuture[Any]] = []
 
         def placeholder(part: Any) -> Any:  # noqa: ANN401 - any part of an argument
@@ -392,6 +397,7 @@ class _Map:
         self.task = task
         self.call = call
         self.shared = shared
+        self.no_inputs: dict[str, set[RunInput]] = {}
         self._futures: list[TidepoolFuture[Any]] = []
         self._bytes = 0
 
@@ -419,6 +425,8 @@ def _own_scheduler() -> Iterator[None]:
             "distributed.scheduler.no-workers-timeout": f"{settings().compute.no_worker_seconds}s",
             # Dask samples the stack of each running task every 10 ms; Prefect's is deep: a tenth of a worker's CPU.
             "distributed.worker.profile.enabled": False,
+            # Dask keeps the last 1,000 messages to each peer, with the tasks in them, for its developers to read.
+            "distributed.admin.low-level-log-length": 100,
         }
     ):
         yield
@@ -434,10 +442,17 @@ def _rebuilt(kind: type[TidepoolTaskRunner], settings_of: dict[str, Any]) -> Tid
     return kind(**settings_of)
 
 
-def _assets(task: Task[..., Any], task_run_id: Any, inputs: dict[str, set[Any]]) -> dict[str, Any] | None:  # noqa: ANN401
+def _assets(task: Task[..., Any], task_run_id: UUID, inputs: dict[str, set[RunInput]]) -> dict[str, Any] | None:
+    flow_run_context = FlowRunContext.get()
+    # Prefect notes the assets of every task run here, for those that depend on it.
+    noted = flow_run_context.task_run_assets if flow_run_context else {}
+    if not (noted or task.asset_deps or isinstance(task, MaterializingTask)):
+        return None
     context = AssetContext.from_task_and_inputs(task, task_run_id, inputs, copy_to_child_ctx=True)
-    concerned = context.direct_asset_dependencies or context.downstream_assets or context.upstream_assets
-    return context.serialize() if concerned else None
+    if context.direct_asset_dependencies or context.downstream_assets or context.upstream_assets:
+        return context.serialize()
+    noted.pop(task_run_id, None)  # none: no need to keep that for each task run
+    return None
 
 
 def _futures_in(value: Any) -> bool:  # noqa: ANN401 - any argument

@@ -115,6 +115,7 @@ class Tracker:
         self._open: dict[str, TidepoolFuture[Any]] = {}
         self._crashed: dict[str, str] = {}
         self._to_record: list[Conclusion] = []
+        self._like: bytes | None = None
         self._ended: deque[tuple[float, Conclusion]] = deque()
         self._unconfirmed: deque[Conclusion] = deque()
         self._follow_seconds = _FOLLOW_SECONDS
@@ -167,7 +168,7 @@ class Tracker:
         """Remembers to call `fn` when the future is settled; False if it is already."""
         with self._changed:
             if future.outcome is None:
-                future.callbacks.append(fn)
+                future.callbacks = (*future.callbacks, fn)
             return future.outcome is None
 
     def acknowledge(self, future: TidepoolFuture[Any]) -> None:
@@ -378,7 +379,8 @@ class Tracker:
                     self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
                     self._look_again(future)
             return failed
-        settled = [(future, outcome) for (future, _), outcome in zip(finished, outcomes, strict=True)]
+        like = self._like = self._like or outcomes[0].small().pickled
+        settled = [(future, outcome.packed(like)) for (future, _), outcome in zip(finished, outcomes, strict=True)]
         self._remember(settled)
         self._settle(settled)
         return []
@@ -469,7 +471,7 @@ class Tracker:
                 future.drop()
                 self._open.pop(str(future.task_run_id), None)
                 callbacks += [(fn, future) for fn in future.callbacks]
-                future.callbacks = []
+                future.callbacks = ()
             self._changed.notify_all()
         for fn, future in callbacks:
             try:
