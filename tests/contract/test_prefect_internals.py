@@ -29,7 +29,7 @@ import pytest
 from distributed.batched import BatchedSend
 from distributed.client import FutureState
 from distributed.nanny import Nanny, WorkerProcess
-from distributed.scheduler import KilledWorker, Scheduler
+from distributed.scheduler import KilledWorker, Scheduler, SchedulerState
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from prefect._internal.concurrency import services
@@ -294,6 +294,7 @@ def test_dask_says_which_task_was_lost_with_which_worker_and_how_often() -> None
 @pytest.mark.parametrize(
     ("setting", "reader"),
     [
+        ("distributed.scheduler.worker-saturation", SchedulerState.__init__),
         ("distributed.admin.low-level-log-length", BatchedSend.__init__),
     ],
 )

@@ -34,7 +34,7 @@ from tidepool.compute.reference import (
     refuse_arguments,
     refuse_result,
 )
-from tidepool.compute.runner import TidepoolTaskRunner, _assets
+from tidepool.compute.runner import TidepoolTaskRunner, _assets, _own_scheduler
 from tidepool.compute.tracker import Tracker
 from tidepool.compute.worker_loss import Exits, ReportingNanny, WorkerLostError, exit_in_words
 from tidepool.settings import settings
@@ -173,6 +173,13 @@ def test_assets_are_noted_for_those_task_runs_only_that_have_some() -> None:
         assert described["upstream_assets"][0]["key"] == asset.key
         assert _assets(nothing, uuid4(), {"item": set()}) is None
         assert list(noted.values()) == [{asset}, {asset}]
+
+
+def test_the_author_may_have_more_tasks_sent_to_each_thread() -> None:
+    name = "distributed.scheduler.worker-saturation"
+    for wanted, used in ((1.1, 4.0), (8.0, 8.0), ("inf", math.inf)):
+        with dask.config.set({name: wanted}), _own_scheduler():
+            assert dask.config.get(name) == used
 
 
 @task

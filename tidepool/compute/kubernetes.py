@@ -54,6 +54,9 @@ _WORKER_VARIABLES = {"DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False"}
 # Logs of more pods than that are the cluster's log system's business.
 _LOG_PODS = 12
 
+# What this process's Dask settings say of schedulers goes for those in pods too: the task runner has its own.
+_SCHEDULER_SETTINGS = ("allowed-failures", "worker-saturation")
+
 _clusters: weakref.WeakSet[KubernetesCluster] = weakref.WeakSet()
 
 
@@ -110,9 +113,8 @@ class KubernetesCluster(Cluster):
         self._log_to = run_log()
         self._api: KubernetesApi | None = None
         self._driver = Driver(self._settings.image)
-        # The scheduler treats lost workers as this process's Dask settings say; the task runner has its own.
         self._dask_settings = {
-            "allowed-failures": str(dask.config.get("distributed.scheduler.allowed-failures")),
+            **{name: str(dask.config.get(f"distributed.scheduler.{name}")) for name in _SCHEDULER_SETTINGS},
             "no-workers-timeout": f"{settings().compute.no_worker_seconds:g}s",
         }
         self._created = False

@@ -63,6 +63,10 @@ if TYPE_CHECKING:
 _GRAPH_TASKS = 500
 _GRAPH_BYTES = 4 * 1024 * 1024
 
+# Task runs that a worker is sent for each of its threads, the running one among them (docs/decisions/0074-*.md).
+_SATURATION = "distributed.scheduler.worker-saturation"
+_TASKS_PER_THREAD = 4.0
+
 
 class TidepoolTaskRunner(DaskTaskRunner):
     """Runs tasks on a Dask cluster that starts with the first submitted task.
@@ -425,6 +429,9 @@ def _own_scheduler() -> Iterator[None]:
             "distributed.scheduler.no-workers-timeout": f"{settings().compute.no_worker_seconds}s",
             # Dask samples the stack of each running task every 10 ms; Prefect's is deep: a tenth of a worker's CPU.
             "distributed.worker.profile.enabled": False,
+            # A result takes its way through the driver's process, which is busy, before a worker is sent the next one:
+            # at Dask's 1.1 only one is ready meanwhile, and workers wait. One that is idle takes from others.
+            _SATURATION: max(_TASKS_PER_THREAD, float(dask.config.get(_SATURATION))),
             # Dask keeps the last 1,000 messages to each peer, with the tasks in them, for its developers to read.
             "distributed.admin.low-level-log-length": 100,
         }
