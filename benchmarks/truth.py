@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from prefect import flow, task
@@ -25,11 +25,15 @@ from benchmarks.servers import prefect_server
 from tidepool.compute.runner import TidepoolTaskRunner
 from tidepool.settings import environment
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 RESULTS = Path(__file__).parent / "results"
 PATTERNS = ["not collected", "wait", "returned", "result", "wait_for"]
 WAYS = ["exit", "SIGKILL", "memory"]
 RUNNERS = {"stock": DaskTaskRunner, "tidepool": TidepoolTaskRunner}
 
+_START_SECONDS = 60
 # A flow that is still running then hangs.
 _SECONDS = 240
 # Final states travel as events: the server may have them a little later.
@@ -110,8 +114,7 @@ def _measure(runner: str, pattern: str, way: str) -> dict[str, Any]:
             ):
                 command = [sys.executable, "-m", f"distributed.cli.{program[0]}", *program[1:], *common]
                 children.append(subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL))
-            while not announced.exists():
-                time.sleep(0.1)
+            _until(announced.exists, "the Dask scheduler is there")
             target = json.loads(announced.read_text())["address"]
         begun = time.monotonic()
         child = subprocess.Popen(
@@ -121,8 +124,7 @@ def _measure(runner: str, pattern: str, way: str) -> dict[str, Any]:
             stderr=subprocess.DEVNULL,
         )
         if way == "scheduler":
-            while "RUNNING" not in _states(server.api, "task_runs"):
-                time.sleep(0.2)
+            _until(lambda: "RUNNING" in _states(server.api, "task_runs"), "a task run is Running")
             children[0].kill()
         try:
             child.wait(_SECONDS)
@@ -152,6 +154,15 @@ def _measure(runner: str, pattern: str, way: str) -> dict[str, Any]:
         "ended": ended,
         "honest": closed and recorded and flow_states[:1] in (["FAILED"], ["CRASHED"]) and ended == "process ended",
     }
+
+
+def _until(reached: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not reached():
+        if time.monotonic() > deadline:
+            message = f"Not within {_START_SECONDS} s: {what}"
+            raise TimeoutError(message)
+        time.sleep(0.2)
 
 
 def _states(api: str, kind: str, field: str = "state_type") -> list[str]:
