@@ -42,6 +42,15 @@ ROWS: dict[str, list[tuple[str, str, int]]] = {
     "memory": [("tidepool", "map", 100), ("tidepool", "map", 10_000)],
 }
 
+# What the plot shows, of no-op items only: those of `auto` take their time.
+_LINES = {
+    ("tidepool", "batched"): ("tidepool, in batches", "#08519c"),
+    ("tidepool", "map"): ("tidepool", "#1f77b4"),
+    ("dask", "map"): ("raw Dask", "#555555"),
+    ("threads", "map"): ("Prefect's threads", "#2ca02c"),
+    ("stock", "map"): ("stock", "#d62728"),
+}
+
 # Records of one row: by database, what is run, how many items, and the runner.
 Groups = dict[tuple[str, str, int, str], list[dict[str, Any]]]
 
@@ -156,6 +165,13 @@ def _summary(groups: Groups) -> list[str]:
                     f"{statistics.median(changes):+.0f} % ({min(changes):+.0f} to {max(changes):+.0f} % in "
                     f"{len(changes)} turns; target within 15 %)."
                 )
+        few, many = ((database, "map", items, "tidepool") for items in (100, 10_000))
+        if few in groups and many in groups:
+            least, most = (statistics.median(record["peak_mib"] for record in groups[key]) for key in (few, many))
+            lines.append(
+                f"- {database}, from 100 to 10,000 items the driver's memory changes by "
+                f"{100 * (most / least - 1):+.0f} % ({least:.0f} to {most:.0f} MiB; target within 20 %)."
+            )
     return lines
 
 
@@ -212,34 +228,37 @@ def report(records: list[dict[str, Any]]) -> str:
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
-    """Items per second by runner, as a bar chart with the spread."""
+    """Items per second by the number of items: a panel for each database, a line for each runner."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     mpl.rcParams["svg.fonttype"] = "none"  # text, not outlines
     from matplotlib import pyplot as plt
 
-    groups: dict[str, list[float]] = defaultdict(list)
+    groups: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        # Of no-op items only: those of `auto` take their time.
-        if record["kind"] in {"map", "batched"} and record["database"] == "sqlite":
-            groups[f"{record['runner']} {record['kind']} {record['items']:,}"].append(
-                record["items"] / record["seconds"]
-            )
-    if not groups:
+        if (record["runner"], record["kind"]) in _LINES:
+            groups[record["runner"], record["kind"]][record["database"], record["items"]].append(_rate(record))
+    databases = sorted({record["database"] for record in records}, reverse=True)
+    if not databases:
         return
-    names = sorted(groups, key=lambda name: statistics.median(groups[name]))
-    medians = [statistics.median(groups[name]) for name in names]
-    spread = [
-        [median - min(groups[name]) for name, median in zip(names, medians, strict=True)],
-        [max(groups[name]) - median for name, median in zip(names, medians, strict=True)],
-    ]
-    figure, axes = plt.subplots(figsize=(9, 0.4 * len(names) + 1.2))
-    axes.barh(names, medians, xerr=spread, color=["#1f77b4" if "tidepool" in name else "#999999" for name in names])
-    axes.set_xscale("log")
-    axes.set_xlim(left=1)
-    axes.set_xlabel("items per second (log scale; median, lowest, highest)")
-    figure.tight_layout()
+    figure, panels = plt.subplots(1, len(databases), figsize=(9, 4.5), sharey=True, squeeze=False, layout="constrained")
+    for database, axes in zip(databases, panels[0], strict=True):
+        axes.set(title=database, xlabel="items", xlim=(70, 150_000), xscale="log", yscale="log")
+        for (runner, kind), (name, color) in _LINES.items():
+            found = sorted((items, rates) for (of, items), rates in groups[runner, kind].items() if of == database)
+            if not found:
+                continue
+            medians = [statistics.median(rates) for _, rates in found]
+            spread = [
+                [median - min(rates) for median, (_, rates) in zip(medians, found, strict=True)],
+                [max(rates) - median for median, (_, rates) in zip(medians, found, strict=True)],
+            ]
+            sizes = [items for items, _ in found]
+            axes.errorbar(sizes, medians, yerr=spread, color=color, label=name, marker="o", markersize=4, capsize=2)
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("items per second (median, lowest, highest)")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(_LINES))
     figure.savefig(path)
     plt.close(figure)
 
