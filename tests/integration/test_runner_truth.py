@@ -510,3 +510,44 @@ def test_a_task_that_holds_the_only_worker_does_not_wait_for_its_own_tasks(monke
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as one:
         nested = body.with_options(task_runner=TidepoolTaskRunner(address=one.scheduler_address))
         assert nested() == "submitted"
+
+
+class Unreadable:
+    """Can be pickled, and not be read again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("x" * 10_000,)
+
+
+def test_a_result_that_cannot_be_read_is_the_trouble_of_who_asks_for_it(runner: TidepoolTaskRunner) -> None:
+    """It crashed the task runs whose states came together with it."""
+
+    @task
+    def give(number: int) -> Any:
+        return Unreadable() if number == 1 else number
+
+    @flow(task_runner=runner)
+    def body() -> list[int]:
+        futures = give.map(range(4))
+        futures.wait()
+        with pytest.raises(ValueError, match="invalid literal"):
+            futures[1].result()
+        return [futures[number].result() for number in (0, 2, 3)]
+
+    state = body(return_state=True)
+    assert state.result() == [0, 2, 3]
+    assert _task_states(state, 4) == {"give": ["Completed"] * 4}
+
+
+def test_finished_task_runs_take_little_room_in_the_driver(runner: TidepoolTaskRunner) -> None:
+    @task
+    def give(number: int) -> int:
+        return number
+
+    @flow(task_runner=runner)
+    def body() -> list[bool]:
+        futures: Any = give.map(range(4))
+        assert futures.result() == [0, 1, 2, 3]
+        return [future.outcome.like is not None for future in futures]
+
+    assert body() == [True] * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect import Task
-    from prefect.client.schemas.objects import State
+    from prefect.client.schemas.objects import State, TaskRun
     from prefect.futures import PrefectFuture
 
     from tidepool.compute.tracker import Tracker
@@ -65,6 +66,7 @@ class Outcome:
         start_time: When it began to run, if it did.
         worker: Address of the Dask worker that ran it.
         like: If given, `pickled` is compressed, with this as the dictionary.
+        brief: The state without its result, pickled, where the result takes room.
     """
 
     pickled: bytes
@@ -72,11 +74,26 @@ class Outcome:
     start_time: datetime | None = None
     worker: str | None = None
     like: bytes | None = None
+    brief: bytes | None = None
 
     @classmethod
-    def of(cls, state: State[Any]) -> Outcome:
-        """The outcome with that state."""
-        return cls(cloudpickle.dumps(state))
+    def of(cls, state: State[Any], run: TaskRun | None = None, worker: str | None = None) -> Outcome:
+        """The outcome with that state.
+
+        Args:
+            state: A final state.
+            run: The task run, as the worker knows it that ran it.
+            worker: That worker's address.
+        """
+        pickled, brief = cloudpickle.dumps(state), None
+        if len(pickled) > _SMALL_BYTES:
+            # Made where the result is: reading it may fail, and takes time.
+            without = copy(state)  # not `model_copy`: Prefect's gives a state another id and no time
+            without.data = None
+            brief = cloudpickle.dumps(without)
+        if run is None:
+            return cls(pickled, brief=brief)
+        return cls(pickled, run.name, run.start_time, worker, brief=brief)
 
     def state(self) -> State[Any]:
         """The final state."""
@@ -85,13 +102,18 @@ class Outcome:
             pickled = zlib.decompressobj(zdict=self.like).decompress(pickled)
         return cast("State[Any]", cloudpickle.loads(pickled))
 
-    def packed(self, like: bytes) -> Outcome:
+    @property
+    def is_small(self) -> bool:
+        """Whether it may serve as `like` for others."""
+        return self.like is None and len(self.pickled) <= _SMALL_BYTES
+
+    def packed(self, like: bytes | None) -> Outcome:
         """The same in less memory, unless its result is most of it.
 
         Args:
-            like: Another pickled state: nine tenths of a small one are what all have in common.
+            like: Another pickled state: nine tenths of a small one are what all have in common. None if there is none.
         """
-        if self.like is not None or len(self.pickled) > _SMALL_BYTES:
+        if like is None or not self.is_small:
             return self
         packer = zlib.compressobj(level=1, zdict=like)
         packed = packer.compress(self.pickled) + packer.flush()
@@ -99,11 +121,7 @@ class Outcome:
 
     def small(self) -> Outcome:
         """The same to be kept for a while: without a result that takes room."""
-        if len(self.pickled) <= _SMALL_BYTES:
-            return self
-        state = self.state()
-        state.data = None
-        return replace(self, pickled=cloudpickle.dumps(state))
+        return self if self.brief is None else replace(self, pickled=self.brief, brief=None)
 
 
 class TidepoolFuture(PrefectDaskFuture[R]):

@@ -379,7 +379,9 @@ class Tracker:
                     self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
                     self._look_again(future)
             return failed
-        like = self._like = self._like or outcomes[0].small().pickled
+        if self._like is None:
+            self._like = next((outcome.pickled for outcome in outcomes if outcome.is_small), None)
+        like = self._like
         settled = [(future, outcome.packed(like)) for (future, _), outcome in zip(finished, outcomes, strict=True)]
         self._remember(settled)
         self._settle(settled)

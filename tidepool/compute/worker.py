@@ -170,7 +170,7 @@ def _run(
                 raise
     task_run = engine.task_run
     assert task_run is not None  # noqa: S101 - without one, the engine has raised
-    return Outcome(_dump_state(engine.state), task_run.name, task_run.start_time, get_worker().address)
+    return Outcome.of(_readable(engine.state), task_run, get_worker().address)
 
 
 def _enter_own_context(stack: ExitStack, payload: Payload) -> None:
@@ -198,7 +198,7 @@ def _with_states(expression: Any, states: list[State[Any]]) -> Any:  # noqa: ANN
     return visit_collection(expression, visit_fn=state_of, return_data=True)
 
 
-def _dump_state(state: State[Any]) -> bytes:
+def _readable(state: State[Any]) -> State[Any]:
     if not state.is_completed():
         # An exception that cannot be pickled, or not read again, must not hide the state that carries it.
         try:
@@ -207,7 +207,7 @@ def _dump_state(state: State[Any]) -> bytes:
             # Not `model_copy`: Prefect's gives a state another id and no time.
             state = copy(state)
             state.data = RuntimeError(f"{state.message} (unpicklable: {unreadable})")
-    return cast("bytes", cloudpickle.dumps(state))
+    return state
 
 
 class _SyncEngine(SyncTaskRunEngine[Any, Any]):
