@@ -29,7 +29,7 @@ import pytest
 from distributed.batched import BatchedSend
 from distributed.client import FutureState
 from distributed.nanny import Nanny, WorkerProcess
-from distributed.scheduler import KilledWorker, Scheduler, SchedulerState
+from distributed.scheduler import KilledWorker, Scheduler
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from prefect._internal.concurrency import services
@@ -291,16 +291,9 @@ def test_dask_says_which_task_was_lost_with_which_worker_and_how_often() -> None
     assert "ts.suspicious > self.allowed_failures" in inspect.getsource(Scheduler.remove_worker)
 
 
-@pytest.mark.parametrize(
-    ("setting", "reader"),
-    [
-        ("distributed.scheduler.worker-saturation", SchedulerState.__init__),
-        ("distributed.admin.low-level-log-length", BatchedSend.__init__),
-    ],
-)
-def test_a_setting_is_read_when_the_cluster_and_its_client_are_made(setting: str, reader: Any) -> None:
-    """`runner._own_scheduler` sets them for that time only."""
-    assert setting in inspect.getsource(reader)
+def test_the_log_of_messages_to_a_peer_is_made_with_the_connection() -> None:
+    """`runner._own_scheduler` shortens it for the workers that a cluster starts with."""
+    assert "distributed.admin.low-level-log-length" in inspect.getsource(BatchedSend.__init__)
 
 
 def test_futures_are_cancelled_with_this_reason_when_the_scheduler_is_gone() -> None:

@@ -28,7 +28,7 @@ def manifest(*, driver: Driver | None = None, run: Run = RUN, shared: str = "", 
         driver=driver or Driver(IMAGE),
         size=SIZE,
         settings=KubernetesSettings.model_validate(settings),
-        dask_settings={"allowed-failures": "0", "worker-saturation": "4.0"},
+        dask_settings={"allowed-failures": "0"},
         worker_variables={"OMP_NUM_THREADS": "1"},
         versions="python 3.11.7",
         now=datetime(2026, 3, 1, 6, 0, tzinfo=UTC),
@@ -167,7 +167,6 @@ def test_workers_get_their_size() -> None:
 def test_the_scheduler_gets_the_drivers_dask_settings() -> None:
     [scheduler] = pod_specs(manifest())["scheduler"]["containers"]
     assert variables(scheduler)["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] == "0"
-    assert variables(scheduler)["DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION"] == "4.0"
     assert "livenessProbe" not in scheduler, "a scheduler that is killed for being busy takes the run with it"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -154,6 +155,25 @@ def test_a_state_is_kept_as_what_differs_from_another_one() -> None:
 def test_a_large_result_is_kept_as_it_is() -> None:
     outcome = _completed("x" * 10_000)
     assert outcome.packed(like=_completed(1).pickled) is outcome
+    assert not outcome.is_small, "each state that is packed like it would carry it"
+
+
+class _Unreadable:
+    def __init__(self) -> None:
+        self.room = "x" * 10_000
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (self.room,)
+
+
+def test_a_large_result_is_not_read_to_do_without_it() -> None:
+    """One that cannot be read crashed the task runs whose states came together with it."""
+    outcome = _completed(_Unreadable())
+    small = outcome.small().state()
+    assert (small.type.value, small.data) == ("COMPLETED", None)
+    assert small.state_details.task_run_id
+    with pytest.raises(ValueError, match="invalid literal"):
+        outcome.state()
 
 
 def test_assets_are_noted_for_those_task_runs_only_that_have_some() -> None:
@@ -175,11 +195,17 @@ def test_assets_are_noted_for_those_task_runs_only_that_have_some() -> None:
         assert list(noted.values()) == [{asset}, {asset}]
 
 
-def test_the_author_may_have_more_tasks_sent_to_each_thread() -> None:
-    name = "distributed.scheduler.worker-saturation"
-    for wanted, used in ((1.1, 4.0), (8.0, 8.0), ("inf", math.inf)):
-        with dask.config.set({name: wanted}), _own_scheduler():
-            assert dask.config.get(name) == used
+def test_threads_that_create_clusters_at_the_same_time_leave_no_settings_behind() -> None:
+    """Of two, the first to leave took them from the second, which then put back what it had found: these, for good."""
+    name = "distributed.scheduler.allowed-failures"
+    before = dask.config.get(name)
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(_own_scheduler)
+        second.enter_context(_own_scheduler)
+        assert dask.config.get(name) == 0
+        first.close()
+        assert dask.config.get(name) == 0
+    assert dask.config.get(name) == before != 0
 
 
 @task

@@ -54,9 +54,6 @@ _WORKER_VARIABLES = {"DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False"}
 # Logs of more pods than that are the cluster's log system's business.
 _LOG_PODS = 12
 
-# What this process's Dask settings say of schedulers goes for those in pods too: the task runner has its own.
-_SCHEDULER_SETTINGS = ("allowed-failures", "worker-saturation")
-
 _clusters: weakref.WeakSet[KubernetesCluster] = weakref.WeakSet()
 
 
@@ -113,8 +110,9 @@ class KubernetesCluster(Cluster):
         self._log_to = run_log()
         self._api: KubernetesApi | None = None
         self._driver = Driver(self._settings.image)
+        # The scheduler treats lost workers as this process's Dask settings say; the task runner has its own.
         self._dask_settings = {
-            **{name: str(dask.config.get(f"distributed.scheduler.{name}")) for name in _SCHEDULER_SETTINGS},
+            "allowed-failures": str(dask.config.get("distributed.scheduler.allowed-failures")),
             "no-workers-timeout": f"{settings().compute.no_worker_seconds:g}s",
         }
         self._created = False

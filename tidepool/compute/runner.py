@@ -16,7 +16,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future as ConcurrentFuture
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
@@ -62,10 +62,6 @@ if TYPE_CHECKING:
 # A graph of about this size goes to the scheduler at a time: workers begin while the rest is made, memory stays flat.
 _GRAPH_TASKS = 500
 _GRAPH_BYTES = 4 * 1024 * 1024
-
-# Task runs that a worker is sent for each of its threads, the running one among them (docs/decisions/0074-*.md).
-_SATURATION = "distributed.scheduler.worker-saturation"
-_TASKS_PER_THREAD = 4.0
 
 
 class TidepoolTaskRunner(DaskTaskRunner):
@@ -288,7 +284,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
                 if self._starting is not None:
                     self._cluster = self._exit_stack.enter_context(self._starting.result())
                     self._starting = None
-                with _own_scheduler():
+                with _own_scheduler:
                     return super().client
             return self._client
 
@@ -313,7 +309,7 @@ class TidepoolTaskRunner(DaskTaskRunner):
 
         def start() -> None:
             try:
-                with _own_scheduler():
+                with _own_scheduler:
                     starting.set_result(create(**self.cluster_kwargs))
             except BaseException as error:  # noqa: BLE001 - raised where the cluster is used
                 starting.set_exception(error)
@@ -419,24 +415,44 @@ class _Map:
             tracker.submit(futures)
 
 
-@contextmanager
-def _own_scheduler() -> Iterator[None]:
-    """Settings of a cluster that this process creates."""
-    with dask.config.set(
-        {
-            # Each lost worker is reported at once; the tracker decides what runs again, and counts.
-            "distributed.scheduler.allowed-failures": 0,
-            "distributed.scheduler.no-workers-timeout": f"{settings().compute.no_worker_seconds}s",
-            # Dask samples the stack of each running task every 10 ms; Prefect's is deep: a tenth of a worker's CPU.
-            "distributed.worker.profile.enabled": False,
-            # A result takes its way through the driver's process, which is busy, before a worker is sent the next one:
-            # at Dask's 1.1 only one is ready meanwhile, and workers wait. One that is idle takes from others.
-            _SATURATION: max(_TASKS_PER_THREAD, float(dask.config.get(_SATURATION))),
-            # Dask keeps the last 1,000 messages to each peer, with the tasks in them, for its developers to read.
-            "distributed.admin.low-level-log-length": 100,
-        }
-    ):
-        yield
+class _OwnScheduler:
+    """Dask settings of clusters that this process creates, for as long as any thread creates one.
+
+    They are the process's: of two threads, the first to leave must not take them from the other, nor the last one put
+    back what it found, which were these.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before.enter_context(dask.config.set(_scheduler_settings()))
+            self._inside += 1
+
+    def __exit__(self, *_error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.close()
+
+
+_own_scheduler = _OwnScheduler()
+
+
+def _scheduler_settings() -> dict[str, object]:
+    return {
+        # Each lost worker is reported at once; the tracker decides what runs again, and counts.
+        "distributed.scheduler.allowed-failures": 0,
+        "distributed.scheduler.no-workers-timeout": f"{settings().compute.no_worker_seconds}s",
+        # Dask samples the stack of each running task every 10 ms; Prefect's is deep: a tenth of a worker's CPU.
+        "distributed.worker.profile.enabled": False,
+        # Dask keeps the last 1,000 messages to each peer, with the tasks in them, for its developers to read.
+        "distributed.admin.low-level-log-length": 100,
+    }
 
 
 def _limit(task: Task[..., Any]) -> int:
