@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +102,9 @@ def _child(runner: str, pattern: str, way: str) -> None:
 
 
 def _measure(runner: str, pattern: str, way: str) -> dict[str, Any]:
-    with prefect_server("sqlite") as server, tempfile.TemporaryDirectory() as folder:
+    with prefect_server("sqlite") as server, tempfile.TemporaryDirectory() as folder, ExitStack() as started:
         variables = {**environment(), "PREFECT_API_URL": server.api, "PREFECT_LOGGING_LEVEL": "ERROR"}
-        children = []
-        target = pattern
+        target, scheduler = pattern, None
         if way == "scheduler":
             announced = Path(folder) / "scheduler.json"
             common = ["--scheduler-file", str(announced), "--no-dashboard"]
@@ -113,7 +113,9 @@ def _measure(runner: str, pattern: str, way: str) -> dict[str, Any]:
                 ["dask_worker", "--nthreads", "1"],
             ):
                 command = [sys.executable, "-m", f"distributed.cli.{program[0]}", *program[1:], *common]
-                children.append(subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL))
+                process = subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL)
+                started.callback(_end, process)
+                scheduler = scheduler or process
             _until(announced.exists, "the Dask scheduler is there")
             target = json.loads(announced.read_text())["address"]
         begun = time.monotonic()
@@ -123,20 +125,17 @@ def _measure(runner: str, pattern: str, way: str) -> dict[str, Any]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        if way == "scheduler":
+        started.callback(_end, child)
+        if scheduler:
             _until(lambda: "RUNNING" in _states(server.api, "task_runs"), "a task run is Running")
-            children[0].kill()
+            scheduler.kill()
         try:
             child.wait(_SECONDS)
             ended = "process ended"
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            _end(child)
             ended = f"hangs after {_SECONDS} s"
         seconds = time.monotonic() - begun
-        for one in children:
-            one.kill()
-            one.wait()
         deadline = time.monotonic() + _SETTLE_SECONDS
         while time.monotonic() < deadline and {"RUNNING", "PENDING"} & set(_states(server.api, "task_runs")):
             time.sleep(0.5)
@@ -154,6 +153,11 @@ def _measure(runner: str, pattern: str, way: str) -> dict[str, Any]:
         "ended": ended,
         "honest": closed and recorded and flow_states[:1] in (["FAILED"], ["CRASHED"]) and ended == "process ended",
     }
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _until(reached: Callable[[], bool], what: str) -> None:
