@@ -45,7 +45,7 @@ def double(x):
 
 async def gone():
     """Waits until this driver's clusters are: one at a time means that none is being removed while one starts."""
-    from tidepool.compute.kubernetes_api import KubernetesApi
+    from tidepool.compute.clusters.kubernetes.api import KubernetesApi
     from tidepool.settings import settings
     api = await KubernetesApi.connect(settings().kubernetes.namespace, 30)
     for name in names:
@@ -54,8 +54,8 @@ async def gone():
     names.clear()
 
 def steps():
-    from tidepool.compute import kubernetes
-    running = [each for each in kubernetes._clusters if each.status.name == "running"]
+    from tidepool.compute.clusters.kubernetes import cluster
+    running = [each for each in cluster._clusters if each.status.name == "running"]
     names.extend(each.name for each in running)
     return [dict(each.steps) for each in running]
 
@@ -64,16 +64,16 @@ def stock(size):
     from datetime import datetime, UTC
     import asyncio
     from dask_kubernetes.operator import KubeCluster
-    from tidepool.compute import cluster_spec
-    from tidepool.compute.kubernetes_api import KubernetesApi
+    from tidepool.compute.clusters.kubernetes import manifest
+    from tidepool.compute.clusters.kubernetes.api import KubernetesApi
     from tidepool.settings import settings
     async def driver():
         s = settings().kubernetes
         api = await KubernetesApi.connect(s.namespace, 30)
-        return cluster_spec.driver_of(await api.pod(s.pod_name), s)
+        return manifest.driver_of(await api.pod(s.pod_name), s)
     name = f"stock-{os.urandom(3).hex()}"
     names.append(name)
-    spec = cluster_spec.manifest(name, run=cluster_spec.Run(), driver=asyncio.run(driver()), size=size,
+    spec = manifest.manifest(name, run=manifest.Run(), driver=asyncio.run(driver()), size=size,
         settings=settings().kubernetes, dask_settings={}, worker_variables={}, versions="", now=datetime.now(UTC))
     scheduler = spec["spec"]["scheduler"]["spec"]["containers"][0]
     scheduler["args"] = ["dask", "scheduler", "--host=0.0.0.0"]
@@ -92,8 +92,8 @@ def runner(kind):
     if kind == "stock":
         from prefect_dask import DaskTaskRunner
         return DaskTaskRunner(cluster_class=stock, cluster_kwargs={"size": size})
-    from tidepool.compute.runner import TidepoolTaskRunner
-    ours = "tidepool.compute.kubernetes.kubernetes_cluster"
+    from tidepool.compute.runner.task_runner import TidepoolTaskRunner
+    ours = "tidepool.compute.clusters.kubernetes.cluster.kubernetes_cluster"
     return TidepoolTaskRunner(cluster_class=ours, cluster_kwargs={"size": size})
 
 for n in range(int(os.environ["CLUSTERS"])):
@@ -132,7 +132,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: benchmark-stock}
 rules:
-  - {apiGroups: [kubernetes.dask.org], resources: ["*"], verbs: [create, delete, get, list, patch, watch]}
+  - {apiGroups: [cluster.dask.org], resources: ["*"], verbs: [create, delete, get, list, patch, watch]}
   - {apiGroups: [""], resources: [pods, services, endpoints], verbs: [get, list, watch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1

@@ -23,7 +23,7 @@ import httpx
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.integration.deploy_support import HOURLY, NIGHTLY, Proxy, Shop, recorded
-from tidepool.deploy import server
+from tidepool.deploy.reconcile import actual
 from tidepool.settings import environment
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def ui_pause(shop: Shop, deploy: Deploy) -> str:
     """A deployment is paused in the UI, and then deployed with a change."""
     _six(shop)
     deploy(shop)
-    with server.connect() as client:
+    with actual.connect() as client:
         client.pause_deployment(shop.live()["d0"]["id"])
     shop.manifest["deployments"][0]["parameters"] = {"count": 2}
     deploy(shop)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 
-from tidepool.local_server import RECORD_IN_BATCHES, server_arguments
+from tidepool.local.server import RECORD_IN_BATCHES, server_arguments
 from tidepool.settings import environment
 
 if TYPE_CHECKING:

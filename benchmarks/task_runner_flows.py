@@ -21,7 +21,7 @@ from prefect_dask import DaskTaskRunner
 
 from benchmarks.servers import Server
 from tidepool.compute.batches import map_batched
-from tidepool.compute.runner import TidepoolTaskRunner
+from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 
 WORKERS = 2
 BATCH = 100
@@ -63,7 +63,7 @@ def plain_no_op(item: int) -> int:
     return item
 
 
-def _flow(runner: Any, kind: str, items: int) -> dict[str, Any]:  # noqa: ANN401 - a task runner
+def _flow(runner: Any, kind: str, items: int) -> dict[str, Any]:
     entered = time.perf_counter()
 
     @flow(task_runner=runner, name=f"bench-{kind}")

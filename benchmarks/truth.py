@@ -23,7 +23,7 @@ from prefect import flow, task
 from prefect_dask import DaskTaskRunner
 
 from benchmarks.servers import prefect_server
-from tidepool.compute.runner import TidepoolTaskRunner
+from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.settings import environment
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def long(_number: int) -> None:
     time.sleep(30)
 
 
-def _workers_die(pattern: str, way: str) -> Any:  # noqa: ANN401 - what the flow returns
+def _workers_die(pattern: str, way: str) -> Any:
     futures = die.map(range(3), way)
     if pattern == "not collected":
         time.sleep(2)
@@ -92,7 +92,7 @@ def _child(runner: str, pattern: str, way: str) -> None:
         options = {"address": pattern, "client_kwargs": {"timeout": 5}}
 
     @flow(name="truth", task_runner=RUNNERS[runner](**options))
-    def body() -> Any:  # noqa: ANN401
+    def body() -> Any:
         if way == "scheduler":
             long.map(range(2)).wait()
             return "done"

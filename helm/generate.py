@@ -47,7 +47,7 @@ def documented(text: str) -> Docs:
 def schema(values: dict[str, Any], docs: Docs) -> dict[str, Any]:
     """The JSON schema: each documented key with the type of its default; nothing else is accepted."""
 
-    def of(value: Any, path: tuple[str, ...]) -> dict[str, Any]:  # noqa: ANN401 - any YAML value
+    def of(value: Any, path: tuple[str, ...]) -> dict[str, Any]:
         description, extra = docs[path]
         node: dict[str, Any] = {"description": description, "type": _TYPES[type(value)]}
         documented_keys = [key for key in value if (*path, key) in docs] if isinstance(value, dict) else []
@@ -78,7 +78,7 @@ _RESOURCES = {"properties": {"requests": _QUANTITIES, "limits": _QUANTITIES}, "a
 def readme(values: dict[str, Any], docs: Docs) -> str:
     """The chart's README with one row per value."""
 
-    def rows(value: Any, path: tuple[str, ...]) -> list[str]:  # noqa: ANN401 - any YAML value
+    def rows(value: Any, path: tuple[str, ...]) -> list[str]:
         name, description = ".".join(path), docs[path][0]
         inner = [key for key in value if (*path, key) in docs] if isinstance(value, dict) else []
         if inner:

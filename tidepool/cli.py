@@ -52,7 +52,7 @@ def run(
 
     Exit code: 0 the run is Completed, 1 it failed, 2 bad usage or a bad parameter: nothing was run.
     """
-    from tidepool.run import run as run_deployment
+    from tidepool.local.run import run as run_deployment
 
     code = run_deployment(
         repository(),
@@ -77,7 +77,7 @@ def demo(
 
     Exit code: 0 all runs are Completed, 1 not all are.
     """
-    from tidepool.demo import demo as run_demo
+    from tidepool.local.demo import demo as run_demo
 
     raise typer.Exit(run_demo(repository(), stay=not leave and sys.stdout.isatty(), port=port))
 
@@ -94,7 +94,7 @@ def render(
     ] = None,
 ) -> None:
     """Print the prefect file of an environment, for `prefect deploy --all --prefect-file …`."""
-    from tidepool.deploy import environments
+    from tidepool.deploy.config import environments
 
     typer.echo(environments.to_yaml(environments.load(repository(), environment, image, version)), nl=False)
 

@@ -262,7 +262,7 @@ def variables() -> dict[str, tuple[str, str]]:
     }
 
 
-def reject_unknown(names: Any) -> None:  # noqa: ANN401 - any iterable of names: os.environ, a Job's env, YAML keys
+def reject_unknown(names: Any) -> None:
     """Refuses `TIDEPOOL_*` names that are no setting.
 
     Args:

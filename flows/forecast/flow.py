@@ -133,7 +133,7 @@ def get_data(source: str, date_column: str, value_column: str, *, due: date, pla
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=_is_transient, task_run_name="backtest-{model}-{window}")
-def backtest(model: ModelName, window: int, series: str, plan: Plan) -> Any:  # noqa: ANN401 - a Backtest, or a state that holds one
+def backtest(model: ModelName, window: int, series: str, plan: Plan) -> Any:
     """What a model forecasts for a window; shown as `ModelFailed` when the model cannot."""
     from flows.forecast import transform
 

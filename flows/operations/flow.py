@@ -51,10 +51,11 @@ def find_drift(environment: str, *, end_pauses: bool) -> dict[str, Any]:
 
     from prefect.events import emit_event
 
-    from tidepool.deploy import drift, server
+    from tidepool.deploy import drift
+    from tidepool.deploy.reconcile import actual
 
     log, deploy = get_run_logger(), settings().deploy
-    with server.connect(retries=5) as client:
+    with actual.connect(retries=5) as client:
         found = drift.find(
             client,
             repository(),

@@ -80,7 +80,7 @@ def first_rows(url: str, wanted: Sequence[str], count: int) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame(columns=list(wanted))
 
 
-def all_rows(urls: Sequence[str], wanted: Sequence[str], blocksize: int) -> Any:  # noqa: ANN401 - dask.dataframe is untyped
+def all_rows(urls: Sequence[str], wanted: Sequence[str], blocksize: int) -> Any:
     """All rows of the files as a Dask table that reads the wanted columns only.
 
     Args:
@@ -190,5 +190,5 @@ def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
             raise InputError(f"{url}: not readable as CSV: {error}") from None
 
 
-def _compression(url: str) -> Any:  # noqa: ANN401 - a literal type of pandas-stubs
+def _compression(url: str) -> Any:
     return "gzip" if url.endswith(".gz") else None

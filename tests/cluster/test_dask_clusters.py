@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 OPEN = """
 import json, logging, time
 import distributed
-from tidepool.compute.kubernetes import kubernetes_cluster
+from tidepool.compute.clusters.kubernetes.cluster import kubernetes_cluster
 from tidepool.settings import settings
 logging.basicConfig(level=logging.INFO)
 size = settings().size("small")

@@ -20,16 +20,16 @@ def test_prefect_ignores_unknown_keys_which_is_why_we_do_not() -> None:
 def test_each_key_of_prefect_is_either_allowed_or_refused_with_a_reason() -> None:
     from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, RawScheduleConfig, WorkPoolConfig
 
-    from tidepool.deploy import manifest
+    from tidepool.deploy.config import checks
 
     pairs = [
-        (DeploymentConfig, manifest._Deployment),
-        (RawScheduleConfig, manifest._Schedule),
-        (WorkPoolConfig, manifest._Pool),
-        (PrefectYamlModel, manifest._File),
+        (DeploymentConfig, checks._Deployment),
+        (RawScheduleConfig, checks._Schedule),
+        (WorkPoolConfig, checks._Pool),
+        (PrefectYamlModel, checks._File),
     ]
     # `version_type` chooses between ways to guess a version from Git; ours is written out.
-    known = {*manifest._NOT_HERE, "version_type"}
+    known = {*checks._NOT_HERE, "version_type"}
     for theirs, ours in pairs:
         assert set(theirs.model_fields) <= {*ours.model_fields, *known}, theirs.__name__
         assert set(ours.model_fields) <= {*theirs.model_fields, "definitions"}, ours.__name__
@@ -45,7 +45,7 @@ def test_build_steps_run_before_the_first_write() -> None:
 def test_prefect_says_what_it_has_written() -> None:
     from prefect.cli.deploy import _core
 
-    from tidepool.deploy.apply import _WRITTEN
+    from tidepool.deploy.reconcile.apply import _WRITTEN
 
     source = inspect.getsource(_core._run_single_deploy)
     assert "successfully created with id '{deployment_id}'" in source
@@ -94,7 +94,7 @@ def test_prefect_computes_dates_without_awaiting_anything() -> None:
 def test_automations_carry_our_tag_and_sets_have_no_order() -> None:
     from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
-    from tidepool.deploy.automations import _LATER, _SETS
+    from tidepool.deploy.config.automations import _LATER, _SETS
 
     assert set(_LATER) <= set(AutomationCore.model_fields)
     sets = {name for name, field in EventTrigger.model_fields.items() if "Set" in str(field.annotation)}

@@ -1,4 +1,4 @@
-"""What tidepool.operate.flow_run relies on inside Prefect 3.8.8: how its command starts a flow's process.
+"""What tidepool.operate.flow_run relies on inside Prefect 3.9.1: how its command starts a flow's process.
 
 If one fails: compare `InPlaceStarter.start` with `prefect.runner._workspace_supervisor.supervise`, whose work it does,
 and run `make test-cluster`. To do without: the job variable `command` of the work pool's template, empty.

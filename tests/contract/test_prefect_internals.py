@@ -1,6 +1,6 @@
 """What the task runner takes for granted in Prefect, prefect-dask and distributed beyond their public interfaces.
 
-Checked on prefect 3.8.8, prefect-dask 0.3.7 and distributed 2026.8.0. Each test names what relies on it. When one fails
+Checked on prefect 3.9.1, prefect-dask 0.3.7 and distributed 2026.8.0. Each test names what relies on it. When one fails
 after an upgrade: read the named place in the new release, adapt the module that relies on it, run the behaviour suite
 (tests/integration/test_runner_behaviours.py) and the truth tests (test_runner_truth.py), and raise the range below.
 """
@@ -45,12 +45,12 @@ from prefect.logging.handlers import APILogWorker, PrefectConsoleHandler
 from prefect.results import ResultStore
 from prefect.states import Completed
 
-from tidepool.compute.tracker import _Told
+from tidepool.compute.runner.tracker import _Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHECKED = {"prefect": ">=3.8.8,<3.9", "prefect-dask": ">=0.3.7,<0.4", "distributed": ">=2026.8,<2026.9"}
+CHECKED = {"prefect": ">=3.9.1,<3.9", "prefect-dask": ">=0.3.7,<0.4", "distributed": ">=2026.8,<2026.9"}
 
 
 @pytest.mark.parametrize("package", CHECKED)
@@ -355,7 +355,7 @@ def test_prefects_own_blocks_are_found_without_loading_every_integration() -> No
 import sys
 from prefect.blocks.core import Block, UnknownBlockType
 from prefect.filesystems import LocalFileSystem
-from tidepool.compute.blocks import known_blocks_first
+from tidepool.compute.worker.blocks import known_blocks_first
 known_blocks_first()
 assert Block.get_block_class_from_key("local-file-system") is LocalFileSystem
 assert "prefect_kubernetes" not in sys.modules

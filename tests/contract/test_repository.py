@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tidepool import local_server, settings
+from tidepool import settings
+from tidepool.local import server
 
 TOP = Path(__file__).parents[2]
 
@@ -115,4 +116,4 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_the_charts_server_records_in_batches_as_the_local_one_does() -> None:
     """The chart cannot import it; decision 0013 holds for both."""
     values = yaml.safe_load((TOP / "helm/tidepool/values.yaml").read_text())
-    assert values["server"]["env"] == local_server.RECORD_IN_BATCHES
+    assert values["server"]["env"] == server.RECORD_IN_BATCHES

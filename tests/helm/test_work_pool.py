@@ -126,7 +126,7 @@ def test_every_variable_is_used_and_every_placeholder_is_a_variable() -> None:
 
 
 def test_job_variables_of_prefect_yaml_are_variables_of_the_pool() -> None:
-    from tidepool.deploy.environments import load
+    from tidepool.deploy.config.environments import load
 
     schema = {**TEMPLATE["variables"], "required": [], "additionalProperties": False}
     for environment in ("production", "staging"):

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tidepool import settings as settings_module
-from tidepool.local_server import RECORD_IN_BATCHES, server_arguments
+from tidepool.local.server import RECORD_IN_BATCHES, server_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,7 +23,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tidepool import settings as settings_module
-from tidepool.deploy import apply, server, situation
+from tidepool.deploy.reconcile import actual, apply, comparison
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -158,14 +158,14 @@ class Shop:
         (self.root / "automations.yaml").write_text(yaml.safe_dump(self.server_file, sort_keys=False))
         return self
 
-    def look(self, client: SyncPrefectClient) -> situation.Situation:
+    def look(self, client: SyncPrefectClient) -> comparison.Situation:
         """The plan."""
-        return situation.look(client, self.root, "production", self.owner)
+        return comparison.look(client, self.root, "production", self.owner)
 
     def apply(self, deploy: Any = None, say: Callable[[str], None] = lambda _: None) -> list[str]:
         """Writes the files and applies them; what was written."""
         self.write()
-        with server.connect() as client:
+        with actual.connect() as client:
             found = self.look(client)
             return apply.apply(
                 client, found.plan, found.desired, found.state, self.owner, deploy=deploy or in_process, say=say
@@ -174,28 +174,28 @@ class Shop:
     def plan(self) -> Any:
         """Writes the files and compares."""
         self.write()
-        with server.connect() as client:
+        with actual.connect() as client:
             return self.look(client).plan
 
     def live(self) -> dict[str, dict[str, Any]]:
         """The deployments of this owner, by name, as the API has them."""
-        with server.connect() as client:
-            found = server.read_deployments(client, f"managed-by:{self.owner}", [])
+        with actual.connect() as client:
+            found = actual.read_deployments(client, f"managed-by:{self.owner}", [])
             return {each["name"]: each for each in found.values()}
 
     def create_pool(self) -> None:
         from prefect.client.schemas.actions import WorkPoolCreate
         from prefect.workers.process import ProcessWorker
 
-        with server.connect() as client:
+        with actual.connect() as client:
             template = ProcessWorker.get_default_base_job_template()
             client.create_work_pool(WorkPoolCreate(name=self.pool, type="process", base_job_template=template))
 
     def future_runs(self) -> set[str]:
         """Ids of this flow's scheduled runs."""
-        with server.connect() as client:
+        with actual.connect() as client:
             body = {"flows": {"name": {"any_": [self.flow]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-            return {each["id"] for each in server.pages(client, "/flow_runs/filter", body)}
+            return {each["id"] for each in actual.pages(client, "/flow_runs/filter", body)}
 
     def stock(self) -> subprocess.CompletedProcess[str]:
         """A bare `prefect deploy --all` on the written file, as the command."""

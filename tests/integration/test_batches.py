@@ -13,10 +13,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.context import FlowRunContext
 
 from tidepool.compute.batches import BatchError, FailedItem, map_batched
-from tidepool.compute.local import PatientCluster
-from tidepool.compute.reference import ResultRefusedError
-from tidepool.compute.runner import TidepoolTaskRunner
-from tidepool.compute.worker_loss import ReportingNanny
+from tidepool.compute.clusters.local import PatientCluster
+from tidepool.compute.runner.limits import ResultRefusedError
+from tidepool.compute.runner.task_runner import TidepoolTaskRunner
+from tidepool.compute.runner.worker_loss import ReportingNanny
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from prefect import flow, task
 
 from tidepool import settings as settings_module
 from tidepool.compute import dask_client, dask_runner
-from tidepool.compute.local import local_cluster
-from tidepool.compute.local_worker import NICENESS
+from tidepool.compute.clusters.local import local_cluster
+from tidepool.compute.clusters.preload.local_worker import NICENESS
 from tidepool.errors import UsageError
 from tidepool.settings import SizeSettings
 

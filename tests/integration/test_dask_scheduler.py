@@ -10,8 +10,9 @@ import dask.config
 import distributed
 import httpx
 
-from tidepool.compute import cluster_spec, versions
-from tidepool.compute.dask_scheduler import USAGE, VERSIONS
+from tidepool.compute.clusters.kubernetes import manifest
+from tidepool.compute.clusters.preload import versions
+from tidepool.compute.clusters.preload.scheduler import USAGE, VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[Any, str]]:
     """A scheduler as the cluster's pods run it, with one worker; with the URL of its HTTP server."""
-    with dask.config.set({"distributed.scheduler.http.routes": list(cluster_spec._HTTP_ROUTES)}):
+    with dask.config.set({"distributed.scheduler.http.routes": list(manifest._HTTP_ROUTES)}):
         async with (
             distributed.Scheduler(
                 host="127.0.0.1",
                 port=0,
                 dashboard=False,
                 dashboard_address="127.0.0.1:0",
-                preload=["tidepool.compute.dask_scheduler"],
+                preload=["tidepool.compute.clusters.preload.scheduler"],
             ) as scheduler,
             distributed.Worker(
-                scheduler.address, nthreads=1, dashboard=False, preload=["tidepool.compute.dask_worker"]
+                scheduler.address, nthreads=1, dashboard=False, preload=["tidepool.compute.clusters.preload.worker"]
             ) as worker,
         ):
             await worker.heartbeat()

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from tests.integration.small_repository import command, make, processes_of, variables
 from tests.polling import until
-from tidepool.demo import _Progress, _summary
 from tidepool.errors import TidepoolError, UsageError
-from tidepool.local_server import Home, Processes, free_port
+from tidepool.local.demo import _Progress, _summary
+from tidepool.local.server import Home, Processes, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

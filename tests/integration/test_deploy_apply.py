@@ -12,8 +12,10 @@ import pytest
 
 from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, in_process, now, paths, recorded
 from tests.polling import until
-from tidepool.deploy import apply, desired, pauses, schedules, server
-from tidepool.deploy.plan import Action, Kind, excess
+from tidepool.deploy import pauses
+from tidepool.deploy.config import schedules
+from tidepool.deploy.reconcile import actual, apply, desired
+from tidepool.deploy.reconcile.plan import Action, Kind, excess
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def test_a_pause_survives_changes_of_the_deployment_and_of_the_schedule(shop: Sh
     one, two = shop.deployment("one", NIGHTLY), shop.deployment("two", NIGHTLY)
     shop.apply()
     live = shop.live()
-    with server.connect() as client:
+    with actual.connect() as client:
         client.pause_deployment(live["one"]["id"])
         client.update_deployment_schedule(live["two"]["id"], live["two"]["schedules"][0]["id"], active=False)
     one["parameters"], one["schedules"] = {"count": 5}, [{**NIGHTLY, "cron": "0 6 * * *"}, HOURLY]
@@ -149,7 +151,7 @@ def test_a_schedule_that_a_person_added_survives(shop: Shop) -> None:
 
     one = shop.deployment("one", NIGHTLY)
     shop.apply()
-    with server.connect() as client:
+    with actual.connect() as client:
         added = client.create_deployment_schedules(shop.live()["one"]["id"], [(CronSchedule(cron="0 0 1 1 *"), True)])
     one["parameters"], one["schedules"] = {"count": 2}, [HOURLY]
     shop.apply()
@@ -190,7 +192,7 @@ def test_deleting_more_than_a_share_is_seen(shop: Shop) -> None:
     shop.apply()
     shop.manifest["deployments"] = shop.manifest["deployments"][:2]
     shop.write()
-    with server.connect() as client:
+    with actual.connect() as client:
         found = shop.look(client)
     assert excess(found.plan, found.state.live, 0.3) == ["2 of 4 deployments"]
     assert excess(found.plan, found.state.live, 0.5) == []
@@ -227,7 +229,7 @@ def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, prox
     assert shop.apply() == []
     assert proxy.writes == []
 
-    with server.connect() as client:  # what an installation sets stays
+    with actual.connect() as client:  # what an installation sets stays
         template = client.read_work_pool(pool).base_job_template
         template["variables"]["properties"]["image"]["default"] = "ours"
         from prefect.client.schemas.actions import WorkPoolUpdate
@@ -244,7 +246,7 @@ def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, prox
     shop.server_file["concurrency_limits"][0]["limit"] = 5
     shop.server_file["variables"][0]["value"] = "b"
     assert len(shop.apply()) == 4
-    with server.connect() as client:
+    with actual.connect() as client:
         template = client.read_work_pool(pool).base_job_template
         assert template["job_configuration"]["command"] == "run"
         assert template["variables"]["properties"]["image"]["default"] == "ours"
@@ -257,12 +259,13 @@ def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, prox
 
 
 def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
-    from tidepool.deploy import drift, show
+    from tidepool.deploy import drift
+    from tidepool.deploy.view import table
 
     shop.deployment("one", NIGHTLY)
     shop.apply()
     start = now()
-    with server.connect() as client:
+    with actual.connect() as client:
         wanted = pauses.Pause(
             deployment="one",
             by="ann@example.com",
@@ -287,7 +290,7 @@ def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
 
         early = look(1)
         assert not early.resumed
-        (line,) = show.paused_lines(early.view)
+        (line,) = table.paused_lines(early.view)
         assert "is paused for 1 h by ann@example.com, until " in line
         assert line.endswith(": the till is broken")
         late = look(3)
@@ -309,7 +312,7 @@ def test_drift_says_what_differs_and_since_when(shop: Shop) -> None:
     shop.deployment("one", NIGHTLY, HOURLY)
     shop.apply()
     live = shop.live()["one"]
-    with server.connect() as client:
+    with actual.connect() as client:
         client.update_deployment_schedule(
             live["id"],
             next(each["id"] for each in live["schedules"] if each["slug"] == "nightly"),
@@ -394,7 +397,7 @@ def test_a_notification_reaches_the_target_of_the_settings(
     finally:
         receiver.shutdown()
         receiver.server_close()
-        with server.connect() as client:
+        with actual.connect() as client:
             for each in client.read_automations():
                 if f"managed-by:{shop.owner}" in each.tags:
                     client.delete_automation(each.id)
@@ -412,11 +415,11 @@ def test_the_next_runs_are_those_that_the_scheduler_makes(shop: Shop) -> None:
     def starts() -> set[float]:
         from datetime import datetime
 
-        with server.connect() as client:
+        with actual.connect() as client:
             body = {"flows": {"name": {"any_": [shop.flow]}}}
             return {
                 datetime.fromisoformat(each["expected_start_time"]).timestamp()
-                for each in server.pages(client, "/flow_runs/filter", body)
+                for each in actual.pages(client, "/flow_runs/filter", body)
             }
 
     until(lambda: expected <= starts())

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.deploy_support import NIGHTLY, Shop, recorded
 from tidepool import settings as settings_module
-from tidepool.deploy import server
+from tidepool.deploy.reconcile import actual
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,13 +71,13 @@ def test_a_bare_deploy_is_vetoed_before_the_first_write(shop: Shop, proxy: Proxy
 def test_a_bare_deploy_keeps_a_pause_and_does_not_take_what_is_not_ours(shop: Shop, proxy: Proxy) -> None:
     shop.deployment("one", NIGHTLY)
     assert shop.stock().returncode == 0
-    with server.connect() as client:
+    with actual.connect() as client:
         client.pause_deployment(shop.live()["one"]["id"])
     assert shop.stock().returncode == 0
     live = shop.live()["one"]
     # Prefect itself resumed the deployment; its schedules were paused before that.
     assert [each["active"] for each in live["schedules"]] == [False]
-    with server.connect() as client:
+    with actual.connect() as client:
         client.request("PATCH", "/deployments/{id}", path_params={"id": live["id"]}, json={"tags": ["somebody"]})
     proxy.requests.clear()
     done = shop.stock()

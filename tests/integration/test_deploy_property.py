@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.deploy_support import Shop
-from tidepool.deploy import server
+from tidepool.deploy.reconcile import actual
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ def tamper(shop: Shop, how: set[str]) -> None:
         return
     first: dict[str, Any] = next(iter(live.values()))
     identity = first["id"]
-    with server.connect() as client:
+    with actual.connect() as client:
         if "pause" in how:
             client.pause_deployment(identity)
         if "parameters" in how:

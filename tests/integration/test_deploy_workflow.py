@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.integration.deploy_support import NIGHTLY, Shop
-from tidepool.deploy import server
+from tidepool.deploy.reconcile import actual
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ def pool(prefect_server: str) -> None:
     from prefect.workers.process import ProcessWorker
 
     del prefect_server
-    with server.connect() as client, suppress(ObjectAlreadyExists):
+    with actual.connect() as client, suppress(ObjectAlreadyExists):
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name="local", type="process", base_job_template=template))
 
@@ -59,8 +59,8 @@ def worker(pool: None, prefect_server: str, storage_root: str, tmp_path: Path) -
 def _leave_nothing(prefect_server: str) -> Iterator[None]:
     del prefect_server
     yield
-    with server.connect() as client:
-        for each in server.read_deployments(client, "managed-by:tidepool", []).values():
+    with actual.connect() as client:
+        for each in actual.read_deployments(client, "managed-by:tidepool", []).values():
             client.delete_deployment(each["id"])
         for automation in client.read_automations():
             if "managed-by:tidepool" in automation.tags:
@@ -138,7 +138,7 @@ def test_the_drift_report_publishes_what_it_finds_and_tells_of_it(
     shop.apply()
     monkeypatch.chdir(shop.root)
     assert drift_report() == {"differences": 0, "paused": 0, "resumed": 0}
-    with server.connect() as client:
+    with actual.connect() as client:
         identity = shop.live()["one"]["id"]
         client.request("PATCH", "/deployments/{id}", path_params={"id": identity}, json={"description": "Mine."})
         client.pause_deployment(identity)

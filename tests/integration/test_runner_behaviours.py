@@ -29,9 +29,9 @@ from prefect.utilities.annotations import opaque, quote
 from prefect_dask import DaskTaskRunner
 
 from tests.polling import until
-from tidepool.compute.local import PatientCluster
-from tidepool.compute.runner import TidepoolTaskRunner
-from tidepool.compute.worker_loss import ReportingNanny
+from tidepool.compute.clusters.local import PatientCluster
+from tidepool.compute.runner.task_runner import TidepoolTaskRunner
+from tidepool.compute.runner.worker_loss import ReportingNanny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,20 +18,20 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from tests.polling import until
 from tidepool import settings as settings_module
-from tidepool.compute import runner as runner_module
-from tidepool.compute import tracker
-from tidepool.compute.local import PatientCluster
-from tidepool.compute.reference import ArgumentRefusedError, ResultRefusedError
-from tidepool.compute.runner import TidepoolTaskRunner
-from tidepool.compute.task_runs import Recorder
-from tidepool.compute.worker_loss import ReportingNanny, WorkerLostError
+from tidepool.compute.clusters.local import PatientCluster
+from tidepool.compute.runner import task_runner as runner_module
+from tidepool.compute.runner import tracker
+from tidepool.compute.runner.limits import ArgumentRefusedError, ResultRefusedError
+from tidepool.compute.runner.recorder import Recorder
+from tidepool.compute.runner.task_runner import TidepoolTaskRunner
+from tidepool.compute.runner.worker_loss import ReportingNanny, WorkerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prefect.client.schemas.objects import TaskRun
 
-    from tidepool.compute.task_runs import Conclusion
+    from tidepool.compute.runner.recorder import Conclusion
 
 # On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
@@ -424,7 +424,7 @@ TERMINATED = """
 import os, sys, time
 from pathlib import Path
 from prefect import flow, runtime, task
-from tidepool.compute.runner import TidepoolTaskRunner
+from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 
 @task
 def long(folder):

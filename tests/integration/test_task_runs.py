@@ -14,9 +14,9 @@ from prefect.states import Completed, Failed, Pending
 from prefect.types._datetime import now
 
 from tests.polling import until
-from tidepool.compute.futures import Outcome
 from tidepool.compute.run_log import run_log
-from tidepool.compute.task_runs import Conclusion, Recorder
+from tidepool.compute.runner.futures import Outcome
+from tidepool.compute.runner.recorder import Conclusion, Recorder
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(120)]
 

@@ -19,7 +19,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import LocalFileSystem
 from prefect.logging.handlers import PrefectConsoleHandler
 
-from tidepool.compute import background
+from tidepool.compute.worker import background
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

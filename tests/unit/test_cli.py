@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tidepool import cli
 from tidepool.errors import UsageError
-from tidepool.run import assignments, bind, describe
+from tidepool.local.run import assignments, bind, describe
 
 REPOSITORY = Path(__file__).parents[2]
 

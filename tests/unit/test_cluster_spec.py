@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepool.compute import cluster_spec
-from tidepool.compute.cluster_spec import Driver, Run
+from tidepool.compute.clusters.kubernetes import manifest
+from tidepool.compute.clusters.kubernetes.manifest import Driver, Run
 from tidepool.errors import UsageError
 from tidepool.settings import KubernetesSettings, SizeSettings
 
@@ -21,8 +21,8 @@ RUN = Run(id="0d9e1c1e-86a4-4a0f-9d47-6a8a5d1a0b11", flow="weekly-forecast", att
 SIZE = SizeSettings(workers=3, threads=2, cpu=0.5, memory_gib=1.5)
 
 
-def manifest(*, driver: Driver | None = None, run: Run = RUN, shared: str = "", **settings: object) -> dict[str, Any]:
-    return cluster_spec.manifest(
+def rendered(*, driver: Driver | None = None, run: Run = RUN, shared: str = "", **settings: object) -> dict[str, Any]:
+    return manifest.manifest(
         "weekly-forecast-0d9e1c1e-2-abcd",
         run=run,
         driver=driver or Driver(IMAGE),
@@ -48,28 +48,26 @@ def variables(container: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_name_says_flow_run_and_attempt() -> None:
-    assert cluster_spec.name_for(RUN, "abcd") == "weekly-forecast-0d9e1c1e-2-abcd"
+    assert manifest.name_for(RUN, "abcd") == "weekly-forecast-0d9e1c1e-2-abcd"
 
 
 @given(flow=st.text(min_size=1), attempt=st.integers(1, 9999), inside=st.booleans())
 def test_every_name_is_one_that_the_operator_takes(flow: str, attempt: int, *, inside: bool) -> None:
-    name = cluster_spec.name_for(Run(id=RUN.id if inside else "", flow=flow, attempt=attempt), "0f3a")
+    name = manifest.name_for(Run(id=RUN.id if inside else "", flow=flow, attempt=attempt), "0f3a")
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
     assert len(f"{name}-default-worker-0123456789") <= 63
 
 
 @given(name=st.text(min_size=1))
 def test_every_shared_name_too(name: str) -> None:
-    made = cluster_spec.shared_name(name, IMAGE)
+    made = manifest.shared_name(name, IMAGE)
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", made)
-    assert len(made) <= cluster_spec.NAME_LENGTH
+    assert len(made) <= manifest.NAME_LENGTH
 
 
 def test_another_image_is_another_shared_cluster() -> None:
-    assert cluster_spec.shared_name("warm", IMAGE) == cluster_spec.shared_name("warm", IMAGE)
-    assert cluster_spec.shared_name("warm", IMAGE) != cluster_spec.shared_name(
-        "warm", IMAGE.replace("a" * 64, "b" * 64)
-    )
+    assert manifest.shared_name("warm", IMAGE) == manifest.shared_name("warm", IMAGE)
+    assert manifest.shared_name("warm", IMAGE) != manifest.shared_name("warm", IMAGE.replace("a" * 64, "b" * 64))
 
 
 # --- caps -------------------------------------------------------------------------------------------------------------
@@ -86,11 +84,11 @@ def test_another_image_is_another_shared_cluster() -> None:
 )
 def test_a_run_gets_no_more_than_its_caps_in_all_its_clusters(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        cluster_spec.check_caps([SIZE, SIZE], KubernetesSettings(**settings))
+        manifest.check_caps([SIZE, SIZE], KubernetesSettings(**settings))
 
 
 def test_the_caps_themselves_are_allowed() -> None:
-    cluster_spec.check_caps([SIZE, SIZE], KubernetesSettings(max_workers=6, max_cpu=3, max_memory_gib=9))
+    manifest.check_caps([SIZE, SIZE], KubernetesSettings(max_workers=6, max_cpu=3, max_memory_gib=9))
 
 
 # --- whose it is ------------------------------------------------------------------------------------------------------
@@ -98,7 +96,7 @@ def test_the_caps_themselves_are_allowed() -> None:
 
 def test_a_cluster_belongs_to_its_runs_job_and_says_when_it_ends() -> None:
     driver = Driver(IMAGE, owner=("job-x", "uid-x"), deployment="weekly")
-    metadata = manifest(driver=driver, deadline_seconds=3600)["metadata"]
+    metadata = rendered(driver=driver, deadline_seconds=3600)["metadata"]
     assert metadata["labels"]["tidepool.dev/flow-run-id"] == RUN.id
     assert metadata["annotations"]["tidepool.dev/deadline"] == "2026-03-01T07:00:00+00:00"
     assert metadata["annotations"]["tidepool.dev/deployment"] == "weekly"
@@ -108,7 +106,7 @@ def test_a_cluster_belongs_to_its_runs_job_and_says_when_it_ends() -> None:
 
 
 def test_a_shared_cluster_belongs_to_nobody_and_has_no_deadline() -> None:
-    metadata = manifest(driver=Driver(IMAGE, owner=("job-x", "uid-x")), shared="Warm one")["metadata"]
+    metadata = rendered(driver=Driver(IMAGE, owner=("job-x", "uid-x")), shared="Warm one")["metadata"]
     assert metadata["labels"]["tidepool.dev/shared-cluster"] == "warm-one"
     assert "ownerReferences" not in metadata
     assert "tidepool.dev/deadline" not in metadata["annotations"]
@@ -117,14 +115,14 @@ def test_a_shared_cluster_belongs_to_nobody_and_has_no_deadline() -> None:
 
 def test_prefects_own_label_is_nowhere() -> None:
     """The operator copies labels to pods, and Prefect's observer takes such a pod for a flow run's."""
-    assert "prefect.io/" not in json.dumps(manifest())
+    assert "prefect.io/" not in json.dumps(rendered())
 
 
 def test_workers_and_autoscaler_are_owned_by_the_cluster_from_the_start() -> None:
-    made = manifest(adaptive_minimum=1)
+    made = rendered(adaptive_minimum=1)
     made["metadata"]["uid"] = "uid-c"
-    group = cluster_spec.worker_group(made)
-    scaler = cluster_spec.autoscaler(made, SIZE, KubernetesSettings(adaptive_minimum=1))
+    group = manifest.worker_group(made)
+    scaler = manifest.autoscaler(made, SIZE, KubernetesSettings(adaptive_minimum=1))
     assert group["metadata"]["name"] == f"{made['metadata']['name']}-default", "the name that the operator gives"
     assert group["metadata"]["labels"]["dask.org/component"] == "workergroup"
     assert group["spec"] == {"cluster": made["metadata"]["name"], "worker": made["spec"]["worker"]}
@@ -139,7 +137,7 @@ def test_workers_and_autoscaler_are_owned_by_the_cluster_from_the_start() -> Non
 
 @pytest.mark.parametrize("component", ["scheduler", "worker"])
 def test_pods_pass_the_restricted_standard_with_a_read_only_root(component: str) -> None:
-    spec = pod_specs(manifest())[component]
+    spec = pod_specs(rendered())[component]
     [container] = spec["containers"]
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
@@ -155,7 +153,7 @@ def test_pods_pass_the_restricted_standard_with_a_read_only_root(component: str)
 
 
 def test_workers_get_their_size() -> None:
-    made = manifest()
+    made = rendered()
     [worker] = pod_specs(made)["worker"]["containers"]
     assert made["spec"]["worker"]["replicas"] == 3
     assert worker["resources"] == {"requests": {"cpu": "500m", "memory": "1536Mi"}, "limits": {"memory": "1536Mi"}}
@@ -165,7 +163,7 @@ def test_workers_get_their_size() -> None:
 
 
 def test_the_scheduler_gets_the_drivers_dask_settings() -> None:
-    [scheduler] = pod_specs(manifest())["scheduler"]["containers"]
+    [scheduler] = pod_specs(rendered())["scheduler"]["containers"]
     assert variables(scheduler)["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] == "0"
     assert "livenessProbe" not in scheduler, "a scheduler that is killed for being busy takes the run with it"
 
@@ -182,7 +180,7 @@ def test_workers_go_to_spot_nodes_and_the_scheduler_stays_with_the_driver() -> N
         },
     )
     specs = pod_specs(
-        manifest(
+        rendered(
             driver=driver,
             worker_node_selector={"pool": "spot"},
             worker_tolerations=[{"key": "spot", "operator": "Exists"}],
@@ -232,7 +230,7 @@ def driver_pod(**status: object) -> dict[str, Any]:
 
 
 def test_dask_pods_get_the_drivers_variables_but_not_who_it_is() -> None:
-    driver = cluster_spec.driver_of(driver_pod(), KubernetesSettings(job_name="job-x", job_uid="uid-x"))
+    driver = manifest.driver_of(driver_pod(), KubernetesSettings(job_name="job-x", job_uid="uid-x"))
     names = [each["name"] for each in driver.env]
     assert names == ["PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "TIDEPOOL_STORAGE_ROOT"]
     assert "value" not in driver.env[1], "a secret stays a reference"
@@ -243,7 +241,7 @@ def test_dask_pods_get_the_drivers_variables_but_not_who_it_is() -> None:
 
 
 def test_without_the_downward_api_the_pods_own_owner_counts() -> None:
-    assert cluster_spec.driver_of(driver_pod(), KubernetesSettings()).owner == ("job-y", "uid-y")
+    assert manifest.driver_of(driver_pod(), KubernetesSettings()).owner == ("job-y", "uid-y")
 
 
 @pytest.mark.parametrize(
@@ -259,4 +257,4 @@ def test_without_the_downward_api_the_pods_own_owner_counts() -> None:
 )
 def test_the_image_is_the_digest_that_the_driver_runs(image_id: str, image: str) -> None:
     pod = driver_pod(containerStatuses=[{"name": "prefect-job", "imageID": image_id}])
-    assert cluster_spec.running_image(pod) == image
+    assert manifest.running_image(pod) == image

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepool.deploy import environments
+from tidepool.deploy.config import environments
 from tidepool.errors import UsageError
 from tidepool.settings import reject_unknown, variables
 

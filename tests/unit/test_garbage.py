@@ -30,7 +30,7 @@ def test_a_module_runs_with_them_and_its_arguments(tmp_path: Path) -> None:
 
 
 def test_a_local_worker_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tidepool.compute import local_worker
+    from tidepool.compute.clusters.preload import local_worker
 
     nicer: list[int] = []
     monkeypatch.setattr(local_worker.os, "nice", nicer.append)

@@ -15,8 +15,9 @@ import kr8s
 import pytest
 from dask.config import collect_env
 
-from tidepool.compute import diagnosis, usage, versions
-from tidepool.compute.kubernetes_api import KubernetesApi, Unavailable
+from tidepool.compute.clusters.kubernetes import pod_status, usage
+from tidepool.compute.clusters.kubernetes.api import KubernetesApi, Unavailable
+from tidepool.compute.clusters.preload import versions
 from tidepool.errors import ClusterError
 from tidepool.settings import SizeSettings
 
@@ -76,19 +77,19 @@ NAME = {"restartCount": 0, "state": {"waiting": {"reason": "InvalidImageName", "
     ],
 )
 def test_the_reason_is_said_once_and_in_words(pods: list[dict[str, Any]], sentence: str) -> None:
-    assert diagnosis.why(pods) == sentence
+    assert pod_status.why(pods) == sentence
 
 
 @pytest.mark.parametrize(
     ("status", "never"), [(LOOP, True), (NAME, True), (PULL, False), (STARTING, False), (OOM, False)]
 )
 def test_only_what_time_does_not_heal_ends_the_wait(status: dict[str, Any], *, never: bool) -> None:
-    assert bool(diagnosis.hopeless([pod("worker", status)])) is never
+    assert bool(pod_status.hopeless([pod("worker", status)])) is never
 
 
 def test_an_out_of_memory_kill_is_named() -> None:
-    assert diagnosis.last_end(pod("worker", OOM)) == "OOMKilled (137)"
-    assert diagnosis.last_end(pod("worker", STARTING)) == ""
+    assert pod_status.last_end(pod("worker", OOM)) == "OOMKilled (137)"
+    assert pod_status.last_end(pod("worker", STARTING)) == ""
 
 
 # --- what was used ----------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def test_a_difference_is_named() -> None:
 def test_a_scheduler_imports_neither_prefect_nor_pandas() -> None:
     """That is most of a scheduler's start-up time; `remote` is what it unpickles with each graph."""
     code = (
-        "import sys, tidepool.compute.dask_scheduler, tidepool.compute.remote; "
+        "import sys, tidepool.compute.clusters.preload.scheduler, tidepool.compute.worker.entry; "
         "sys.exit(', '.join({'prefect', 'pandas', 'pydantic', 'bokeh'} & set(sys.modules)))"
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -151,7 +152,7 @@ def test_a_scheduler_imports_neither_prefect_nor_pandas() -> None:
 def test_only_idle_workers_may_be_closed() -> None:
     from distributed.scheduler import Scheduler
 
-    from tidepool.compute.dask_scheduler import ClusterPlugin
+    from tidepool.compute.clusters.preload.scheduler import ClusterPlugin
 
     # The hook is upstream's: workers_to_close asks it for each request to scale down.
     assert "valid_workers_downscaling" in inspect.getsource(Scheduler.workers_to_close)
@@ -163,7 +164,7 @@ def test_only_idle_workers_may_be_closed() -> None:
 
 
 def test_a_worker_that_left_still_counts() -> None:
-    from tidepool.compute.dask_scheduler import ClusterPlugin
+    from tidepool.compute.clusters.preload.scheduler import ClusterPlugin
 
     state = SimpleNamespace(
         name="w", nthreads=1, memory_limit=10, metrics={"tidepool": {"memory_peak": 7, "cpu_seconds": 2.0}}
@@ -182,7 +183,7 @@ def test_a_worker_that_left_still_counts() -> None:
 
 def test_a_worker_does_not_pause_for_memory_that_its_libraries_hold() -> None:
     """It paused at 80 % and never went on: 410 of 512 MiB were imports. The flow waited for a worker that was there."""
-    from tidepool.compute.kubernetes import _WORKER_VARIABLES
+    from tidepool.compute.clusters.kubernetes.cluster import _WORKER_VARIABLES
 
     assert collect_env(_WORKER_VARIABLES)["distributed"]["worker"]["memory"]["pause"] is False
 
@@ -212,7 +213,7 @@ class Connection:
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[KubernetesApi, Connection]]:
-    monkeypatch.setattr("tidepool.compute.kubernetes_api._RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("tidepool.compute.clusters.kubernetes.api._RETRY_SECONDS", 0.001)
 
     def make(*answers: httpx.Response | Exception) -> tuple[KubernetesApi, Connection]:
         connection: Any = Connection(*answers)

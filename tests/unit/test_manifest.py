@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tidepool.deploy import environments, manifest
+from tidepool.deploy.config import checks, environments
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +104,7 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def problems(repository: Path, environment: str = "production") -> list[str]:
     sys.modules.pop("manifest_flows", None)
-    return [str(problem) for problem in manifest.check(repository, environment, owner="tidepool")]
+    return [str(problem) for problem in checks.check(repository, environment, owner="tidepool")]
 
 
 def test_a_good_file_has_no_problem(repository: Path) -> None:
@@ -389,4 +389,4 @@ def test_this_repository_has_no_problem() -> None:
     from tidepool.settings import repository
 
     for environment in environments.names(repository()):
-        assert manifest.check(repository(), environment, owner="tidepool") == []
+        assert checks.check(repository(), environment, owner="tidepool") == []

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidepool.deploy import schedules, show
-from tidepool.deploy.plan import UNKNOWN, Action, Kind, Live, Masked, Plan, Thing, compare, excess, plan
+from tidepool.deploy.config import schedules
+from tidepool.deploy.reconcile.plan import UNKNOWN, Action, Kind, Live, Masked, Plan, Thing, compare, excess, plan
+from tidepool.deploy.view import table
 
 SPRING = datetime(2027, 3, 27, 12, tzinfo=UTC)  # the day before clocks go forward in Paris
 AUTUMN = datetime(2026, 10, 24, 12, tzinfo=UTC)  # the day before they go back
@@ -80,9 +81,9 @@ def test_a_secret_is_compared_and_not_shown() -> None:
         [thing("b", Kind.NOTIFICATION, urls=Masked("slack://new"))],
         [live("b", Kind.NOTIFICATION, urls=Masked("slack://old"))],
     )
-    shown = show.view(found, "production", AUTUMN, 60)
+    shown = table.view(found, "production", AUTUMN, 60)
     assert len(found.changes) == 1
-    assert "slack" not in show.as_json(shown) + show.markdown(shown)
+    assert "slack" not in table.as_json(shown) + table.markdown(shown)
 
 
 def test_what_left_git_is_deleted_and_takes_its_schedules_along() -> None:
@@ -275,7 +276,7 @@ def test_the_comment_on_a_change_across_a_clock_change() -> None:
             Live(**names, fields=before, id="1", owned=True, updated=datetime(2027, 3, 25, 12, tzinfo=UTC)),
         ],
     )
-    assert show.markdown(show.view(found, "production", SPRING, 60)) == (
+    assert table.markdown(table.view(found, "production", SPRING, 60)) == (
         "### tidepool plan: production\n"
         "\n"
         "**0 to create, 1 to update, 0 to delete, 1 unchanged**\n"

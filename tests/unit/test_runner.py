@@ -24,20 +24,20 @@ from prefect.serializers import PickleSerializer
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import opaque, quote
 
-from tidepool.compute import local
 from tidepool.compute.batches import BatchOutcome, _Batches, _delay
-from tidepool.compute.completion import before_completed
-from tidepool.compute.futures import Outcome, Submission, TidepoolFuture
-from tidepool.compute.reference import (
+from tidepool.compute.clusters import local
+from tidepool.compute.runner.completion import before_completed
+from tidepool.compute.runner.futures import Outcome, Submission, TidepoolFuture
+from tidepool.compute.runner.limits import (
     ArgumentRefusedError,
     ResultRefusedError,
     pickle_argument,
     refuse_arguments,
     refuse_result,
 )
-from tidepool.compute.runner import TidepoolTaskRunner, _assets, _own_scheduler
-from tidepool.compute.tracker import Tracker
-from tidepool.compute.worker_loss import Exits, ReportingNanny, WorkerLostError, exit_in_words
+from tidepool.compute.runner.task_runner import TidepoolTaskRunner, _assets, _own_scheduler
+from tidepool.compute.runner.tracker import Tracker
+from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLostError, exit_in_words
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def test_what_else_a_worker_preloads_stays(given: dict[str, Any], preloaded: Any
         return nanny.preload, nanny.preload_argv
 
     modules, arguments = asyncio.run(built())
-    assert modules == [*preloaded[0], "tidepool.compute.local_worker"]
+    assert modules == [*preloaded[0], "tidepool.compute.clusters.preload.local_worker"]
     assert arguments == preloaded[1]
 
 

@@ -27,8 +27,8 @@ from prefect.futures import as_completed
 from prefect.states import Failed
 from prefect.utilities.math import clamped_poisson_interval
 
-from tidepool.compute.reference import ResultRefusedError, refuse_result
 from tidepool.compute.run_log import run_log
+from tidepool.compute.runner.limits import ResultRefusedError, refuse_result
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import settings
 
@@ -101,7 +101,7 @@ def map_batched(
     raise_on_failure: bool = True,
     progress: bool = True,
     wait_for: Iterable[PrefectFuture[Any]] | None = None,
-    **fixed: Any,  # noqa: ANN401 - the task's own parameters
+    **fixed: Any,
 ) -> list[R]:
     """Runs a task for many items, many items per task run, and waits for all of them.
 
@@ -211,7 +211,7 @@ class _Batches:
         if self._progress:
             self._progress.show(self._done, len(self.items), last=not self.left())
 
-    def _take(self, batch: Sequence[int], outcome: Any) -> list[Sequence[int]]:  # noqa: ANN401 - or an exception
+    def _take(self, batch: Sequence[int], outcome: Any) -> list[Sequence[int]]:
         """Notes what came of a batch; gives back what to run again."""
         if isinstance(outcome, BatchOutcome):
             self._seen.append(outcome)
@@ -275,7 +275,7 @@ class _Progress:
             )
 
 
-def _in_sync(function: Any) -> Callable[..., Any]:  # noqa: ANN401 - Prefect's dispatch between sync and async has no type
+def _in_sync(function: Any) -> Callable[..., Any]:
     return partial(function, _sync=True)
 
 
@@ -329,7 +329,7 @@ def _run_batch(items: list[Any], first: int, count: int, fixed: dict[str, Any]) 
 def _caller(task: Task[..., Any], fixed: dict[str, Any], loop: asyncio.Runner) -> Callable[[Any], Any]:
     limit = settings().compute.argument_limit_bytes
 
-    def call(item: Any) -> Any:  # noqa: ANN401 - any item
+    def call(item: Any) -> Any:
         value = task.fn(item, **fixed)
         if inspect.iscoroutine(value):
             value = loop.run(value)
@@ -369,6 +369,6 @@ def _delay(task: Task[..., Any], tries: int) -> float:
     return delay
 
 
-def _shown(item: Any) -> str:  # noqa: ANN401 - any item
+def _shown(item: Any) -> str:
     text = repr(item)
     return text if len(text) <= _SHOWN_ITEM else text[:_SHOWN_ITEM] + "…"

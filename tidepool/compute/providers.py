@@ -84,7 +84,7 @@ def dask_client(size: str = "small", workers: int | None = None, *, shared: str 
     Raises:
         UsageError: the size is unknown, or the provider lacks what it needs.
     """
-    from tidepool.compute import local
+    from tidepool.compute.clusters import local
 
     chosen = settings().size(size)
     if workers is not None:
@@ -94,7 +94,7 @@ def dask_client(size: str = "small", workers: int | None = None, *, shared: str 
         with local.existing(_address()) as client:
             yield client
     elif provider == "kubernetes":
-        from tidepool.compute.kubernetes import kubernetes_cluster
+        from tidepool.compute.clusters.kubernetes.cluster import kubernetes_cluster
 
         with kubernetes_cluster(chosen, shared) as pods, local.client(pods) as client:
             yield client
@@ -120,17 +120,17 @@ def use_workers(count: int) -> None:
         options["size"] = options["size"].model_copy(update={"workers": count})
 
 
-def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> Any:  # noqa: ANN401 - PrefectFuture is invariant
+def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> Any:
     provider = settings().compute.provider
     if provider == "threads":
         return ThreadPoolTaskRunner(max_workers=size.workers * size.threads)
 
-    from tidepool.compute.runner import TidepoolTaskRunner
+    from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 
     if provider == "address":
         return TidepoolTaskRunner(address=_address())
     if provider == "kubernetes":
-        from tidepool.compute.kubernetes import kubernetes_cluster
+        from tidepool.compute.clusters.kubernetes.cluster import kubernetes_cluster
 
         return TidepoolTaskRunner(
             cluster_class=kubernetes_cluster,
@@ -138,7 +138,7 @@ def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> Any:  # no
             start_early=start_early,
         )
 
-    from tidepool.compute.local import local_cluster
+    from tidepool.compute.clusters.local import local_cluster
 
     return TidepoolTaskRunner(cluster_class=local_cluster, cluster_kwargs={"size": size}, start_early=start_early)
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import SyncPrefectClient
 
-    from tidepool.deploy import plan as plan_module
-    from tidepool.deploy import show, situation
+    from tidepool.deploy.reconcile import comparison
+    from tidepool.deploy.reconcile import plan as plan_module
+    from tidepool.deploy.view import table
 
 CHANGES, ERROR = 2, 1
 
@@ -62,17 +63,18 @@ def validate(environment: Environment = None) -> None:
     """
     from prefect.settings import PREFECT_API_URL
 
-    from tidepool.deploy import environments, server, situation
+    from tidepool.deploy.config import environments
+    from tidepool.deploy.reconcile import actual, comparison
 
     root, owner = repository(), settings().deploy.owner
     names = [environment] if environment else environments.names(root)
     if PREFECT_API_URL.value():
-        with server.connect() as client:
+        with actual.connect() as client:
             for name in names:
-                situation.check(client if environment else None, root, name, owner)
+                comparison.check(client if environment else None, root, name, owner)
     else:
         for name in names:
-            situation.check(None, root, name, owner)
+            comparison.check(None, root, name, owner)
     typer.echo(f"no problems: {', '.join(names)}")
 
 
@@ -90,10 +92,10 @@ def plan(
     """
 
     def run() -> bool:
-        from tidepool.deploy import server
+        from tidepool.deploy.reconcile import actual
 
         name = environment or settings().deploy.environment
-        with server.connect() as client:
+        with actual.connect() as client:
             found = _look(client, name, image, version)
             shown = _view(client, found, name)
         _emit(shown, _format(json=json, markdown=markdown), output)
@@ -115,11 +117,11 @@ def apply(
 
     Exit code: 0 done, 1 the server failed half-way (what was written is said; run it again), 2 bad usage.
     """
-    from tidepool.deploy import rollback as history
-    from tidepool.deploy import server
+    from tidepool.deploy import history
+    from tidepool.deploy.reconcile import actual
 
     name = environment or settings().deploy.environment
-    with server.connect(retries=5) as client:
+    with actual.connect(retries=5) as client:
         found = _look(client, name, image, version)
         _guard(found, yes_delete)
         written = _write(client, found, lambda _: True)
@@ -137,11 +139,11 @@ def prune(
 
     Exit code: 0 done, 1 the server failed half-way, 2 bad usage, or too much to delete without --yes-delete.
     """
-    from tidepool.deploy import server
-    from tidepool.deploy.plan import Action
+    from tidepool.deploy.reconcile import actual
+    from tidepool.deploy.reconcile.plan import Action
 
     name = environment or settings().deploy.environment
-    with server.connect(retries=5) as client:
+    with actual.connect(retries=5) as client:
         found = _look(client, name, None, None)
         deletions = found.plan.of(Action.DELETE)
         if dry_run:
@@ -169,10 +171,10 @@ def drift(
 
     def run() -> bool:
         from tidepool.deploy import drift as drift_module
-        from tidepool.deploy import server
+        from tidepool.deploy.reconcile import actual
 
         name, deploy = environment or settings().deploy.environment, settings().deploy
-        with server.connect() as client:
+        with actual.connect() as client:
             found = drift_module.find(
                 client,
                 repository(),
@@ -201,13 +203,14 @@ def pause(
     by: Annotated[str | None, typer.Option(help="Who; default: Git's user, or this machine's.")] = None,
 ) -> None:
     """Pause a deployment's schedules until a time. The drift job resumes it then; deploys leave it alone."""
-    from tidepool.deploy import pauses, server
+    from tidepool.deploy import pauses
+    from tidepool.deploy.reconcile import actual
 
     now = datetime.now(UTC)
     if not reason.strip():
         raise UsageError("--reason is empty: say why, for whoever is on call next")
     end = pauses.parse_until(until, now)
-    with server.connect(retries=5) as client:
+    with actual.connect(retries=5) as client:
         wanted = pauses.Pause(deployment=name, by=by or _person(), reason=reason, at=now, until=end)
         pauses.pause(client, wanted, settings().deploy.owner)
     typer.echo(f"paused {name} until {end:%Y-%m-%d %H:%M %Z}; `tidepool resume {name}` ends it earlier")
@@ -215,9 +218,10 @@ def pause(
 
 def resume(name: Annotated[str, typer.Argument(help="Name of the deployment, or flow/deployment.")]) -> None:
     """Resume a deployment and all its schedules, and forget the pause."""
-    from tidepool.deploy import pauses, server
+    from tidepool.deploy import pauses
+    from tidepool.deploy.reconcile import actual
 
-    with server.connect(retries=5) as client:
+    with actual.connect(retries=5) as client:
         full = pauses.resume(client, name, settings().deploy.owner)
     typer.echo(f"resumed {full}")
 
@@ -231,7 +235,7 @@ def rollback(
 
     Exit code: 0 listed or applied, else as for `tidepool apply`.
     """
-    from tidepool.deploy import rollback as history
+    from tidepool.deploy import history
 
     name = environment or settings().deploy.environment
     found = history.versions(repository(), name)
@@ -253,27 +257,28 @@ def rollback(
     raise typer.Exit(code)
 
 
-def _look(client: SyncPrefectClient, name: str, image: str | None, version: str | None) -> situation.Situation:
-    from tidepool.deploy import situation
+def _look(client: SyncPrefectClient, name: str, image: str | None, version: str | None) -> comparison.Situation:
+    from tidepool.deploy.reconcile import comparison
 
-    return situation.look(client, repository(), name, settings().deploy.owner, image=image, version=version)
+    return comparison.look(client, repository(), name, settings().deploy.owner, image=image, version=version)
 
 
-def _view(client: SyncPrefectClient, found: situation.Situation, name: str) -> show.View:
-    from tidepool.deploy import pauses, show
+def _view(client: SyncPrefectClient, found: comparison.Situation, name: str) -> table.View:
+    from tidepool.deploy import pauses
+    from tidepool.deploy.view import table
 
     deploy = settings().deploy
     recorded = pauses.recorded(client, deploy.owner)
-    return show.view(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, notes=found.notes, pauses=recorded)
+    return table.view(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, notes=found.notes, pauses=recorded)
 
 
-def _guard(found: situation.Situation, yes_delete: int | None) -> None:
+def _guard(found: comparison.Situation, yes_delete: int | None) -> None:
     """Refuses to delete too much.
 
     Raises:
         UsageError: it is more than the allowed share, and not exactly what was said yes to.
     """
-    from tidepool.deploy.plan import Action, excess
+    from tidepool.deploy.reconcile.plan import Action, excess
 
     count, share = len(found.plan.of(Action.DELETE)), settings().deploy.delete_share
     too_much = excess(found.plan, found.state.live, share)
@@ -288,12 +293,12 @@ def _guard(found: situation.Situation, yes_delete: int | None) -> None:
 
 def _write(
     client: SyncPrefectClient,
-    found: situation.Situation,
+    found: comparison.Situation,
     wanted: Callable[[plan_module.Change], bool],
 ) -> list[str]:
     from dataclasses import replace
 
-    from tidepool.deploy import apply as apply_module
+    from tidepool.deploy.reconcile import apply as apply_module
 
     root, owner = repository(), settings().deploy.owner
     some = replace(found.plan, changes=tuple(change for change in found.plan.changes if wanted(change)))
@@ -322,22 +327,22 @@ def _format(*, json: bool, markdown: bool) -> Format:
     return Format.JSON if json else Format.MARKDOWN if markdown else Format.TABLE
 
 
-def _emit(shown: show.View, shape: Format, output: Path | None) -> None:
-    from tidepool.deploy import show
+def _emit(shown: table.View, shape: Format, output: Path | None) -> None:
+    from tidepool.deploy.view import table
 
     if shape is Format.JSON:
-        _print(show.as_json(shown) + "\n", output)
+        _print(table.as_json(shown) + "\n", output)
     elif shape is Format.MARKDOWN:
-        _print(show.markdown(shown), output)
+        _print(table.markdown(shown), output)
     elif output is None:
         from rich.console import Console
 
-        show.table(shown, Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
+        table.table(shown, Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
     else:
         from rich.console import Console
 
         with output.open("w", encoding="utf-8") as file:
-            show.table(shown, Console(file=file, highlight=False, width=200))
+            table.table(shown, Console(file=file, highlight=False, width=200))
 
 
 def _print(text: str, output: Path | None) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tidepool.deploy import pauses, show, situation
+from tidepool.deploy import pauses
+from tidepool.deploy.reconcile import comparison
+from tidepool.deploy.view import table
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -23,7 +25,7 @@ class Drift:
         resumed: Pauses that ended now.
     """
 
-    view: show.View
+    view: table.View
     resumed: tuple[pauses.Pause, ...]
 
     def __bool__(self) -> bool:
@@ -64,8 +66,8 @@ def find(
         end_pauses: Resume what was paused until now.
     """
     resumed = pauses.expire(client, owner, now) if end_pauses else []
-    found = situation.look(client, repository, environment, owner, checked=True)
-    view = show.view(
+    found = comparison.look(client, repository, environment, owner, checked=True)
+    view = table.view(
         found.plan, environment, now, runs_per_hour, notes=found.notes, pauses=pauses.recorded(client, owner)
     )
     return Drift(view=view, resumed=tuple(resumed))
@@ -76,10 +78,10 @@ def markdown(found: Drift) -> str:
     lines = [f"# Drift of {found.view.environment}", "", f"**{found.summary}**", ""]
     if found:
         lines += ["| | what | field | on the server | in Git | since |", "|---|---|---|---|---|---|"]
-        lines += show.drift_rows(found.view)
+        lines += table.drift_rows(found.view)
         lines.append("")
         lines += ["`tidepool apply` makes the server as Git wants it. To keep what is there, put it into Git.", ""]
-    lines += [f"- {line}" for line in show.paused_lines(found.view)]
+    lines += [f"- {line}" for line in table.paused_lines(found.view)]
     lines += [
         f"- resumed {each.deployment}: {each.by} paused it until {each.until:%Y-%m-%d %H:%M %Z} ({each.reason})"
         for each in found.resumed

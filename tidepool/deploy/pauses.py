@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from tidepool.deploy import automations, server
+from tidepool.deploy.config import automations
+from tidepool.deploy.reconcile import actual
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def find(client: SyncPrefectClient, name: str, owner: str) -> tuple[str, dict[st
         UsageError: there is none, or more than one.
     """
     tag = automations.owner_tag(owner)
-    ours = {key: each for key, each in server.read_deployments(client, tag, []).items() if tag in each["tags"]}
+    ours = {key: each for key, each in actual.read_deployments(client, tag, []).items() if tag in each["tags"]}
     found = [key for key in ours if name in (key, key.split("/", 1)[1])]
     if len(found) != 1:
         hint = f"which of {', '.join(sorted(found))}?" if found else f"known: {', '.join(sorted(ours)) or 'none'}"
@@ -122,8 +123,8 @@ def recorded(client: SyncPrefectClient, owner: str) -> list[Pause]:
             at=datetime.fromisoformat(each["value"]["at"]),
             until=datetime.fromisoformat(each["value"]["until"]),
         )
-        for each in server.pages(client, "/variables/filter", {})
-        if {server.PAUSE_TAG, tag} <= set(each["tags"])
+        for each in actual.pages(client, "/variables/filter", {})
+        if {actual.PAUSE_TAG, tag} <= set(each["tags"])
     ]
     return sorted(found, key=lambda each: each.until)
 
@@ -135,7 +136,7 @@ def expire(client: SyncPrefectClient, owner: str, now: datetime) -> list[Pause]:
         The pauses that ended because their time had come.
     """
     tag = automations.owner_tag(owner)
-    there = server.read_deployments(client, tag, [])
+    there = actual.read_deployments(client, tag, [])
     ended = []
     for each in recorded(client, owner):
         deployment = there.get(each.deployment)
@@ -160,7 +161,7 @@ def _variable(deployment: str, owner: str) -> str:
 def _write(client: SyncPrefectClient, name: str, value: dict[str, str], owner: str) -> None:
     from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 
-    tags = [automations.owner_tag(owner), server.PAUSE_TAG]
+    tags = [automations.owner_tag(owner), actual.PAUSE_TAG]
     if client.read_variable_by_name(name) is None:
         client.create_variable(VariableCreate(name=name, value=value, tags=tags))
     else:

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidepool.deploy import automations, desired, environments, manifest, server, situation, yaml_lines
+from tidepool.deploy.config import automations, checks, environments, yaml_source
+from tidepool.deploy.reconcile import actual, comparison, desired
 from tidepool.errors import UsageError
 from tidepool.settings import repository, settings
 
@@ -65,11 +66,11 @@ def pin_image(image: str) -> dict[str, str]:
 def _validate(file: Path) -> None:
     owner = settings().deploy.owner
     root = repository()
-    is_own = file.resolve() == (root / manifest.FILE).resolve()
-    with server.connect(retries=5) as client:
-        content = yaml_lines.read(file, file.name)
-        found = situation.templates(client, manifest.pools(content.data))
-        problems = manifest.check(root, owner=owner, file=None if is_own else file, templates=found)
+    is_own = file.resolve() == (root / checks.FILE).resolve()
+    with actual.connect(retries=5) as client:
+        content = yaml_source.read(file, file.name)
+        found = comparison.templates(client, checks.pools(content.data))
+        problems = checks.check(root, owner=owner, file=None if is_own else file, templates=found)
         if not problems:
             listed = content.data["deployments"]
             tag = automations.owner_tag(owner)
@@ -77,9 +78,9 @@ def _validate(file: Path) -> None:
             names = {
                 f"{flows.load(each['entrypoint']).name}/{each['name']}": index for index, each in enumerate(listed)
             }
-            there = server.read_deployments(client, tag, environments.deployment_names(content.data))
+            there = actual.read_deployments(client, tag, environments.deployment_names(content.data))
             problems += [
-                manifest.Problem(
+                checks.Problem(
                     content.name,
                     content.line(("deployments", names[name], "name")),
                     f"deployment {name} exists on the server and is not ours (tags: "
@@ -89,7 +90,7 @@ def _validate(file: Path) -> None:
                 if name in names and tag not in each["tags"]
             ]
         if problems:
-            raise UsageError(manifest.sentence(problems))
+            raise UsageError(checks.sentence(problems))
         wanted = {name: listed[index] for name, index in names.items()}
         for name, each in there.items():
             if name in wanted and each["paused"] and "paused" not in wanted[name]:
@@ -115,4 +116,4 @@ def _prefect_file() -> Path:
             return Path(arguments[index + 1])
         if argument.startswith(f"{_OPTION}="):
             return Path(argument.split("=", 1)[1])
-    return Path(manifest.FILE)
+    return Path(checks.FILE)

@@ -21,7 +21,7 @@ _build_default_worker_group_spec = controller.build_default_worker_group_spec
 
 
 @kopf.on.startup()
-async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:  # noqa: ANN401 - kopf passes all it has
+async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
     """Changes what has to be, before the first DaskCluster is looked at."""
     # By default kopf lists the namespaces and custom resource definitions of the whole cluster first. Forbidden by a
     # Role, it tries nine times in 54 seconds, in which it answers its liveness probe and ignores every DaskCluster.
@@ -38,7 +38,7 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
 
 
 @kopf.on.cleanup()
-async def end(memo: kopf.Memo, **_: Any) -> None:  # noqa: ANN401 - as above
+async def end(memo: kopf.Memo, **_: Any) -> None:
     """Ends what `prepare` has begun."""
     memo.idle_clusters.cancel()
 
@@ -65,7 +65,7 @@ def remove_idle_timers(registry: kopf.OperatorRegistry) -> None:
     ]
 
 
-def _owned_worker_group(*args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - passed on as they are
+def _owned_worker_group(*args: Any, **kwargs: Any) -> dict[str, Any]:
     """Upstream's worker group, with its owner from the beginning.
 
     Upstream adds the owner when it sees the group. The group of a cluster that was removed by then stays for ever.

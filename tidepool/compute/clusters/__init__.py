@@ -1,0 +1,1 @@
+"""Dask clusters: on this machine, or of Kubernetes pods."""

@@ -1,0 +1,1 @@
+"""A Dask cluster of Kubernetes pods, managed by the Dask operator."""

@@ -1,0 +1,1 @@
+"""Modules that Dask imports by name in its own processes (`--preload`)."""

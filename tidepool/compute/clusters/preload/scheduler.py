@@ -1,0 +1,136 @@
+"""Dask preload of a scheduler on Kubernetes: `dask scheduler --preload tidepool.compute.clusters.preload.scheduler`.
+
+It counts what the workers used, counts a connected driver as activity, never offers a busy worker to be closed, and
+loads the dashboard's pages with their first visitor.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.http.utils import RequestHandler
+
+from tidepool.compute.clusters.preload.versions import versions
+
+if TYPE_CHECKING:
+    from distributed.scheduler import Scheduler, WorkerState
+    from tornado.httputil import HTTPServerRequest
+
+# The name under which the scheduler answers with what was used.
+USAGE = "tidepool_usage"
+VERSIONS = "tidepool_versions"
+
+
+class ClusterPlugin(SchedulerPlugin):
+    """Remembers every worker that there was, and protects the busy ones.
+
+    Args:
+        scheduler: The scheduler that it is added to.
+    """
+
+    name = "tidepool"
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.seen: dict[str, tuple[WorkerState, float]] = {}
+        self.left: dict[str, float] = {}
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Notes a worker's arrival. Its state object outlives its removal, with the last figures that it sent."""
+        self.seen[worker] = (scheduler.workers[worker], time())
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002 - the plugin's interface
+        """Notes a worker's end."""
+        self.left.setdefault(worker, time())
+
+    def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:  # noqa: ARG002
+        """The workers that may be closed: those that compute nothing. Else scaling down takes busy ones too."""
+        return [worker for worker in workers if not worker.processing]
+
+    def usage(self) -> dict[str, Any]:
+        """What was used until now.
+
+        Returns:
+            `busy_seconds` (thread-seconds inside tasks), and `workers`: for each one its name, `seconds` of life,
+            `threads`, `memory_limit` and `memory_peak` (bytes), `cpu_seconds`.
+        """
+        now = time()
+        workers = []
+        for address, (state, joined) in self.seen.items():
+            figures = (state.metrics or {}).get("tidepool") or {}
+            workers.append(
+                {
+                    "name": str(state.name),
+                    "seconds": self.left.get(address, now) - joined,
+                    "threads": state.nthreads,
+                    "memory_limit": state.memory_limit or 0,
+                    "memory_peak": figures.get("memory_peak", 0),
+                    "cpu_seconds": figures.get("cpu_seconds", 0.0),
+                }
+            )
+        busy = sum(prefix.all_durations.get("compute", 0.0) for prefix in self.scheduler.task_prefixes.values())
+        return {"busy_seconds": busy, "workers": workers}
+
+
+class CheckIdle(RequestHandler):
+    """Since when nobody needs this cluster: no task, and no client that is connected. The operator asks every 5 s."""
+
+    idle_since = 0.0
+
+    def get(self) -> None:
+        """Answers `{"idle_since": …}`, seconds since the epoch; 0 while in use, where upstream's null is no number."""
+        scheduler = self.server
+        busy = scheduler.check_idle() is None or any(name != "fire-and-forget" for name in scheduler.clients)
+        CheckIdle.idle_since = 0.0 if busy else CheckIdle.idle_since or time()
+        self.write({"idle_since": CheckIdle.idle_since})
+
+
+class AdaptiveTarget(RequestHandler):
+    """How many workers the cluster wants, never fewer than compute something. The operator's autoscaler asks."""
+
+    def get(self) -> None:
+        """Answers `{"workers": …}`."""
+        scheduler = self.server
+        busy = sum(bool(worker.processing) for worker in scheduler.workers.values())
+        self.write({"workers": max(scheduler.adaptive_target(), busy)})
+
+
+class LazyDashboard:
+    """Stands among the HTTP applications until somebody opens a page that only the dashboard has.
+
+    The dashboard's libraries take longer to import than the scheduler itself, and most clusters end without a visitor.
+
+    Args:
+        scheduler: The scheduler whose pages they are.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+
+    def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
+        """Loads the dashboard, takes its own place, and lets it answer."""
+        from distributed.dashboard.scheduler import connect
+
+        application = self.scheduler.http_application
+        application.applications.remove(self)
+        connect(application, self.scheduler.http_server, self.scheduler)
+        return application.applications[-1].find_handler(request, **options)
+
+
+# Before distributed's own in the scheduler's settings: the first match answers.
+routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
+    ("/api/v1/check_idle", CheckIdle, {}),
+    ("/api/v1/adaptive_target", AdaptiveTarget, {}),
+]
+
+
+async def dask_setup(scheduler: Scheduler) -> None:
+    """Called by `dask scheduler` when it starts."""
+    plugin = ClusterPlugin(scheduler)
+    scheduler.add_plugin(plugin)
+    scheduler.handlers[USAGE] = plugin.usage
+    scheduler.handlers[VERSIONS] = versions
+    # It has the one method that is called.
+    scheduler.http_application.applications.append(LazyDashboard(scheduler))

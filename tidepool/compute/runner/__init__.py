@@ -1,0 +1,1 @@
+"""Prefect task runs on a Dask cluster: the driver's side."""

@@ -1,0 +1,97 @@
+"""Data travels by reference: an argument or result of a mapped task that is too large is refused, with the way out."""
+
+from __future__ import annotations
+
+import io
+from collections import ChainMap
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import cloudpickle
+from prefect.utilities.annotations import allow_failure, opaque, quote
+
+from tidepool.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ADVICE = (
+    "write it to the store (tidepool.storage) and pass its URL; TIDEPOOL_COMPUTE_ARGUMENT_LIMIT_BYTES sets the limit"
+)
+
+# Their pickles are a few bytes: not worth measuring for each task run.
+_SMALL_TYPES = (bool, int, float, type(None))
+
+
+class ArgumentRefusedError(UsageError):
+    """An argument of a mapped task is too large to travel."""
+
+
+class ResultRefusedError(UsageError):
+    """A result of a mapped task is too large to travel, or cannot be pickled; trying again changes nothing."""
+
+
+def _by_call(annotation: Any) -> tuple[Any, tuple[Any]]:
+    return type(annotation), (annotation.unwrap(),)
+
+
+class _ArgumentPickler(cloudpickle.Pickler):
+    """Pickles Prefect's annotations as what they are: being tuples, they would come back nested once."""
+
+    dispatch_table: ClassVar = ChainMap(
+        dict.fromkeys((allow_failure, opaque, quote), _by_call), cloudpickle.Pickler.dispatch_table
+    )
+
+
+def pickle_argument(value: Any) -> bytes:
+    """The argument of a task, pickled to travel."""
+    with io.BytesIO() as buffer:
+        _ArgumentPickler(buffer).dump(value)
+        return buffer.getvalue()
+
+
+def refuse_arguments(task: str, pickled: Mapping[str, int], limit: int) -> None:
+    """Refuses the first argument that is too large.
+
+    Args:
+        task: Name of the task.
+        pickled: Size of each argument, pickled (bytes), by the name of its parameter.
+        limit: Bytes that an argument may have.
+
+    Raises:
+        ArgumentRefusedError: names the parameter, its size and what to do instead.
+    """
+    for parameter, size in pickled.items():
+        if size > limit:
+            raise ArgumentRefusedError(
+                f"argument `{parameter}` of task `{task}` has {_words(size)}, the limit is {_words(limit)}: {_ADVICE}"
+            )
+
+
+def refuse_result(task: str, result: Any, limit: int) -> None:
+    """Refuses a result that is too large or cannot be pickled.
+
+    Args:
+        task: Name of the task.
+        result: What it returned; of a cached result, Prefect's record.
+        limit: Bytes that a result may have, pickled.
+
+    Raises:
+        ResultRefusedError: names the task, the size and what to do instead.
+    """
+    if isinstance(result, _SMALL_TYPES):
+        return
+    try:
+        size = len(cloudpickle.dumps(result))
+    except Exception as error:
+        raise ResultRefusedError(f"the result of task `{task}` cannot be pickled: {error}") from error
+    if size > limit:
+        raise ResultRefusedError(
+            f"the result of task `{task}` has {_words(size)}, the limit is {_words(limit)}: {_ADVICE}"
+        )
+
+
+def _words(size: int) -> str:
+    for unit, step in (("MiB", 1024**2), ("KiB", 1024)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,201 @@
+"""Tells the server how task runs ended that no worker can speak for any more."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
+from prefect.context import FlowRunContext
+from prefect.task_engine import _create_task_run_locally
+from prefect.types._datetime import now
+from prefect.utilities.engine import emit_task_run_state_change_event
+
+if TYPE_CHECKING:
+    import contextvars
+    import logging
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from prefect import Task
+    from prefect.client.schemas.objects import State, TaskRun
+
+    from tidepool.compute.runner.futures import Outcome, TidepoolFuture
+
+# The most that the server gives in one answer.
+_PAGE = 200
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """How a task run ended.
+
+    Attributes:
+        task_run_id: The task run.
+        task: Its task.
+        dependencies: The task runs that each parameter comes from.
+        outcome: Its final state.
+    """
+
+    task_run_id: UUID
+    task: Task[..., Any]
+    dependencies: dict[str, set[Any]]
+    outcome: Outcome
+
+    @classmethod
+    def of(cls, future: TidepoolFuture[Any], outcome: Outcome) -> Conclusion:
+        """The conclusion for a future that is not settled yet."""
+        assert future.submission is not None  # noqa: S101 - settled futures have their state from elsewhere
+        return cls(future.task_run_id, future.submission.task, future.submission.dependencies, outcome)
+
+
+class Recorder:
+    """Sends final states as the events that Prefect's engine sends, so that server and UI treat them alike.
+
+    Args:
+        context: Context variables of the flow run that the task runs belong to.
+        log: Where it says what could not be told.
+    """
+
+    def __init__(
+        self, context: contextvars.Context, log: logging.Logger | logging.LoggerAdapter[logging.Logger]
+    ) -> None:
+        self._context = context
+        self._log = log
+
+    def record(self, concluded: Sequence[Conclusion], if_known: Sequence[Conclusion] = ()) -> None:
+        """Records final states.
+
+        Args:
+            concluded: Task runs to record, also if the server has not heard of them.
+            if_known: Task runs to record only if the server knows them and they are not final there.
+        """
+        self._in_flow(self._record, concluded, if_known)
+
+    def record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> bool:
+        """Records the final states that a worker may have been lost with before they were sent.
+
+        The events are those that the worker made, with their ids: the server takes each once.
+
+        Args:
+            ended: Task runs that ended on a worker.
+            seconds: How long the server may take to hear of them from the worker.
+
+        Returns:
+            Whether the server could be told.
+        """
+        return self._in_flow(self._record_unsent, ended, seconds)
+
+    def has_recorded(self, ended: Conclusion, seconds: float) -> bool:
+        """Whether the server knows, or hears within that many seconds, how a task run ended."""
+        unheard: list[Any] = []
+
+        def look(ended: Sequence[Conclusion]) -> None:
+            unheard.extend(_unheard(ended, seconds))
+
+        return self._in_flow(look, [ended]) and not unheard
+
+    def _in_flow(self, record: Callable[..., None], task_runs: Sequence[Conclusion], *more: Any) -> bool:
+        try:
+            self._context.copy().run(record, task_runs, *more)
+        except httpx.HTTPError as error:
+            self._log.warning("The server may not know how %d task runs ended: %r", len(task_runs), error)
+        except Exception:  # noqa: BLE001 - what the flow has computed stands, whatever the server knows of it
+            self._log.exception("The server may not know how %d task runs ended", len(task_runs))
+        else:
+            return True
+        return False
+
+    def _record(self, concluded: Sequence[Conclusion], if_known: Sequence[Conclusion]) -> None:
+        known = _known([*concluded, *if_known])
+        for conclusion in concluded:
+            _emit_now(known.get(conclusion.task_run_id) or _announce(conclusion), conclusion.outcome.state())
+        for conclusion in if_known:
+            task_run = known.get(conclusion.task_run_id)
+            if task_run is not None and not _is_final(task_run):
+                _emit_now(task_run, conclusion.outcome.state())
+
+    def _record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> None:
+        unheard = _unheard(ended, seconds)
+        for conclusion, known in unheard:
+            _emit_as_it_was(known, conclusion)
+        if unheard:
+            self._log.warning("%d task runs had ended that the server had not heard of", len(unheard))
+
+
+def _unheard(ended: Sequence[Conclusion], seconds: float) -> list[tuple[Conclusion, TaskRun | None]]:
+    """Those of which the server does not hear within that many seconds how they ended, and what it knows of them."""
+    deadline = time.monotonic() + seconds
+    while True:
+        known = _known(ended)
+        ended = [each for each in ended if not _has_ended(known.get(each.task_run_id), each)]
+        if not ended or time.monotonic() > deadline:
+            return [(each, known.get(each.task_run_id)) for each in ended]
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_final(task_run: TaskRun) -> bool:
+    return bool(task_run.state and task_run.state.is_final())
+
+
+def _has_ended(known: TaskRun | None, conclusion: Conclusion) -> bool:
+    """Whether the server knows how it ended; one that waits for a failed one ends Pending, as NotReady."""
+    return known is not None and (_is_final(known) or known.state_id == conclusion.outcome.state().id)
+
+
+def _known(conclusions: Sequence[Conclusion]) -> dict[UUID, TaskRun]:
+    found: dict[UUID, TaskRun] = {}
+    # Settings of its own, so that it is not the flow's client: that one is in use by another thread.
+    with get_client(sync_client=True, httpx_settings={"timeout": 30}) as client:
+        for start in range(0, len(conclusions), _PAGE):
+            wanted = [conclusion.task_run_id for conclusion in conclusions[start : start + _PAGE]]
+            runs = client.read_task_runs(task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=wanted)), limit=_PAGE)
+            found.update({run.id: run for run in runs})
+    return found
+
+
+def _announce(conclusion: Conclusion, at: datetime | None = None) -> TaskRun:
+    """A task run that the server has not heard of: its worker died with what it had to say."""
+    task_run = _create_task_run_locally(
+        task=conclusion.task, id=conclusion.task_run_id, flow_run_context=FlowRunContext.get()
+    )
+    task_run.task_inputs = {name: list(inputs) for name, inputs in conclusion.dependencies.items()}
+    task_run.name = conclusion.outcome.name or task_run.name
+    assert task_run.state is not None  # noqa: S101 - Prefect makes it Pending
+    task_run.state.timestamp = cast("Any", at) or task_run.state.timestamp
+    emit_task_run_state_change_event(task_run=task_run, initial_state=None, validated_state=task_run.state)
+    return task_run
+
+
+def _emit_now(task_run: TaskRun, state: State[Any]) -> None:
+    # Later than the Pending that may have been announced just now: the server takes an older state for history.
+    state.timestamp = now("UTC")
+    _emit(task_run, state)
+
+
+def _emit_as_it_was(task_run: TaskRun | None, conclusion: Conclusion) -> None:
+    state, begun = conclusion.outcome.state(), conclusion.outcome.start_time
+    if task_run is None:
+        # Before anything that the worker may have said of it.
+        task_run = _announce(conclusion, (begun or state.timestamp) - timedelta(seconds=1))
+    task_run.start_time = cast("Any", begun)
+    if begun:
+        task_run.run_count = max(task_run.run_count, 1)
+        task_run.total_run_time = state.timestamp - begun
+    _emit(task_run, state)
+
+
+def _emit(task_run: TaskRun, state: State[Any]) -> None:
+    state.state_details.task_run_id = task_run.id
+    state.state_details.flow_run_id = task_run.flow_run_id
+    before = task_run.state
+    task_run.state = state
+    if task_run.start_time:
+        task_run.end_time = cast("Any", state.timestamp)
+    emit_task_run_state_change_event(task_run=task_run, initial_state=before, validated_state=state)

@@ -1,0 +1,1 @@
+"""One Prefect task run inside a Dask worker process."""

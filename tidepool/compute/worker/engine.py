@@ -1,0 +1,329 @@
+"""What happens in a Dask worker: one Prefect task run, from the bytes that the driver sent to those that it gets back.
+
+Hydrating Prefect's context (settings, flow, client with its TLS context) takes about 50 ms, a task run about 4 ms. So
+the context of a flow run travels once and is hydrated once per worker thread; what a task run may change in it is
+fresh for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import wait
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import cloudpickle
+from distributed import get_worker
+from distributed.utils import sync
+from prefect._flow_run_suspension import FlowRunSuspensionRequest, raise_if_flow_run_suspension_requested
+from prefect.context import AssetContext, FlowRunContext, SyncClientContext, TagsContext, hydrated_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
+from prefect.utilities.collections import visit_collection
+
+from tidepool.compute.runner.futures import Outcome
+from tidepool.compute.runner.limits import ResultRefusedError, refuse_result
+from tidepool.compute.worker.background import gather_what_is_sent, print_plainly, relate_once, resolve_once
+from tidepool.compute.worker.blocks import known_blocks_first
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from prefect import Task
+    from prefect.client.schemas.objects import State
+    from prefect.transactions import AsyncTransaction, Transaction
+
+# Contexts that one thread, and calls that one process keeps: a shared cluster serves several flow runs at a time.
+_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the task runs of one `map` have in common.
+
+    Attributes:
+        task: The Prefect task.
+        shared: Parameters with the same value in each task run, by name; pickled, so that each gets its own copy.
+        result_limit: Bytes that a result may have, pickled.
+    """
+
+    task: Task[..., Any]
+    shared: dict[str, bytes]
+    result_limit: int
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What is particular to one task run.
+
+    Attributes:
+        task_run_id: The task run.
+        parameters: The call's arguments, with `Shared` and `Upstream` where a value comes from elsewhere.
+        wait_for: What else has to be done before, with `Upstream` for task runs.
+        dependencies: The task runs that each parameter comes from.
+        assets: Serialised asset context, or None when no asset is concerned.
+    """
+
+    task_run_id: UUID
+    parameters: dict[str, Any]
+    wait_for: Any
+    dependencies: dict[str, set[Any]]
+    assets: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Stands for a parameter that is in the `Call`."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Stands for the final state of another task run: the one at `index` of those that were sent along."""
+
+    index: int
+
+
+def run(call: list[str], context: list[str], payload: bytes, upstreams: Sequence[Outcome]) -> Outcome:
+    """Runs one task; what Dask calls.
+
+    Args:
+        call: Where the scheduler keeps the pickled `Call`.
+        context: Where it keeps the pickled Prefect context.
+        payload: A pickled `Payload`.
+        upstreams: The final states that the payload refers to.
+
+    Returns:
+        The final state.
+    """
+    hydrated = _contexts(context)
+    task_run = contextvars.copy_context()
+    outcome = task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), upstreams)
+    # Each time: a service ends when a flow run does, and the next one has another.
+    gather_what_is_sent()
+    return outcome
+
+
+async def flush(seconds: float, *, last: bool) -> None:
+    """Sends what this process still has of events and logs; `Client.run` calls it.
+
+    Args:
+        seconds: How long that may take.
+        last: Nobody else uses this process: its services end, and with them what is on its way has arrived. An event
+            that another flow run sends in that moment would be lost.
+    """
+    registry: Any = EventsWorker
+    # One dictionary for all of Prefect's services.
+    services: list[Any] = list(registry._instances.values())
+    events: list[Any] = [service for service in services if isinstance(service, EventsWorker)]
+    if last:
+        logs: list[Any] = [service for service in services if isinstance(service, APILogWorker)]
+        # `drain` has no time limit.
+        drained = [service._drain(at_exit=True) for service in [*events, *logs]]
+        await asyncio.to_thread(wait, drained, timeout=seconds)
+        return
+    # Batches of log lines leave by themselves, every two seconds.
+    deadline = time.monotonic() + seconds
+    while any(service._queue.unfinished_tasks for service in events) and time.monotonic() < deadline:  # noqa: ASYNC110 - other threads count
+        await asyncio.sleep(0.05)
+
+
+# --- one task run ---------------------------------------------------------------------------------
+
+
+def _run(
+    hydrated: dict[contextvars.ContextVar[Any], Any],
+    call: Call,
+    payload: Payload,
+    upstreams: Sequence[Outcome],
+) -> Outcome:
+    for variable, value in hydrated.items():
+        variable.set(value)
+    parameters = {
+        name: cloudpickle.loads(call.shared[name]) if isinstance(value, Shared) else value
+        for name, value in payload.parameters.items()
+    }
+    wait_for = payload.wait_for
+    if upstreams:
+        states = [upstream.state() for upstream in upstreams]
+        parameters, wait_for = (_with_states(part, states) for part in (parameters, wait_for))
+    engine_class = _AsyncEngine if call.task.isasync else _SyncEngine
+    engine = engine_class(task=call.task, parameters=parameters, wait_for=wait_for, context={})
+    engine.result_limit = call.result_limit
+    with ExitStack() as stack:
+        _enter_own_context(stack, payload)
+        try:
+            if isinstance(engine, _AsyncEngine):
+                asyncio.run(engine.run(payload))
+            else:
+                engine.run(payload)
+        except BaseException:
+            # The engine records a crash (sys.exit() in a task) and raises; its final state says all there is to say.
+            if not (engine.task_run and engine.state.is_final()):
+                raise
+    task_run = engine.task_run
+    assert task_run is not None  # noqa: S101 - without one, the engine has raised
+    return Outcome.of(_readable(engine.state), task_run, get_worker().address)
+
+
+def _enter_own_context(stack: ExitStack, payload: Payload) -> None:
+    flow_run_context = FlowRunContext.get()
+    if flow_run_context is not None:
+        # Results are linked to their task run by their id() in memory: only right within one task run.
+        update: dict[str, Any] = {
+            "run_results": {},
+            "task_run_assets": {},
+            "task_run_dynamic_keys": {},
+            "observed_flow_pauses": {},
+            "flow_run_suspension_request": FlowRunSuspensionRequest(),
+        }
+        if flow_run_context.flow is not None:
+            update["task_runner"] = stack.enter_context(flow_run_context.flow.task_runner.duplicate())
+        stack.enter_context(flow_run_context.model_copy(update=update))
+    if payload.assets is not None:
+        stack.enter_context(AssetContext(**payload.assets))
+
+
+def _with_states(expression: Any, states: list[State[Any]]) -> Any:
+    def state_of(part: Any) -> Any:
+        return states[part.index] if isinstance(part, Upstream) else part
+
+    return visit_collection(expression, visit_fn=state_of, return_data=True)
+
+
+def _readable(state: State[Any]) -> State[Any]:
+    if not state.is_completed():
+        # An exception that cannot be pickled, or not read again, must not hide the state that carries it.
+        try:
+            cloudpickle.loads(cloudpickle.dumps(state))
+        except Exception as unreadable:  # noqa: BLE001 - whatever an exception's own __reduce__ or __init__ raises
+            # Not `model_copy`: Prefect's gives a state another id and no time.
+            state = copy(state)
+            state.data = RuntimeError(f"{state.message} (unpicklable: {unreadable})")
+    return state
+
+
+class _SyncEngine(SyncTaskRunEngine[Any, Any]):
+    """Prefect's engine, which refuses results that are too large to travel."""
+
+    result_limit: int
+
+    def run(self, payload: Payload) -> None:
+        with self.start(task_run_id=payload.task_run_id, dependencies=payload.dependencies):
+            while self.is_running():
+                self.wait_until_ready()
+                with self.asset_context(), self.run_context(), self.transaction_context() as transaction:
+                    self.call_task_fn(transaction)
+                raise_if_flow_run_suspension_requested()
+
+    def handle_success(self, result: Any, transaction: Transaction) -> Any:
+        refuse_result(self.task.name, result, self.result_limit)
+        return super().handle_success(result, transaction=transaction)
+
+    def can_retry(self, exc_or_state: Exception | State[Any]) -> bool:
+        return not isinstance(exc_or_state, ResultRefusedError) and super().can_retry(exc_or_state)
+
+
+class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
+    """The same for tasks that are coroutines."""
+
+    result_limit: int
+
+    async def run(self, payload: Payload) -> None:
+        async with self.start(task_run_id=payload.task_run_id, dependencies=payload.dependencies):
+            while self.is_running():
+                await self.wait_until_ready()
+                async with self.asset_context(), self.run_context(), self.transaction_context() as transaction:
+                    await self.call_task_fn(transaction)
+                raise_if_flow_run_suspension_requested()
+
+    async def handle_success(self, result: Any, transaction: AsyncTransaction) -> Any:
+        refuse_result(self.task.name, result, self.result_limit)
+        return await super().handle_success(result, transaction=transaction)
+
+    async def can_retry(self, exc_or_state: Exception | State[Any]) -> bool:
+        return not isinstance(exc_or_state, ResultRefusedError) and await super().can_retry(exc_or_state)
+
+
+# --- what is fetched and made once ----------------------------------------------------------------
+
+
+class _Thread(threading.local):
+    """Hydrated contexts of this thread by name, oldest first: a Prefect client must not be shared by threads."""
+
+    def __init__(self) -> None:
+        self.contexts: OrderedDict[str, _Hydrated] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class _Hydrated:
+    """A Prefect context that waits for task runs.
+
+    Attributes:
+        variables: Its context variables, to set for each task run.
+        home: Where its client was entered, and has to be left.
+        client: Its client.
+    """
+
+    variables: dict[contextvars.ContextVar[Any], Any]
+    home: contextvars.Context
+    client: SyncClientContext
+
+
+_thread = _Thread()
+_process_calls: OrderedDict[str, Call] = OrderedDict()
+_process_lock = threading.Lock()
+
+
+def _contexts(place: list[str]) -> dict[contextvars.ContextVar[Any], Any]:
+    kept, name = _thread.contexts, "/".join(place)
+    if name not in kept:
+        pickled, home = _fetch(place), contextvars.copy_context()
+        kept[name] = home.run(_hydrate, pickled, home)
+        if len(kept) > _KEPT:
+            _, oldest = kept.popitem(last=False)
+            oldest.home.run(oldest.client.__exit__, None, None, None)
+    kept.move_to_end(name)
+    return kept[name].variables
+
+
+def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
+    known_blocks_first()
+    # Dask's own, such as which worker this is; in its absence the flow's task runner would take this for a driver.
+    before = contextvars.copy_context()
+    # In a cluster of threads, a task run is not tagged with what tagged the cluster's start.
+    TagsContext(current_tags=set()).__enter__()
+    with hydrated_context(cloudpickle.loads(pickled)):
+        print_plainly()
+        relate_once()
+        resolve_once()
+        client = SyncClientContext().__enter__()
+        variables = {
+            variable: value
+            for variable, value in contextvars.copy_context().items()
+            if variable not in before or before[variable] is not value
+        }
+        return _Hydrated(variables, home, client)
+
+
+def _calls(place: list[str]) -> Call:
+    name = "/".join(place)
+    with _process_lock:
+        if name not in _process_calls:
+            _process_calls[name] = cloudpickle.loads(_fetch(place))
+            if len(_process_calls) > _KEPT:
+                _process_calls.popitem(last=False)
+        _process_calls.move_to_end(name)
+        return _process_calls[name]
+
+
+def _fetch(place: list[str]) -> bytes:
+    worker = get_worker()
+    return cast("bytes", sync(worker.loop, worker.scheduler.get_metadata, keys=place))

@@ -1,0 +1,1 @@
+"""Desired state, actual state, the difference, and writing it."""

@@ -1,0 +1,1 @@
+"""A Prefect server, the demo and single runs on this machine."""
