@@ -1,4 +1,4 @@
-# The one image: driver, Dask scheduler and workers, Prefect worker and server, Dask operator, reaper, exporter.
+# The one image: driver, Dask scheduler and workers, Prefect worker and server, Dask operator.
 #
 #   make image             build it here, tag = Git commit
 #   prefect deploy --all   builds, pushes and registers it (prefect.yaml): same file, same arguments

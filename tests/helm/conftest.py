@@ -92,9 +92,9 @@ def pod_spec(manifest: Manifest) -> Manifest | None:
 
 @pytest.fixture
 def pods(render: Render) -> list[tuple[str, Manifest]]:
-    """(kind/name, pod spec) of everything that can run, with every option on."""
+    """(kind/name, pod spec) of everything that can run in production."""
     found = []
-    for manifest in render("production", reaper__enabled="true", exporter__enabled="true"):
+    for manifest in render("production"):
         spec = pod_spec(manifest)
         if spec is not None:
             found.append((f"{manifest['kind']}/{manifest['metadata']['name']}", spec))

@@ -61,10 +61,6 @@ def test_options_add_and_remove_their_own_objects_only(render: Render) -> None:
     assert inventory(render("minimal", registration__enabled="false")) == MINIMAL - {("Job", "tidepool-registration")}
     without = inventory(render("minimal", networkPolicy__enabled="false"))
     assert without == {each for each in MINIMAL if each[0] != "NetworkPolicy"}
-    reaper = {("Deployment", "tidepool-reaper"), ("NetworkPolicy", "tidepool-reaper")}
-    assert inventory(render("minimal", reaper__enabled="true")) == MINIMAL | reaper
-    exporter = {("Deployment", "tidepool-exporter"), ("Service", "tidepool-exporter")}
-    assert inventory(render("minimal", exporter__enabled="true")) == MINIMAL | exporter
 
 
 def test_everything_is_in_the_release_namespace_and_labelled(render: Render) -> None:

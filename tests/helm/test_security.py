@@ -30,13 +30,11 @@ RIGHTS = {
     ("operator", "", "pods"): "get list watch",
     ("operator", "", "events"): "create",
 }
-REAPER_RIGHTS = {("operator", "batch", "jobs"): "get list watch"}  # only with reaper.enabled
 
 # Which pods hold a token of which account. A pod that is not listed has none.
 TOKENS = {
     "Deployment/tidepool-worker": "tidepool-worker",
     "Deployment/tidepool-operator": "tidepool-operator",
-    "Deployment/tidepool-reaper": "tidepool-operator",
 }
 
 
@@ -55,7 +53,6 @@ def rights(manifests: list[Manifest]) -> dict[tuple[str, str, str], str]:
 
 def test_rights_are_exactly_these(render: Render) -> None:
     assert rights(render("production")) == RIGHTS
-    assert rights(render("production", reaper__enabled="true")) == RIGHTS | REAPER_RIGHTS
     assert "*" not in str(RIGHTS)
 
 
@@ -75,7 +72,7 @@ def test_a_token_only_where_it_is_used(pods: list[tuple[str, Manifest]]) -> None
 
 
 def test_every_pod_is_restricted(pods: list[tuple[str, Manifest]]) -> None:
-    assert len(pods) == 10
+    assert len(pods) == 8
     for name, spec in pods:
         assert_restricted(name, spec)
 
@@ -128,7 +125,7 @@ def test_images_are_ours_and_by_digest(pods: list[tuple[str, Manifest]]) -> None
 
 
 # What may open a connection to what: (from, to, ports). docs/security.md explains each.
-PLATFORM = ["worker", "work-pool", "registration", "reaper", "exporter", "test"]
+PLATFORM = ["worker", "work-pool", "registration", "test"]
 SOME = {"flow-run": {"app.kubernetes.io/component": "flow-run"}, "dask-worker": {"dask.org/component": "worker"},
         "dask-scheduler": {"dask.org/component": "scheduler"}}  # fmt: skip
 PATHS = {
@@ -144,14 +141,13 @@ PATHS = {
 ADDRESSES = {  # egress that is not to a pod of ours
     "worker": {"dns", "apiServer"},
     "operator": {"dns", "apiServer"},
-    "reaper": {"dns", "apiServer"},
     "flow-run": {"dns", "apiServer", "storage"},
     "dask-worker": {"dns", "storage"},
     "dask-scheduler": {"dns"},
     "server": {"dns", "database"},
     "services": {"dns", "database"},
     "migration": {"dns", "database"},
-    **{each: {"dns"} for each in ("work-pool", "registration", "exporter", "test")},
+    **{each: {"dns"} for each in ("work-pool", "registration", "test")},
 }
 
 
@@ -170,7 +166,7 @@ def selects(selector: Manifest, labels: dict[str, str]) -> bool:
 
 @pytest.fixture
 def policies(render: Render) -> list[Manifest]:
-    found = render("production", reaper__enabled="true", exporter__enabled="true")
+    found = render("production")
     return [each["spec"] for each in found if each["kind"] == "NetworkPolicy"]
 
 
