@@ -57,19 +57,22 @@ _LOG_PODS = 12
 _clusters: weakref.WeakSet[KubernetesCluster] = weakref.WeakSet()
 
 
-def kubernetes_cluster(size: SizeSettings, shared: str = "") -> KubernetesCluster:
+def kubernetes_cluster(
+    size: SizeSettings, shared: str = "", *, allowed_failures: int | None = None
+) -> KubernetesCluster:
     """A Dask cluster of pods. It begins to start at once and does not wait: entering it does.
 
     Args:
         size: Workers, and threads, cores and memory (GiB) of each.
         shared: Name of a warm cluster that several runs use, one after another or together; empty for an own one.
+        allowed_failures: Workers that a task may lose before Dask gives it up; None for Dask's own setting.
 
     Raises:
         UsageError: the run would have more than it may; nothing was created.
     """
     own = [each.size for each in _clusters if not each.shared and each.status != Status.closed]
     manifest.check_caps([size] if shared else [*own, size], settings().kubernetes)
-    return KubernetesCluster(size, shared=shared, run=this_run())
+    return KubernetesCluster(size, shared=shared, run=this_run(), allowed_failures=allowed_failures)
 
 
 def this_run() -> Run:
@@ -100,7 +103,7 @@ class KubernetesCluster(Cluster):
         used: What its workers used; known once it is closed, None for a shared one or when the scheduler was lost.
     """
 
-    def __init__(self, size: SizeSettings, *, shared: str, run: Run) -> None:
+    def __init__(self, size: SizeSettings, *, shared: str, run: Run, allowed_failures: int | None = None) -> None:
         self.size = size
         self.shared = shared
         self.run = run
@@ -110,9 +113,10 @@ class KubernetesCluster(Cluster):
         self._log_to = run_log()
         self._api: KubernetesApi | None = None
         self._driver = Driver(self._settings.image)
-        # The scheduler treats lost workers as this process's Dask settings say; the task runner has its own.
+        if allowed_failures is None:
+            allowed_failures = dask.config.get("distributed.scheduler.allowed-failures")
         self._dask_settings = {
-            "allowed-failures": str(dask.config.get("distributed.scheduler.allowed-failures")),
+            "allowed-failures": str(allowed_failures),
             "no-workers-timeout": f"{settings().compute.no_worker_seconds:g}s",
         }
         self._created = False
