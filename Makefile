@@ -25,7 +25,7 @@ help: ## Show the commands
 setup: $(READY) ## Make .venv with the locked dependencies (again only when they changed)
 
 # The installer comes by pip with its hash, and installs the rest in seconds; nothing unlocked is fetched.
-$(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
+$(READY): requirements/bootstrap.txt requirements/dev.txt requirements/gc.pth pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "tidepool needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +33,7 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/bootstrap.txt
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@cp requirements/gc.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
 .PHONY: demo
@@ -68,11 +69,12 @@ test-runner: setup ## Run the tests of the task runner, ours and the stock one s
 	  tests/integration/test_batches.py
 
 .PHONY: check
-check: setup ## Lint, types, and who may import whom
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+check: setup ## Lint, formatting, types and import rules; every tool runs, whatever the others found
+	@failed=0; summary=; \
+	for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+	  if $(BIN)/$$tool; then result=ok; else result=FAILED; failed=1; fi; \
+	  summary+=$$(printf '%-24s %s' "$$tool" "$$result")$$'\n'; done; \
+	printf '\n%s' "$$summary"; exit $$failed
 
 .PHONY: format
 format: setup ## Format, and mend what the linter can

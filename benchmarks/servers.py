@@ -5,9 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,8 +15,9 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 
-from tidepool.local.server import RECORD_IN_BATCHES, server_arguments
-from tidepool.settings import environment
+from tidepool.local.processes import Processes
+from tidepool.local.server import Home, free_port
+from tidepool.local.server import Server as PrefectServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,30 +76,18 @@ def prefect_server(database: str) -> Iterator[Server]:
         home = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="tidepool-bench-", ignore_cleanup_errors=True))
         )
-        variables = {
-            **environment(),
-            **RECORD_IN_BATCHES,
-            "PREFECT_HOME": str(home),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        }
-        variables.pop("PREFECT_API_URL", None)
-        processes = []
+        server = PrefectServer(Home(home), free_port())
+        variables, roots = server.variables, []
         if database == "postgresql":
             url, pid = stack.enter_context(_postgresql())
             variables["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
-            processes.append(pid)
-        port = _free_port()
-        log = stack.enter_context((home / "server.log").open("wb"))
-        command = [sys.executable, "-m", *server_arguments(port, "--no-ui")]
-        server = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
-        stack.callback(_stop, server)
-        api = f"http://127.0.0.1:{port}/api"
-        deadline = time.monotonic() + 180
-        while not _healthy(api):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the Prefect server did not start:\n{(home / 'server.log').read_text()[-4000:]}")
-            time.sleep(0.2)
-        yield Server(api, [server.pid, *processes])
+            roots.append(pid)
+        # In the benchmark's session: where the kernel groups processes by session, the server would otherwise get half
+        # of the CPU time, however many processes the benchmark runs.
+        processes = Processes(server.home.logs, variables, own_sessions=False)
+        stack.callback(processes.stop_all)
+        roots.append(server.start(processes, "--no-ui").pid)
+        yield Server(server.api, roots)
 
 
 @contextmanager
@@ -112,7 +99,7 @@ def _postgresql() -> Iterator[tuple[str, int]]:
     user = "postgres" if os.geteuid() == 0 else getpass.getuser()
     as_user = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
     folder = Path(tempfile.mkdtemp(prefix="tidepool-pg-"))
-    port = _free_port()
+    port = free_port()
     try:
         if as_user:
             shutil.chown(folder, user)
@@ -135,25 +122,3 @@ def _postgresql() -> Iterator[tuple[str, int]]:
             subprocess.run([*control, "-m", "fast", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _healthy(api: str) -> bool:
-    try:
-        return httpx.get(f"{api}/health", timeout=5).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(30)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

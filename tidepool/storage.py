@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pandas as pd
+    from prefect import Task
+    from prefect.client.schemas.objects import State, TaskRun
 
 _SCHEMES = ("file", "s3", "memory", "http", "https")
 _CHUNK = 1024 * 1024
@@ -223,6 +225,11 @@ def is_transient(error: object) -> bool:
     if isinstance(status, int) and status:
         return status >= _SERVER_ERROR or status in _TRY_AGAIN
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in {"aiohttp", "botocore"}
+
+
+def retry_transient_errors(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
+    """Retry a task after a transient error of input or output: for `@task(retry_condition_fn=…)`."""
+    return is_transient(state.data)
 
 
 def options(target: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from pydantic import Field
 from flows.csv_etl.transform import Row, increase, key, parse, preview, render
 from tidepool import report, storage
 from tidepool.errors import InputError
-from tidepool.retries import on_io_errors
 
 NAME = "csv-etl"
 
@@ -85,7 +84,7 @@ def csv_etl(
 @task(
     retries=5,
     retry_delay_seconds=5,
-    retry_condition_fn=on_io_errors,
+    retry_condition_fn=storage.retry_transient_errors,
     cache_policy=NO_CACHE,
     task_run_name="extract {source}",
 )

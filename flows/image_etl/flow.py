@@ -23,7 +23,6 @@ from flows.image_etl import transform
 from tidepool import report, storage
 from tidepool.compute import dask_runner, use_workers
 from tidepool.errors import InputError
-from tidepool.retries import on_io_errors
 
 NAME = "image-etl"
 
@@ -87,7 +86,12 @@ def image_etl(
     return publish(gif, frames, bad)
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=on_io_errors, task_run_name="download {data_url}")
+@task(
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=storage.retry_transient_errors,
+    task_run_name="download {data_url}",
+)
 def download(data_url: str, data: str) -> State[str] | None:
     """Brings the raw data into the store, unless it is there complete.
 
@@ -116,7 +120,7 @@ def download(data_url: str, data: str) -> State[str] | None:
     return None
 
 
-@task(retries=2, retry_delay_seconds=2, retry_condition_fn=on_io_errors)
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors)
 def split(data: str) -> list[tuple[int, int]]:
     """Finds the frames in the raw data: where each begins and ends, in bytes."""
     pieces = transform.pieces(storage.read(data))
@@ -126,7 +130,7 @@ def split(data: str) -> list[tuple[int, int]]:
     return pieces
 
 
-@task(retries=2, retry_delay_seconds=2, retry_condition_fn=on_io_errors, task_run_name="{name}")
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors, task_run_name="{name}")
 def write_frame(index: int, piece: tuple[int, int], name: str, data: str, folder: str) -> str:
     """Writes one frame as a GIF.
 
@@ -151,7 +155,7 @@ def write_frame(index: int, piece: tuple[int, int], name: str, data: str, folder
     return storage.write(f"{folder}/{name}", gif)
 
 
-@task(retries=2, retry_delay_seconds=2, retry_condition_fn=on_io_errors)
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors)
 def combine(frames: list[str], gif: str, frame_duration_ms: int) -> str:
     """Makes one animated GIF of the frames, in their order.
 

@@ -25,7 +25,6 @@ from pydantic import ByteSize, Field
 from tidepool import notify, report, storage
 from tidepool.compute import dask_client, dask_runner
 from tidepool.errors import InputError
-from tidepool.retries import on_io_errors
 
 # The public data of the Taxi and Limousine Commission, as laid out in its bucket.
 _PUBLIC = "s3://nyc-tlc/trip data/yellow_tripdata_2019-"
@@ -69,7 +68,7 @@ def taxi_tip_amounts(
     return publish_tips(source, tips, rides=sum(row["rides"] for row in means))
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=on_io_errors)
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
 def mean_tips(source: str, blocksize: int, n_workers: int) -> list[dict[str, Any]]:
     """Mean tip and number of rides by passenger count, on a Dask cluster that lives as long as this task."""
     from flows.taxi import files, transform
@@ -172,7 +171,7 @@ def most_generous_riders(
     return summary
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=on_io_errors)
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
 def download(source: str, nrows: int, folder: str) -> dict[str, Any]:
     """Reads the first rows and writes one Parquet chunk per pickup hour; nothing when a row is wrong.
 
@@ -197,7 +196,12 @@ def download(source: str, nrows: int, folder: str) -> dict[str, Any]:
         }
 
 
-@task(retries=_CLEAN_RETRIES, retry_delay_seconds=2, retry_condition_fn=on_io_errors, task_run_name="clean-{hour}")
+@task(
+    retries=_CLEAN_RETRIES,
+    retry_delay_seconds=2,
+    retry_condition_fn=storage.retry_transient_errors,
+    task_run_name="clean-{hour}",
+)
 def clean(hour: str, chunk: str, folder: str, failure_rate: float, seed: int) -> str:
     """Keeps the rides of an hour that were paid with a tip.
 
@@ -212,7 +216,7 @@ def clean(hour: str, chunk: str, folder: str, failure_rate: float, seed: int) ->
     return storage.put_frame(f"{folder}/clean/{hour}.parquet", transform.paid_with_tip(storage.get_frame(chunk)))
 
 
-@task(retries=2, retry_delay_seconds=2, retry_condition_fn=on_io_errors, task_run_name="best-{hour}")
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors, task_run_name="best-{hour}")
 def best(hour: str, chunk: str) -> dict[str, Any] | None:  # noqa: ARG001 - the hour names the task run
     """The most generous ride of an hour; None for an hour without any."""
     from flows.taxi import transform

@@ -24,7 +24,6 @@ from pydantic import Field
 from tidepool import report, storage
 from tidepool.compute import dask_runner
 from tidepool.errors import InputError
-from tidepool.retries import on_io_errors
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def make_trial_id(run_id: str) -> str:
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=5,
-    retry_condition_fn=on_io_errors,
+    retry_condition_fn=storage.retry_transient_errors,
     task_run_name="draw {batch_size} tickets",
 )
 def draw_batch(source: str, batch_size: int, seed: int) -> pd.DataFrame:
@@ -177,7 +176,7 @@ def bootstrap(
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=2,
-    retry_condition_fn=on_io_errors,
+    retry_condition_fn=storage.retry_transient_errors,
     task_run_name="resample-{first}",
 )
 def resample(url: str, seed: int, first: int, count: int) -> dict[str, list[float]]:
@@ -200,7 +199,7 @@ def summarise(
     return transform.summarise(trial, actual, measured, confidence)
 
 
-@task(retries=2, retry_delay_seconds=5, retry_condition_fn=on_io_errors)
+@task(retries=2, retry_delay_seconds=5, retry_condition_fn=storage.retry_transient_errors)
 def write_trial(summary: dict[str, Any]) -> str:
     """Writes the summary as JSON; returns its URL."""
     text = json.dumps(summary, indent=2, allow_nan=False)

@@ -19,7 +19,8 @@ from tests.integration.small_repository import command, make, processes_of, vari
 from tests.polling import until
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.local.demo import _Progress, _summary
-from tidepool.local.server import Home, Processes, free_port
+from tidepool.local.processes import Processes
+from tidepool.local.server import Home, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +81,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing_even_from_a_background_job(tmp_path
             command("demo"), cwd=repository, env=variables(), capture_output=True, text=True, check=False, timeout=300
         )
         assert second.returncode == 2
-        assert f"tidepool: a demo of this repository is up already at http://127.0.0.1:{port}: end it" in second.stderr
+        there = f"at http://127.0.0.1:{port}; stop it with Ctrl-C there"
+        assert second.stderr == f"tidepool: a demo of this repository is already running {there}\n"
 
         run = subprocess.run(
             command("run", "good", "--json"),
@@ -122,7 +124,8 @@ def test_a_taken_port_is_said_and_the_usual_one_is_left_alone(tmp_path: Path) ->
             check=False,
         )
     assert done.returncode == 2
-    assert done.stderr == f"tidepool: port {port} is taken; give another one, or leave --port out for any free one\n"
+    problem = f"port {port} is already in use; choose another one, or omit --port for any free one"
+    assert done.stderr == f"tidepool: {problem}\n"
 
 
 def test_a_new_demo_clears_away_what_a_killed_one_left(tmp_path: Path) -> None:
@@ -133,20 +136,20 @@ def test_a_new_demo_clears_away_what_a_killed_one_left(tmp_path: Path) -> None:
         "code = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)'\n"
         "subprocess.Popen([sys.executable, '-c', code], start_new_session=True)\n"
     )
-    processes = Processes(home, {"PREFECT_HOME": str(home.prefect)})
+    processes = Processes(home.logs, {"PREFECT_HOME": str(home.prefect)})
     processes.start("leave", "leave", cwd=tmp_path)
     processes.wait("leave", 60)
     assert len(processes_of(tmp_path)) == 1
     home.record.write_text(json.dumps({"port": 1, "mark": processes.mark}))
     with home.only_demo():
         assert processes_of(tmp_path) == []
-        with pytest.raises(UsageError, match="a demo of this repository is up already: end it"), home.only_demo():
+        with pytest.raises(UsageError, match="a demo of this repository is already running; stop it"), home.only_demo():
             pass
     assert not home.record.exists()
 
 
 def test_a_process_that_fails_shows_its_output(tmp_path: Path) -> None:
-    processes = Processes(Home.of(tmp_path), {})
+    processes = Processes(Home.of(tmp_path).logs, {})
     processes.start("deploy", "no_such_module", cwd=tmp_path)
     with pytest.raises(TidepoolError, match=r"^deploy failed with exit code 1; its output:\n.*no_such_module"):
         processes.wait("deploy", 60)

@@ -17,9 +17,10 @@ from moto.server import ThreadedMotoServer
 from tidepool import settings as settings_module
 from tidepool import storage
 from tidepool.errors import StorageError
+from tidepool.local.server import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 KEY, SECRET = "test-access-key", "test-secret-key"
 
@@ -60,7 +61,7 @@ def moto_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def versitygw_endpoint(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[str]:
+def versitygw_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = shutil.which("versitygw")
     if program is None:
         pytest.skip("versitygw, a second S3 server, is not on PATH")

@@ -1,6 +1,6 @@
 """`tidepool demo`: all deployments on this machine, on bundled samples, through a real server, work pool and worker.
 
-Server (SQLite), process worker and runs live in processes of their own and end with the demo, however it ends.
+Server (SQLite), process worker and runs are child processes and end with the demo, however it ends.
 """
 
 from __future__ import annotations
@@ -19,16 +19,8 @@ from rich.text import Text
 
 from tidepool.deploy.config import environments
 from tidepool.errors import TidepoolError, UsageError
-from tidepool.local.server import (
-    USUAL_PORT,
-    Home,
-    Processes,
-    ended_by_signals,
-    free_port,
-    is_free,
-    prefect_variables,
-    start_server,
-)
+from tidepool.local.processes import Processes, signals_interrupt
+from tidepool.local.server import USUAL_PORT, Home, Server, free_port, is_free
 from tidepool.settings import set_prefect_variables, settings
 
 if TYPE_CHECKING:
@@ -41,8 +33,9 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "local"
 _DEPLOY_SECONDS = 300
-# From the trigger to the last end; the slowest flow has its own, shorter time-out.
+# From the trigger to the end of the last run; the slowest flow has its own, shorter timeout.
 _RUN_SECONDS = 1800
+_FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _STYLES = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "cyan"}
 
 
@@ -59,64 +52,65 @@ class _Progress:
 
 
 def demo(repository: Path, *, stay: bool, port: int | None, out: Console | None = None) -> int:
-    """Runs the demo.
+    """Run the demo.
 
     Args:
         repository: The folder that holds prefect.yaml.
-        stay: Stay up afterwards, until Ctrl-C.
-        port: Port of the server; None: the usual one, or any free one when it is taken.
-        out: Where to show it.
+        stay: Keep the server running afterwards, until Ctrl-C.
+        port: Port of the server; None: 4200, or any free one when it is taken.
+        out: The console to print to.
 
     Returns:
-        Exit code: 0 if every run is Completed.
+        Exit code: 0 if every run is Completed, 1 if not, 130 if interrupted.
 
     Raises:
-        UsageError: another demo is up, or the port is taken.
+        UsageError: another demo is running, or the port is taken.
         TidepoolError: the server, the deployment or the worker failed.
     """
     out = out or _console()
-    settings()  # a misspelt setting is told now, not by six failed runs
+    settings()  # a misspelt setting is reported now, and not by six failed runs
     if port is not None and not is_free(port):
-        raise UsageError(f"port {port} is taken; give another one, or leave --port out for any free one")
+        raise UsageError(f"port {port} is already in use; choose another one, or omit --port for any free one")
     home = Home.of(repository)
-    with home.only_demo(), ended_by_signals():
-        chosen = port or free_port(USUAL_PORT)
-        processes = Processes(home, prefect_variables(home, chosen))
-        home.record.write_text(json.dumps({"port": chosen, "mark": processes.mark}))
+    with home.only_demo(), signals_interrupt():
+        server = Server(home, port or free_port(USUAL_PORT))
+        processes = Processes(home.logs, server.variables)
+        home.record.write_text(json.dumps({"port": server.port, "mark": processes.mark}))
         code = None
         try:
-            code = _run(repository, home, processes, chosen, out)
+            code = _run(repository, server, processes, out)
             if stay:
-                out.print(f"\nThe UI is at http://127.0.0.1:{chosen}. Ctrl-C ends everything.")
+                out.print(f"\nThe UI is at {server.url}. Ctrl-C stops everything.")
                 while True:
                     processes.check()
                     time.sleep(1)
         except KeyboardInterrupt:
             return 130 if code is None else code
         finally:
-            out.print("Stopping server, worker and runs …")
+            out.print("Stopping the server, the worker and the runs …")
             processes.stop_all()
-            out.print(f"Stopped. The history of runs stays in {home.prefect.relative_to(repository)}/.")
+            out.print(f"Stopped. The run history is kept in {home.prefect.relative_to(repository)}/.")
         return code
 
 
-def _run(repository: Path, home: Home, processes: Processes, port: int, out: Console) -> int:
-    """Starts everything, triggers all deployments, shows how they go."""
+def _run(repository: Path, server: Server, processes: Processes, out: Console) -> int:
+    """Start everything, trigger a run of each deployment, and follow the runs."""
     manifest = environments.load(repository, ENVIRONMENT)
-    prefect_file = home.path / f"prefect.{ENVIRONMENT}.yaml"
+    prefect_file = server.home.path / f"prefect.{ENVIRONMENT}.yaml"
     prefect_file.write_text(environments.to_yaml(manifest), encoding="utf-8")
 
-    out.print(f"Prefect server: starting on port {port} (log: {_log(home, 'server', repository)})")
-    start_server(processes, home, port)
-    set_prefect_variables(prefect_variables(home, port))
+    log = (server.home.logs / "server.log").relative_to(repository)
+    out.print(f"Prefect server: starting on port {server.port} (log: {log})")
+    server.start(processes)
+    set_prefect_variables(server.variables)
 
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         for pool in {deployment["work_pool"]["name"] for deployment in manifest["deployments"]}:
             _ensure_pool(client, pool)
-            # A run starts its own Dask processes: half as many runs as cores, and two even on two cores, because a
-            # run's first seconds are start-up that leaves a core idle.
+            # A run starts its own Dask processes: half as many runs as cores. Two even on two cores, because a run's
+            # first seconds are start-up that leaves a core idle.
             limit = max(2, (os.cpu_count() or 2) // 2)
             worker = ("worker", "start", "--pool", pool, "--type", "process", "--limit", str(limit))
             processes.start("worker", "prefect", *worker, "--install-policy", "never", cwd=repository)
@@ -130,7 +124,7 @@ def _run(repository: Path, home: Home, processes: Processes, port: int, out: Con
             for deployment in manifest["deployments"]:
                 run = _trigger(client, deployment)
                 runs[run.id] = str(deployment["name"])
-            done = _follow(client, processes, runs, f"http://127.0.0.1:{port}", out)
+            done = _follow(client, processes, runs, server.url, out)
         except (KeyboardInterrupt, TidepoolError):
             processes.stop("worker")
             _cancel(client, runs)
@@ -162,7 +156,7 @@ def _trigger(client: SyncPrefectClient, deployment: Mapping[str, Any]) -> FlowRu
 def _follow(
     client: SyncPrefectClient, processes: Processes, runs: Mapping[UUID, str], ui: str, out: Console
 ) -> list[_Progress]:
-    """Shows the runs until all have ended: a live table in a terminal, a line per change elsewhere."""
+    """Show the runs until all have ended: a live table in a terminal, a line per change elsewhere."""
     seen: dict[str, str] = {}
     deadline = time.monotonic() + _RUN_SECONDS
     with Live(console=out, auto_refresh=False, transient=True) as live:
@@ -176,11 +170,11 @@ def _follow(
                     if seen.get(each.deployment) != each.state:
                         out.print(f"  {each.deployment}: {each.state}")
             seen = {each.deployment: each.state for each in now}
-            if all(each.kind in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} for each in now):
+            if all(each.kind in _FINAL for each in now):
                 return now
             if time.monotonic() > deadline:
-                late = ", ".join(f"{each.deployment} is {each.state}" for each in now if each.kind != "COMPLETED")
-                raise TidepoolError(f"not done after {_RUN_SECONDS} s: {late}")
+                late = ", ".join(f"{each.deployment} is {each.state}" for each in now if each.kind not in _FINAL)
+                raise TidepoolError(f"runs not finished after {_RUN_SECONDS} s: {late}")
             time.sleep(0.5)
 
 
@@ -205,22 +199,20 @@ def _progress(run: FlowRun, name: str, ui: str) -> _Progress:
 
 
 def _cancel(client: SyncPrefectClient, runs: Mapping[UUID, str]) -> None:
-    """Closes the runs that can end no more by themselves, so that the history does not show them as going on."""
+    """Cancel the runs whose processes are stopped, so that the history does not show them as running."""
     from prefect.states import Cancelled
 
     for each in _read(client, runs, "") if runs else []:
-        if each.kind not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+        if each.kind not in _FINAL:
             identifier = next(key for key, name in runs.items() if name == each.deployment)
-            client.set_flow_run_state(identifier, Cancelled(message="The demo was stopped."), force=True)
+            client.set_flow_run_state(identifier, Cancelled(message="The demo was stopped"), force=True)
 
 
 def _summary(done: Sequence[_Progress], out: Console) -> int:
     out.print(_table(done))
     bad = [each for each in done if each.kind != "COMPLETED"]
     for each in bad:
-        out.print(
-            f"{each.deployment}: {each.state}: {each.message or 'no reason was given'}", style="red", markup=False
-        )
+        out.print(f"{each.deployment}: {each.state}: {each.message or 'no reason recorded'}", style="red", markup=False)
     out.print(f"{len(done) - len(bad)} of {len(done)} Completed")
     return 1 if bad else 0
 
@@ -235,10 +227,6 @@ def _table(rows: Sequence[_Progress]) -> Table:
         state = Text(row.state, style=_STYLES.get(row.kind, "dim"))
         table.add_row(row.deployment, state, f"{row.seconds:.1f}", Text(row.link, style=f"link {row.link}"))
     return table
-
-
-def _log(home: Home, name: str, repository: Path) -> Path:
-    return (home.logs / f"{name}.log").relative_to(repository)
 
 
 def _console() -> Console:
