@@ -237,7 +237,7 @@ def test_clock_changes_are_found_to_the_minute() -> None:
     ("old", "new", "now", "expected"),
     [
         pytest.param(None, cron("15 3 * * *"), SPRING, "2027-03-28 clocks go forward in Europe/Paris: the next runs keep their local time, and move in UTC (UTC+0100 to UTC+0200)", id="wall clock kept"),
-        pytest.param(None, cron("30 2 * * *"), SPRING, "2027-03-28 clocks go forward in Europe/Paris: 02:30 does not exist, this run starts at 01:30", id="does not exist"),
+        pytest.param(None, cron("30 2 * * *"), SPRING, "2027-03-28 clocks go forward in Europe/Paris: 02:30 does not exist, this run starts at 03:30", id="does not exist"),
         pytest.param(None, cron("*/30 * * * *"), AUTUMN, "2026-10-25 clocks go back in Europe/Paris: ", id="repeated hour"),
         pytest.param(None, hourly(3600, "America/New_York"), datetime(2026, 10, 31, 12, tzinfo=UTC), "2026-11-01 clocks go back in America/New_York: a tick is skipped: no run between 01:00 EDT and 02:00 EST", id="interval"),
         pytest.param(cron("0 6 * * *", "UTC"), cron("0 5 * * *", "UTC"), datetime(2026, 6, 1, 5, 30, tzinfo=UTC), "the change skips a tick: 47.0 h without a run, between 2026-05-31 06:00 UTC (before) and 2026-06-02 05:00 UTC (after)", id="skips"),
@@ -289,9 +289,9 @@ def test_the_comment_on_a_change_across_a_clock_change() -> None:
         "\n"
         "| next runs (Europe/Paris) | before | after |\n"
         "|---|---|---|\n"
-        "| 1 | Sun 2027-03-28 03:15 CEST | Sun 2027-03-28 01:30 CET |\n"
+        "| 1 | Sun 2027-03-28 03:15 CEST | Sun 2027-03-28 03:30 CEST |\n"
         "| 2 | Mon 2027-03-29 03:15 CEST | Mon 2027-03-29 02:30 CEST |\n"
         "| 3 | Tue 2027-03-30 03:15 CEST | Tue 2027-03-30 02:30 CEST |\n"
         "\n"
-        "> ⚠️ 2027-03-28 clocks go forward in Europe/Paris: 02:30 does not exist, this run starts at 01:30\n"
+        "> ⚠️ 2027-03-28 clocks go forward in Europe/Paris: 02:30 does not exist, this run starts at 03:30\n"
     )
