@@ -17,7 +17,7 @@ RELEASED = Path(__file__).parent / "released"
 
 
 def immutable(manifests: list[Manifest]) -> dict[str, Any]:
-    """By kind/name: what an update of that object may not change. Hooks are made anew each time."""
+    """By kind/name: the fields that an update of that object may not change. Hooks are recreated each time."""
     fields = {
         "Deployment": lambda each: each["spec"]["selector"],
         "Service": lambda each: each["spec"].get("clusterIP"),

@@ -68,11 +68,11 @@ def test_the_custom_resources_are_those_of_the_locked_operator() -> None:
         ({"server__publicUrl": "https://host/"}, "does not match pattern"),
         ({"workPool__concurrencyLimit": "many"}, "got string, want integer"),
         ({"server__replicas": "2"}, "server.replicas is 2: more than one needs database.secretName"),
-        ({"services__replicas": "1"}, "services.replicas is 1: processes of their own need database.secretName"),
+        ({"services__replicas": "1"}, "services.replicas is 1: separate pods need database.secretName"),
         ({"image__digest": ""}, "registration.enabled needs image.digest (`make image` prints it)"),
-        ({"ingress__enabled": "true"}, "server.publicUrl is http://localhost:4200: with ingress.enabled it is the https://"),
-        ({"workPool__defaults__memory": "2Gi"}, "workPool.defaults.memory is no variable of the base job template"),
-        ({"flowRuns__env__AWS_KEY": "x"}, "flowRuns.env.AWS_KEY is no setting; names start with TIDEPOOL_ or PREFECT_"),
+        ({"ingress__enabled": "true"}, "server.publicUrl is http://localhost:4200: with ingress.enabled it must be an https://"),
+        ({"workPool__defaults__memory": "2Gi"}, "workPool.defaults.memory is not a variable of the base job template"),
+        ({"flowRuns__env__AWS_KEY": "x"}, "flowRuns.env.AWS_KEY is not a setting: use names that start with TIDEPOOL_ or PREFECT_"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named(render: Render, values: dict[str, str], sentence: str) -> None:

@@ -29,8 +29,8 @@ def job(template: dict[str, Any] = TEMPLATE, **variables: Any) -> Manifest:
     values = {"image": IMAGE, **variables}
     jsonschema.validate(values, template["variables"])
     # Nothing in the template refers to the server, so the client is never used.
-    nobody = PrefectClient("http://127.0.0.1:1/api")
-    make = KubernetesWorkerJobConfiguration.from_template_and_values(template, values, client=nobody)
+    unreachable = PrefectClient("http://127.0.0.1:1/api")
+    make = KubernetesWorkerJobConfiguration.from_template_and_values(template, values, client=unreachable)
     configuration = asyncio.run(make)
     configuration.prepare_for_flow_run(FlowRun(id=uuid.UUID(int=1), flow_id=uuid.UUID(int=2), name="blue-heron"))
     manifest: Manifest = configuration.job_manifest

@@ -17,10 +17,10 @@ http://{{ include "tidepool.fullname" . }}-server.{{ .Release.Namespace }}.svc:4
       name: {{ . }}
       key: {{ $.Values.auth.secretKey }}
 {{- end }}
-# Never a server of its own in the place of one that cannot be reached.
+# Never start an ephemeral server instead of one that cannot be reached.
 - name: PREFECT_SERVER_EPHEMERAL_ENABLED
   value: "false"
-# Rides out three minutes without a server (the default of 5 gives up after one).
+# Bridges three minutes without a server (the default of 5 attempts gives up after one).
 - name: PREFECT_CLIENT_MAX_RETRIES
   value: "15"
 {{- end }}
@@ -56,7 +56,7 @@ http://{{ include "tidepool.fullname" . }}-server.{{ .Release.Namespace }}.svc:4
     secretKeyRef:
       name: {{ . }}
       key: {{ $.Values.database.secretKey }}
-# The migration Job has done it before this pod starts.
+# The migration Job has migrated the database before this pod starts.
 - name: PREFECT_SERVER_DATABASE_MIGRATE_ON_START
   value: "false"
 {{- end }}
