@@ -1,19 +1,27 @@
-"""The errors that are meant for a person.
+"""Errors meant for a person, and the wording that their messages share.
 
-Each carries one sentence that names the thing, the place and the accepted values, and is shown without a traceback::
+Each carries one sentence that names the value, the place and what is accepted, and is shown without a traceback::
 
     TidepoolError
     ├── UsageError      a command, a setting or a parameter is wrong: nothing was started, exit code 2
-    ├── InputError      the data that a flow reads is wrong: the run fails with this sentence, and is not retried
-    ├── StorageError    an object cannot be read or written as asked
-    └── ClusterError    a Dask cluster cannot be had as asked: the sentence says what it waited for
+    ├── InputError      the data that a flow reads is invalid: the run fails with this sentence, and is not retried
+    ├── StorageError    an object cannot be read or written as requested
+    └── ClusterError    a Dask cluster could not be started as requested: the sentence says what it waited for
 """
 
 from __future__ import annotations
 
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from pydantic_core import ErrorDetails
+
 
 class TidepoolError(Exception):
-    """An error whose text is for the person who runs the thing."""
+    """An error whose text is shown to the user as it is."""
 
 
 class UsageError(TidepoolError):
@@ -21,12 +29,39 @@ class UsageError(TidepoolError):
 
 
 class InputError(TidepoolError, ValueError):
-    """The data that a flow reads is not what it says it takes; trying again changes nothing."""
+    """The data that a flow reads is not in the format it accepts; a retry would fail in the same way."""
 
 
 class StorageError(TidepoolError):
-    """An object cannot be read or written as asked."""
+    """An object cannot be read or written as requested."""
 
 
 class ClusterError(TidepoolError):
-    """A Dask cluster did not start, or is not what was asked for."""
+    """A Dask cluster did not start, or is not what was requested."""
+
+
+def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str:
+    """Return the end of a message about an unknown name: the nearest known one.
+
+    Args:
+        given: The unknown name.
+        known: Names that are accepted.
+        otherwise: Advice where none is similar; by default the list of the known names.
+    """
+    if near := difflib.get_close_matches(given, known, n=1):
+        return f"; did you mean {near[0]}?"
+    return f"; {otherwise or 'known: ' + (', '.join(known) or 'none')}"
+
+
+def reason(problem: ErrorDetails, *, show_input: bool = True) -> str:
+    """Return pydantic's message as a part of a sentence, with the value that it is about.
+
+    Args:
+        problem: One of `ValidationError.errors()`.
+        show_input: Repeat the value; not for secrets.
+    """
+    text = problem["msg"].removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
+    # A value error of our own words the value itself; a mapping is too long to repeat.
+    shown = show_input and problem["type"] != "value_error" and not isinstance(problem["input"], dict)
+    return f"{text}, not {problem['input']!r}" if shown else text

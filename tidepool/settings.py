@@ -1,53 +1,54 @@
-"""Every setting of tidepool: one frozen model, read from `TIDEPOOL_*` variables. Nothing else reads the environment.
+"""All settings of tidepool: one frozen model, read from `TIDEPOOL_*` variables. Nothing else reads the environment.
 
-A setting's variable is `TIDEPOOL_<GROUP>_<FIELD>`: `TIDEPOOL_STORAGE_ROOT` is `settings().storage.root`. A `TIDEPOOL_*`
-name that is no setting is an error with the nearest right name: a misspelt one would otherwise be ignored silently.
+A setting's variable is `TIDEPOOL_<GROUP>_<FIELD>`: `TIDEPOOL_STORAGE_ROOT` is `settings().storage.root`. An unknown
+`TIDEPOOL_*` variable is an error that suggests the nearest known one; otherwise a misspelt name would have no effect.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tidepool.errors import UsageError
+from tidepool.errors import UsageError, did_you_mean, reason
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PREFIX = "TIDEPOOL_"
+_SECRETS = ("TIDEPOOL_NOTIFY_URLS",)  # never shown
 
 Provider = Literal["local", "threads", "address", "kubernetes"]
 SizeName = Literal["small", "medium", "large"]
 
 
 class _Group(BaseModel):
-    """A group of settings: frozen, no unknown fields."""
+    """A group of settings: frozen, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class StorageSettings(_Group):
-    """Where outputs are written."""
+    """Storage of outputs."""
 
     root: str = Field(
         default="file://.tidepool/storage",
-        description="URL of the folder that every output is written under: file://, s3:// or memory://. "
+        description="URL of the folder for all outputs: file://, s3:// or memory://. "
         "A relative file:// path starts at the current folder.",
     )
     anonymous: bool = Field(
         default=False,
-        description="Read s3:// without credentials, as public data sets allow. Off: the usual AWS_* chain.",
+        description="Read s3:// without credentials, as public data sets allow. False: the usual AWS_* chain.",
     )
-    timeout_seconds: float = Field(
-        default=60, gt=0, description="Seconds that one request to a store may take before it fails."
-    )
+    timeout_seconds: float = Field(default=60, gt=0, description="Timeout of one request to the store, in seconds.")
 
 
 class ComputeSettings(_Group):
-    """Where mapped tasks run."""
+    """Execution of mapped tasks."""
 
     provider: Provider = Field(
         default="local",
@@ -66,62 +67,62 @@ class ComputeSettings(_Group):
     argument_limit_bytes: int = Field(
         default=256 * 1024,
         gt=0,
-        description="Bytes that one argument or result of a mapped task may have, serialised; "
-        "larger data travels by reference.",
+        description="Maximum size of one argument or result of a mapped task, serialised, in bytes; pass larger data "
+        "by reference.",
     )
     worker_losses: int = Field(
         default=3,
         ge=1,
-        description="How often a mapped task may lose its worker before it is given up as Crashed; a task whose own "
-        "`retries` are more may lose one worker per retry.",
+        description="Number of workers that a mapped task may lose before it is Crashed; a task with more `retries` "
+        "may lose one worker per retry.",
     )
     no_worker_seconds: float = Field(
-        default=300, gt=0, description="Seconds that mapped tasks wait for a cluster that has no worker at all."
+        default=300, gt=0, description="Seconds that mapped tasks wait while the cluster has no worker."
     )
     close_seconds: float = Field(
         default=60,
         gt=0,
-        description="Seconds that closing a cluster may take: task runs closed, logs and events sent, workers stopped.",
+        description="Timeout for closing a cluster, in seconds: finish task runs, send logs and events, stop workers.",
     )
 
 
 class KubernetesSettings(_Group):
-    """Dask clusters of pods. The first five come by themselves in a driver pod, from the base job template."""
+    """Dask clusters of pods. In a driver pod, the base job template sets the first five."""
 
     namespace: str = Field(
         default="", description="Namespace of the Dask cluster. Empty: the driver pod's, else the kubeconfig's."
     )
     pod_name: str = Field(
         default="",
-        description="Name of the driver's pod: the Dask pods get its image, variables and place. Empty: no pod.",
+        description="Name of the driver pod: the Dask pods inherit its image, environment variables and placement. "
+        "Empty: the driver runs outside of Kubernetes.",
     )
     job_name: str = Field(default="", description="Name of the run's Job, which owns the run's Dask clusters.")
     job_uid: str = Field(default="", description="UID of the run's Job.")
     image: str = Field(
-        default="", description="Image of scheduler and workers. Empty: the driver's own, by the digest that it runs."
+        default="", description="Image of scheduler and workers. Empty: the driver's own, pinned by digest."
     )
-    max_workers: int = Field(
-        default=50, ge=1, description="Workers that all Dask clusters of one run may have together."
-    )
-    max_cpu: float = Field(default=100, gt=0, description="CPU cores that all workers of one run may request together.")
-    max_memory_gib: float = Field(
-        default=400, gt=0, description="Memory that all workers of one run may have together, GiB."
-    )
+    max_workers: int = Field(default=50, ge=1, description="Maximum number of workers of all Dask clusters of one run.")
+    max_cpu: float = Field(default=100, gt=0, description="Maximum CPU request of all workers of one run, in cores.")
+    max_memory_gib: float = Field(default=400, gt=0, description="Maximum memory of all workers of one run, in GiB.")
     adaptive_minimum: int = Field(
         default=0,
         ge=0,
-        description="Workers that an adaptive cluster keeps when it has little to do; it grows to the size's workers. "
+        description="Minimum number of workers of an adaptive cluster, which scales up to the size's workers. "
         "0: not adaptive, always the size's workers.",
     )
-    scheduler_cpu: float = Field(default=0.25, gt=0, description="CPU cores that a scheduler requests.")
-    scheduler_memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of a scheduler, GiB.")
-    scratch_gib: float = Field(default=10, gt=0, description="Disk that a worker may use for /tmp and to spill, GiB.")
+    scheduler_cpu: float = Field(default=0.25, gt=0, description="CPU request of a scheduler, in cores.")
+    scheduler_memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of a scheduler, in GiB.")
+    scratch_gib: float = Field(
+        default=10, gt=0, description="Disk limit of a worker for /tmp and spilled data, in GiB."
+    )
     worker_node_selector: dict[str, str] = Field(
         default={},
-        description="Labels of the nodes for workers, as JSON. Empty: the driver's, as for the scheduler.",
+        description="Node selector of workers, as JSON. Empty: the driver's, as for the scheduler.",
     )
     worker_tolerations: list[dict[str, str | int]] = Field(
-        default=[], description="Tolerations of workers besides the driver's, as JSON; spot nodes usually need one."
+        default=[],
+        description="Tolerations of workers in addition to the driver's, as JSON; spot nodes usually need one.",
     )
     worker_priority_class: str = Field(
         default="", description="PriorityClass of workers; lower than the driver's. Empty: the cluster's default."
@@ -129,22 +130,17 @@ class KubernetesSettings(_Group):
     start_timeout_seconds: float = Field(
         default=600,
         gt=0,
-        description="Seconds that a cluster may take until its first worker is there: a new node, an image pull.",
+        description="Seconds until a cluster's first worker must be ready; covers a new node and an image pull.",
     )
     idle_timeout_seconds: int = Field(
         default=1200,
         ge=60,
-        description="Seconds without a task and without a connected client after which the operator removes a cluster.",
-    )
-    deadline_seconds: int = Field(
-        default=86400,
-        ge=60,
-        description="Seconds after its creation at which a run's cluster is removed, whatever it does.",
+        description="Seconds without a task and without a connected client after which the operator deletes a cluster.",
     )
     dashboard_url: str = Field(
         default="",
-        description="Address at which people find a cluster's dashboard, with {namespace} and {cluster}, where an "
-        "ingress serves them. Empty: the run's page says how to forward it.",
+        description="URL of a cluster's dashboard, with {namespace} and {cluster}, if an ingress serves it. "
+        "Empty: the run's page shows the port-forward command.",
     )
 
 
@@ -152,60 +148,58 @@ class SizeSettings(_Group):
     """One size of Dask cluster."""
 
     workers: int = Field(ge=1, description="Worker processes (local) or pods (kubernetes).")
-    threads: int = Field(default=1, ge=1, description="Threads of each worker.")
-    cpu: float = Field(default=1.0, gt=0, description="CPU cores that each worker requests on Kubernetes.")
-    memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of each worker, GiB.")
+    threads: int = Field(default=1, ge=1, description="Threads per worker.")
+    cpu: float = Field(default=1.0, gt=0, description="CPU request of each worker on Kubernetes, in cores.")
+    memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of each worker, in GiB.")
 
 
 class NotifySettings(_Group):
-    """Who is told how a run went."""
+    """Notifications about the outcome of runs."""
 
     urls: SecretStr = Field(
         default=SecretStr(""),
-        description="Apprise URLs (slack://…, mailto://…, json://…), separated by white space. Empty: nobody is told.",
+        description="Apprise URLs (slack://…, mailto://…, json://…), separated by spaces. Empty: no notifications.",
     )
-    timeout_seconds: float = Field(
-        default=10, gt=0, description="Seconds that sending one message may take before it is given up."
-    )
+    timeout_seconds: float = Field(default=10, gt=0, description="Timeout for sending one notification, in seconds.")
 
 
 class ImageSettings(_Group):
-    """The one image that everything runs in."""
+    """The image in which everything runs."""
 
     name: str = Field(
         default="",
-        description="Registry and repository that `prefect deploy --all` pushes the image to, without a tag.",
+        description="Registry and repository to which `prefect deploy --all` pushes the image, without a tag.",
     )
-    base: str = Field(default="", description="Image to build it from. Empty: the Dockerfile's own base.")
+    base: str = Field(default="", description="Base image of the build. Empty: the Dockerfile's default.")
 
 
 class RepositorySettings(_Group):
-    """Where people read this repository."""
+    """The repository on the web."""
 
     url: str = Field(
         default="",
-        description="Web address of the repository's files (https://host/owner/name/blob/main): the deployments' "
-        "descriptions link to their runbooks there.",
+        description="Web address of the repository's files (https://host/owner/name/blob/main), for the links to "
+        "runbooks in the deployments' descriptions.",
     )
 
 
 class DeploySettings(_Group):
-    """From Git to the server."""
+    """Deploys from Git to the server."""
 
     owner: str = Field(
         default="tidepool",
         pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$",
-        description="Whose the things on the server are: the tag managed-by:<owner> marks them. Only these are changed "
-        "and deleted.",
+        description="Owner of the managed resources on the server, which carry the tag managed-by:<owner>. Only these "
+        "are changed and deleted.",
     )
     environment: str = Field(
-        default="production", description="Environment that the drift report compares with: production, or an overlay."
+        default="production", description="Environment of the drift report: production, or an overlay."
     )
     delete_share: float = Field(
         default=0.3,
         ge=0,
         le=1,
-        description="Share of each kind of thing that one apply or prune may delete without --yes-delete.",
+        description="Maximum share of each kind of resource that one apply or prune deletes without --yes-delete.",
     )
     runs_per_hour: int = Field(default=60, ge=1, description="Runs per hour of one schedule above which a plan warns.")
 
@@ -240,13 +234,13 @@ class Settings(BaseSettings):
     deploy: DeploySettings = DeploySettings()
 
     def size(self, name: str) -> SizeSettings:
-        """The size of that name.
+        """Return the size of that name.
 
         Raises:
-            UsageError: `name` is none of the sizes.
+            UsageError: `name` is not a size.
         """
         if name not in SIZES:
-            raise UsageError(f"size {name!r} is unknown; the sizes are {', '.join(SIZES)}")
+            raise UsageError(f"unknown size {name!r}{did_you_mean(name, SIZES)}")
         return cast("SizeSettings", getattr(self, name))
 
 
@@ -254,7 +248,7 @@ SIZES: tuple[str, ...] = ("small", "medium", "large")
 
 
 def variables() -> dict[str, tuple[str, str]]:
-    """Every variable, by name, with the group and field that it sets."""
+    """Return all variables by name, with the group and field that each one sets."""
     return {
         f"{PREFIX}{group}_{field}".upper(): (group, field)
         for group, info in Settings.model_fields.items()
@@ -263,51 +257,42 @@ def variables() -> dict[str, tuple[str, str]]:
 
 
 def reject_unknown(names: Any) -> None:
-    """Refuses `TIDEPOOL_*` names that are no setting.
+    """Refuse unknown `TIDEPOOL_*` variables.
 
     Args:
-        names: Names of variables; those with another prefix are left alone.
+        names: Names of variables; those with another prefix are ignored.
 
     Raises:
-        UsageError: names each unknown variable with the nearest right one.
+        UsageError: each unknown variable with the nearest known one.
     """
     known = variables()
     wrong = sorted(name for name in names if name.startswith(PREFIX) and name not in known)
     if wrong:
-        raise UsageError("; ".join(f"{name} is no setting{_hint(name, list(known))}" for name in wrong))
-
-
-def _hint(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f", did you mean {near[0]}?" if near else " (`tidepool settings` lists them)"
-
-
-def _sentence(error: ValidationError) -> str:
-    parts = []
-    for problem in error.errors():
-        variable = PREFIX + "_".join(str(part) for part in problem["loc"]).upper()
-        message = problem["msg"][0].lower() + problem["msg"][1:]
-        shown = "" if variable == "TIDEPOOL_NOTIFY_URLS" else f", not {problem['input']!r}"
-        parts.append(f"{variable}: {message}{shown}")
-    return "; ".join(parts)
+        hint = "`tidepool settings` lists the known ones"
+        raise UsageError("; ".join(f"unknown setting {name}{did_you_mean(name, known, hint)}" for name in wrong))
 
 
 @cache
 def settings() -> Settings:
-    """The effective settings, read once per process.
+    """Return the effective settings, read once per process.
 
     Raises:
-        UsageError: a variable is misspelt or its value is not accepted.
+        UsageError: a variable is unknown or its value is not accepted.
     """
     reject_unknown(os.environ)
     try:
         return Settings()
     except ValidationError as error:
-        raise UsageError(_sentence(error)) from None
+        raise UsageError("; ".join(_problem(each) for each in error.errors())) from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    variable = PREFIX + "_".join(str(part) for part in error["loc"]).upper()
+    return f"{variable}: {reason(error, show_input=variable not in _SECRETS)}"
 
 
 def effective() -> list[tuple[str, str, str]]:
-    """Each setting as (variable, effective value with secrets masked, where it comes from)."""
+    """Return each setting as (variable, effective value with secrets masked, its source)."""
     current = settings()
     rows = []
     for variable, (group, field) in sorted(variables().items()):
@@ -317,10 +302,10 @@ def effective() -> list[tuple[str, str, str]]:
 
 
 def set_variables(values: dict[str, str]) -> None:
-    """Sets variables of this process (and its children), as a command's options do; the settings are read anew.
+    """Set variables of this process and its children, as a command's options do, and read the settings again.
 
     Raises:
-        UsageError: a name is no setting, or a value is not accepted.
+        UsageError: a variable is unknown or its value is not accepted.
     """
     reject_unknown(values)
     os.environ.update(values)
@@ -329,23 +314,23 @@ def set_variables(values: dict[str, str]) -> None:
 
 
 def set_prefect_variables(values: dict[str, str]) -> None:
-    """Sets `PREFECT_*` variables of this process and its children; Prefect reads its settings once, at import."""
+    """Set `PREFECT_*` variables of this process and its children; Prefect reads its settings once, at import."""
     os.environ.update(values)
 
 
 def environment() -> dict[str, str]:
-    """A copy of this process's environment, for a child process."""
+    """Return a copy of this process's environment, for a child process."""
     return dict(os.environ)
 
 
 def repository() -> Path:
-    """The folder that holds prefect.yaml: the current one or the nearest above it.
+    """Return the folder that holds prefect.yaml: the current one or the nearest above it.
 
     Raises:
-        UsageError: there is none.
+        UsageError: neither the current folder nor one above it holds the file.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "prefect.yaml").is_file():
             return folder
-    raise UsageError(f"no prefect.yaml in {here} or above it; run this inside the repository")
+    raise UsageError(f"no prefect.yaml in {here} or above it; run this command inside the repository")

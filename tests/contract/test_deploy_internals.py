@@ -20,16 +20,16 @@ def test_prefect_ignores_unknown_keys_which_is_why_we_do_not() -> None:
 def test_each_key_of_prefect_is_either_allowed_or_refused_with_a_reason() -> None:
     from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, RawScheduleConfig, WorkPoolConfig
 
-    from tidepool.deploy.config import checks
+    from tidepool.deploy.config import models
 
     pairs = [
-        (DeploymentConfig, checks._Deployment),
-        (RawScheduleConfig, checks._Schedule),
-        (WorkPoolConfig, checks._Pool),
-        (PrefectYamlModel, checks._File),
+        (DeploymentConfig, models.Deployment),
+        (RawScheduleConfig, models.Schedule),
+        (WorkPoolConfig, models.DeploymentWorkPool),
+        (PrefectYamlModel, models.PrefectFile),
     ]
     # `version_type` chooses between ways to guess a version from Git; ours is written out.
-    known = {*checks._NOT_HERE, "version_type"}
+    known = {*models.NOT_ALLOWED, "version_type"}
     for theirs, ours in pairs:
         assert set(theirs.model_fields) <= {*ours.model_fields, *known}, theirs.__name__
         assert set(ours.model_fields) <= {*theirs.model_fields, "definitions"}, ours.__name__

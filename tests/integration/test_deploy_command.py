@@ -63,9 +63,9 @@ def test_a_bare_deploy_is_vetoed_before_the_first_write(shop: Shop, proxy: Proxy
     done = shop.stock()
     assert done.returncode != 0
     assert proxy.writes == []
-    assert done.stderr.count("tidepool: 2 problems, nothing was written:") == 1, done.stderr
-    assert "unknown key, did you mean 'concurrency_limit'?" in done.stderr
-    assert "has no such job variable, did you mean 'working_dir'?" in done.stderr
+    assert done.stderr.count("tidepool: 2 problems; nothing was written:") == 1, done.stderr
+    assert "unknown key; did you mean concurrency_limit?" in done.stderr
+    assert "has no such job variable; did you mean working_dir?" in done.stderr
 
 
 def test_a_bare_deploy_keeps_a_pause_and_does_not_take_what_is_not_ours(shop: Shop, proxy: Proxy) -> None:

@@ -1,4 +1,4 @@
-"""`tidepool run`: a flow here and now; its result on standard output, its exit code, and the server that records it."""
+"""`tidepool run`: a flow on this machine; its result on standard output, its exit code, and the server that records it."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_for_a_person_it_prints_the_result_and_the_outputs(repository: Path, pre
     [
         (
             ["-p", "count=11"],
-            "good-flow: parameter count = 11: input should be less than or equal to 10 (accepted: an ",
+            "good-flow: parameter count: input should be less than or equal to 10, not 11 (accepted: an ",
         ),
-        (["-p", "cuont=1"], "good-flow: parameter 'cuont' is unknown, did you mean count? known: count, word"),
+        (["-p", "cuont=1"], "good-flow: parameter cuont: the flow has no such parameter; did you mean count?"),
     ],
 )
 def test_a_bad_parameter_runs_nothing(repository: Path, arguments: list[str], sentence: str) -> None:
@@ -90,7 +90,7 @@ def test_a_flow_that_cannot_be_imported_is_named(repository: Path) -> None:
     (repository / "small_flows.py").write_text("import no_such_library\n")
     done = _run(repository, "good")
     assert done.returncode == 2
-    assert "good: entrypoint small_flows.good cannot be imported: ModuleNotFoundError" in done.stderr
+    assert "cannot import flow small_flows.good: ModuleNotFoundError" in done.stderr
 
 
 def test_a_configured_server_that_is_away_is_said_at_once(repository: Path) -> None:

@@ -117,12 +117,12 @@ def test_a_given_image_takes_the_place_of_the_built_one() -> None:
 @pytest.mark.parametrize(
     ("overlay", "image", "message"),
     [
-        ({"every_deploymnt": {}}, None, "key 'every_deploymnt' is unknown, did you mean every_deployment?"),
-        ({"deployments": {"aa": {}}}, None, "deployment 'aa' is unknown, did you mean a?"),
-        ({"deployments": {"a": {"schedules": []}}}, None, "a has schedules: they are written in prefect.yaml only"),
+        ({"every_deploymnt": {}}, None, "unknown key 'every_deploymnt'; did you mean every_deployment?"),
+        ({"deployments": {"aa": {}}}, None, "unknown deployment 'aa'; did you mean a?"),
+        ({"deployments": {"a": {"schedules": []}}}, None, "a has schedules, which only prefect.yaml may define"),
         ({"every_deployment": {"schedules": []}}, None, "every_deployment has schedules"),
-        ({"image": None}, DIGEST, "runs without an image: leave --image out"),
-        ({}, "app:latest", "image 'app:latest' is no digest: give name@sha256:"),
+        ({"image": None}, DIGEST, "this environment runs without an image: omit --image"),
+        ({}, "app:latest", "image 'app:latest' is not pinned by digest: use name@sha256:"),
     ],
 )
 def test_a_wrong_overlay_or_image_is_one_sentence(overlay: dict[str, Any], image: str | None, message: str) -> None:
@@ -130,10 +130,13 @@ def test_a_wrong_overlay_or_image_is_one_sentence(overlay: dict[str, Any], image
         environments.render(MANIFEST, overlay, image)
 
 
-@pytest.mark.parametrize("content", ["a: [", "- a\n"])
-def test_a_broken_file_is_named(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("x: 1\na: ]", r"^prefect\.yaml:2: invalid YAML: "), ("- a\n", r"^prefect\.yaml must be a mapping, not list$")],
+)
+def test_an_invalid_file_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "prefect.yaml").write_text(content)
-    with pytest.raises(UsageError, match=r"^prefect\.yaml "):
+    with pytest.raises(UsageError, match=message):
         environments.load(tmp_path, "production")
 
 

@@ -33,14 +33,14 @@ def test_a_variable_sets_its_group_and_field(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_misspelt_variable_is_an_error_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEPOOL_STORAGE_ROTO", "s3://bucket")
     with pytest.raises(
-        UsageError, match=r"^TIDEPOOL_STORAGE_ROTO is no setting, did you mean TIDEPOOL_STORAGE_ROOT\?$"
+        UsageError, match=r"^unknown setting TIDEPOOL_STORAGE_ROTO; did you mean TIDEPOOL_STORAGE_ROOT\?$"
     ):
         module.settings()
 
 
-def test_a_name_like_no_other_points_to_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_without_a_similar_one_refers_to_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEPOOL_XYZZY", "1")
-    with pytest.raises(UsageError, match=r"TIDEPOOL_XYZZY is no setting \(`tidepool settings` lists them\)"):
+    with pytest.raises(UsageError, match=r"^unknown setting TIDEPOOL_XYZZY; `tidepool settings` lists the known ones$"):
         module.settings()
 
 
@@ -58,14 +58,14 @@ def test_settings_are_frozen() -> None:
         module.settings().storage.root = "s3://elsewhere"  # type: ignore[misc]
 
 
-def test_every_setting_says_what_it_means() -> None:
+def test_every_setting_has_a_description() -> None:
     for variable, (group, field) in module.variables().items():
         annotation = module.Settings.model_fields[group].annotation
         assert annotation is not None
         assert annotation.model_fields[field].description, f"{variable} has no description"
 
 
-def test_effective_tells_value_and_origin_and_masks_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effective_returns_value_and_source_and_masks_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEPOOL_NOTIFY_URLS", "slack://T1/B2/C3")
     rows = {variable: (value, origin) for variable, value, origin in module.effective()}
     assert rows["TIDEPOOL_NOTIFY_URLS"] == ("**********", "environment")
@@ -74,7 +74,7 @@ def test_effective_tells_value_and_origin_and_masks_secrets(monkeypatch: pytest.
 
 
 def test_an_unknown_size_names_the_sizes() -> None:
-    with pytest.raises(UsageError, match="size 'huge' is unknown; the sizes are small, medium, large"):
+    with pytest.raises(UsageError, match="unknown size 'huge'; known: small, medium, large"):
         module.settings().size("huge")
 
 
@@ -84,8 +84,10 @@ def test_set_variables_takes_effect_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert module.settings().compute.provider == "threads"
 
 
-def test_set_variables_refuses_what_is_no_setting() -> None:
-    with pytest.raises(UsageError, match="TIDEPOOL_COMPUTE_PROVIDERS is no setting, did you mean"):
+def test_set_variables_refuses_an_unknown_setting() -> None:
+    with pytest.raises(
+        UsageError, match="unknown setting TIDEPOOL_COMPUTE_PROVIDERS; did you mean TIDEPOOL_COMPUTE_PROVIDER"
+    ):
         module.set_variables({"TIDEPOOL_COMPUTE_PROVIDERS": "threads"})
 
 
@@ -99,7 +101,7 @@ def test_repository_is_found_from_a_folder_below(tmp_path: object, monkeypatch: 
     assert module.repository() == top
 
 
-def test_outside_a_repository_the_sentence_says_so(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_repository_the_message_names_the_folder(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(str(tmp_path))
     with pytest.raises(UsageError, match=r"no prefect\.yaml in .* or above it"):
         module.repository()

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidepool.deploy.config import automations, checks, environments, yaml_source
-from tidepool.deploy.reconcile import actual, comparison, desired
+from tidepool.deploy.config import automations, checks, environments, flows, yaml_source
+from tidepool.deploy.config.problems import Problem, raise_if_any
+from tidepool.deploy.reconcile import actual, comparison
 from tidepool.errors import UsageError
 from tidepool.settings import repository, settings
 
@@ -74,13 +75,11 @@ def _validate(file: Path) -> None:
         if not problems:
             listed = content.data["deployments"]
             tag = automations.owner_tag(owner)
-            flows = desired.Flows(root)
-            names = {
-                f"{flows.load(each['entrypoint']).name}/{each['name']}": index for index, each in enumerate(listed)
-            }
+            loaded = [flows.load(root, each["entrypoint"]) for each in listed]
+            names = {f"{flow.name}/{listed[index]['name']}": index for index, flow in enumerate(loaded)}
             there = actual.read_deployments(client, tag, environments.deployment_names(content.data))
             problems += [
-                checks.Problem(
+                Problem(
                     content.name,
                     content.line(("deployments", names[name], "name")),
                     f"deployment {name} exists on the server and is not ours (tags: "
@@ -89,8 +88,7 @@ def _validate(file: Path) -> None:
                 for name, each in there.items()
                 if name in names and tag not in each["tags"]
             ]
-        if problems:
-            raise UsageError(checks.sentence(problems))
+        raise_if_any(problems)
         wanted = {name: listed[index] for name, index in names.items()}
         for name, each in there.items():
             if name in wanted and each["paused"] and "paused" not in wanted[name]:

@@ -1,21 +1,21 @@
-"""`tidepool run`: one deployment's flow, here and now, with its parameters from prefect.yaml and the command line.
+"""`tidepool run`: one deployment's flow in this process, with parameters from prefect.yaml and the command line.
 
 Standard output carries the result only; whatever the flow, Prefect or Dask print goes to standard error.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from tidepool.deploy.config import environments
+from tidepool.deploy.config import environments, flows
+from tidepool.deploy.config.problems import path
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import set_prefect_variables, set_variables, settings
 
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
     from prefect import Flow
     from prefect.client.schemas.objects import State
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `--json` prints."""
+    """The outcome of a run, as `--json` prints it."""
 
     flow_run_id: str
     state: str
@@ -47,14 +48,14 @@ def run(
     provider: str | None,
     as_json: bool,
 ) -> int:
-    """Runs the flow and prints what became of it.
+    """Run the flow and print its outcome.
 
     Args:
         repository: The folder that holds prefect.yaml; it becomes the current one, as it is for a worker.
         name: The deployment.
-        parameters: `name=value`, each in the place of the one in prefect.yaml.
-        environment: Whose overlay is merged into prefect.yaml.
-        provider: Where mapped tasks run, in the place of the setting.
+        parameters: `name=value`, each overriding the one in prefect.yaml.
+        environment: The environment whose overlay is merged into prefect.yaml.
+        provider: Where mapped tasks run; overrides the setting.
         as_json: Print one JSON object.
 
     Returns:
@@ -70,7 +71,7 @@ def run(
     settings()
     os.chdir(repository)
     with _only_result_on_stdout():
-        flow = _load(deployment, repository)
+        flow = flows.load(repository, deployment["entrypoint"])
         values = bind(flow, deployment.get("parameters") or {}, assignments(parameters))
         with _api(repository):
             # Prefect's overloads know no flow of any parameters and any result.
@@ -88,7 +89,7 @@ def run(
 
 
 def assignments(given: Sequence[str]) -> dict[str, str]:
-    """Takes `name=value` apart.
+    """Parse `name=value` pairs.
 
     Raises:
         UsageError: one has no `=`.
@@ -97,73 +98,48 @@ def assignments(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise UsageError(f"parameter {text!r}: give it as NAME=VALUE, for example -p increment=2")
+            raise UsageError(f"invalid parameter {text!r}: use NAME=VALUE, for example -p increment=2")
         pairs[name] = value
     return pairs
 
 
 def bind(flow: Flow[..., Any], base: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
-    """The parameters of a run, checked against the flow's types and bounds.
+    """Merge the parameters of a run and check them against the flow's types and bounds.
 
     Args:
         flow: The flow.
-        base: Values as prefect.yaml has them.
-        given: Texts from the command line; each becomes what the flow's type makes of it, as text or as JSON.
+        base: Values from prefect.yaml.
+        given: Texts from the command line; each is parsed by the flow's type, as text or as JSON.
 
     Raises:
-        UsageError: a name is unknown, a value is not accepted, or one is missing.
+        UsageError: a name is unknown, a value is invalid, or one is missing.
     """
-    accepted = inspect.signature(flow.fn).parameters
-    for name in (*given, *base):
-        if name not in accepted:
-            raise UsageError(f"{flow.name}: {environments.unknown('parameter', name, list(accepted))}")
-    missing = [
-        name
-        for name, parameter in accepted.items()
-        if parameter.default is parameter.empty and name not in {*base, *given}
-    ]
-    if missing:
-        raise UsageError(f"{flow.name}: parameter {', '.join(missing)} is missing: give it with -p {missing[0]}=…")
-    hints = get_type_hints(flow.fn, include_extras=True)
-    values: dict[str, Any] = {}
-    for name in accepted:
-        if name not in base and name not in given:
-            continue
-        adapter: TypeAdapter[Any] = TypeAdapter(hints.get(name, Any))
-        try:
-            values[name] = _parse(adapter, given[name]) if name in given else adapter.validate_python(base[name])
-        except ValidationError as error:
-            shown = given[name] if name in given else json.dumps(base[name])
-            raise UsageError(f"{flow.name}: {_rejected(name, shown, flow, error)}") from None
+    values = {**base, **{name: _parse(flows.parameter_type(flow, name), text) for name, text in given.items()}}
+    for place, problem in flows.parameter_problems(flow, values):
+        schema = flow.parameters.properties.get(str(place[0]))
+        accepted = "" if schema is None else f" (accepted: {describe(schema)})"
+        raise UsageError(f"{flow.name}: parameter {path(place)}: {problem}{accepted}")
+    if missing := flows.missing_parameters(flow, values):
+        raise UsageError(f"{flow.name}: missing parameter {', '.join(missing)}: pass it with -p {missing[0]}=…")
     return values
 
 
 def _parse(adapter: TypeAdapter[Any], text: str) -> Any:
-    """A text as the type takes it: `null` if it may be null, then as text (`12`, `true`), then as JSON."""
+    """Return a text as the type accepts it: as `null`, then as text (`12`, `true`), then as JSON; else unchecked."""
     try:
         decoded = json.loads(text)
     except ValueError:
-        return adapter.validate_python(text)
+        decoded = text
     if adapter.json_schema() == {}:  # any type at all
         return decoded
-    first, second = (decoded, text) if decoded is None else (text, decoded)
-    try:
-        return adapter.validate_python(first)
-    except ValidationError:
-        return adapter.validate_python(second)
-
-
-def _rejected(name: str, shown: str, flow: Flow[..., Any], error: ValidationError) -> str:
-    """One sentence: the parameter, its value, what is wrong and what is accepted."""
-    problem = error.errors()[0]
-    place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    schema = flow.parameters.properties.get(name, {})
-    return f"parameter {name}{place} = {shown}: {message} (accepted: {describe(schema)})"
+    for value in (decoded, text) if decoded is None else (text, decoded):
+        with suppress(ValidationError):
+            return adapter.validate_python(value)
+    return decoded
 
 
 def describe(schema: Mapping[str, Any]) -> str:
-    """What a parameter accepts, in words, from its JSON schema."""
+    """Describe in words what a parameter accepts, from its JSON schema."""
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(describe(part) for part in schema["anyOf"]))
     if "enum" in schema:
@@ -189,34 +165,14 @@ _BOUNDS = {
 }
 
 
-def _load(deployment: Mapping[str, Any], repository: Path) -> Flow[..., Any]:
-    """The deployment's flow.
-
-    Raises:
-        UsageError: it cannot be imported.
-    """
-    from prefect.flows import load_flow_from_entrypoint
-
-    # As for `prefect deploy` in this folder; a packaged installation has it on the path anyway.
-    if str(repository) not in sys.path:
-        sys.path.insert(0, str(repository))
-    entrypoint = str(deployment["entrypoint"])
-    try:
-        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"{deployment['name']}: entrypoint {entrypoint} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-
-
 def _outcome(flow: Flow[..., Any], state: State[Any]) -> tuple[Outcome, str | None]:
-    """What became of the run, and why it is not Completed if it is not."""
+    """Read the run's outcome, and the reason when it is not Completed."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
     from prefect.client.schemas.sorting import ArtifactSort
 
     run_id = state.state_details.flow_run_id
-    if run_id is None:  # Prefect sets it for every run that has begun
+    if run_id is None:  # Prefect sets it for every run that has started
         raise TidepoolError(f"{flow.name} has no flow run: {state.message}")
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(
@@ -238,12 +194,12 @@ def _outcome(flow: Flow[..., Any], state: State[Any]) -> tuple[Outcome, str | No
 
 
 def _reason(state: State[Any], value: object) -> str:
-    """One sentence; our own errors are that already."""
+    """Give the reason in one sentence, which tidepool's own errors are already."""
     if isinstance(value, TidepoolError):
         return str(value)
     if isinstance(value, BaseException):
         return " ".join(f"{type(value).__name__}: {value}".split())
-    return " ".join((state.message or "no reason was given").split())
+    return " ".join((state.message or "no reason recorded").split())
 
 
 def _text(name: str, outcome: Outcome) -> str:
@@ -256,7 +212,7 @@ def _text(name: str, outcome: Outcome) -> str:
 
 @contextmanager
 def _only_result_on_stdout() -> Iterator[None]:
-    """Sends standard output to standard error, below Python: prints of workers and libraries too."""
+    """Redirect standard output to standard error, below Python: prints of workers and libraries too."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -270,7 +226,7 @@ def _only_result_on_stdout() -> Iterator[None]:
 
 @contextmanager
 def _api(repository: Path) -> Iterator[None]:
-    """A Prefect API for the run: the configured one, the demo's, or one of our own that ends with the block.
+    """Provide a Prefect API for the run: the configured one, the demo's, or one that ends with the block.
 
     Raises:
         TidepoolError: the configured one does not answer.
@@ -280,7 +236,7 @@ def _api(repository: Path) -> Iterator[None]:
     if PREFECT_API_URL.value() is not None:
         from prefect.client.orchestration import get_client
 
-        # Ours fails now or never: Prefect's own patience (a minute) is for runs that go on.
+        # Fail at once: Prefect's own retries (a minute) are for runs that are under way.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
         if problem is not None:
@@ -290,29 +246,23 @@ def _api(repository: Path) -> Iterator[None]:
         yield
         return
 
-    from tidepool.local import server
+    from tidepool.local.processes import signals_interrupt
+    from tidepool.local.server import Home, running_server
 
-    home = server.Home.of(repository)
-    if (port := home.running_demo_port()) is not None:
-        _use(server.prefect_variables(home, port))
+    home = Home.of(repository)
+    if (server := home.demo_server()) is not None:
+        _use(server.variables)
         yield
         return
 
-    port = server.free_port()
-    variables = server.prefect_variables(home, port)
-    processes = server.Processes(home, variables)
-    with server.ended_by_signals():
-        try:
-            server.start_server(processes, home, port, "--no-ui")
-            _use(variables)
-            yield
-            _flush()
-        finally:
-            processes.stop_all()
+    with signals_interrupt(), running_server(home) as server:
+        _use(server.variables)
+        yield
+        _flush()
 
 
 def _use(variables: dict[str, str]) -> None:
-    """Points Prefect, imported already, and the Dask workers to come, to a server."""
+    """Point Prefect, which is imported already, and the Dask workers to come at a server."""
     from prefect.context import refresh_global_settings_context
 
     set_prefect_variables(variables)
@@ -320,7 +270,7 @@ def _use(variables: dict[str, str]) -> None:
 
 
 def _flush() -> None:
-    """Sends what Prefect still holds back of logs and events, before the server goes."""
+    """Send the logs and events that Prefect still buffers, before the server ends."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 

@@ -1,131 +1,129 @@
-"""automations.yaml: what the server holds besides deployments.
+"""automations.yaml: the managed resources of the server besides deployments.
 
-Alerts and repairs (Prefect automations), templates of work pools, global concurrency limits and variables. Ownership is
-the tag `managed-by:<owner>`; concurrency limits have no tags, so that their names start with `<owner>-`.
+Alerts and repairs (Prefect automations), templates of work pools, global concurrency limits and variables. The tag
+`managed-by:<owner>` marks them as managed; concurrency limits have no tags, so their names start with `<owner>-`.
 
-An action may say `type: notify`: it becomes a notification through the block `<owner>-notify`, which holds the targets
-of the setting TIDEPOOL_NOTIFY_URLS. `deployment: flow/name` stands for the id that Prefect wants.
+An action of `type: notify` becomes a notification through the block `<owner>-notify`, which holds the targets of the
+setting TIDEPOOL_NOTIFY_URLS. `deployment: flow/name` stands for the id that Prefect requires.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, RootModel, ValidationError
 
-from tidepool.deploy.config import yaml_source
+from tidepool.deploy.config import models, yaml_source
+from tidepool.deploy.config.models import Automation, ServerFile, WorkPool
+from tidepool.deploy.config.problems import Problem, place_in
+from tidepool.errors import UsageError, did_you_mean, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from prefect.events.schemas.automations import AutomationCore
 
+    from tidepool.deploy.config.problems import Finding
+    from tidepool.deploy.config.yaml_source import Place, YamlFile
+
 FILE = "automations.yaml"
 NOTIFY = "notify"
 _NOTHING = {"type": "do-nothing"}
-# Sets in Prefect's models: their order means nothing.
+# Sets in Prefect's models: their order has no meaning.
 _SETS = ("expect", "after", "for_each")
 _LATER = ("name", "enabled", "tags", "owner_resource")
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class WorkPool(_Strict):
-    """A work pool and the file of its base job template."""
-
-    name: str
-    type: str
-    base_job_template: str
-
-
-class ConcurrencyLimit(_Strict):
-    """A global concurrency limit."""
-
-    name: Name
-    limit: int = Field(ge=0)
-    slot_decay_per_second: float = Field(default=0.0, ge=0)
-
-
-class Variable(_Strict):
-    """A Prefect variable: any JSON value."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
-    value: Any
-
-
-class Automation(_Strict):
-    """An automation; trigger and actions as Prefect has them, with `notify` and `deployment` besides."""
-
-    name: Name
-    description: str
-    trigger: dict[str, Any]
-    actions: list[dict[str, Any]] = Field(min_length=1)
-
-
-class ServerFile(_Strict):
-    """The whole of automations.yaml."""
-
-    work_pools: list[WorkPool] = []
-    concurrency_limits: list[ConcurrencyLimit] = []
-    variables: list[Variable] = []
-    automations: list[Automation] = []
-
-
-def read(repository: Path) -> yaml_source.YamlFile | None:
-    """The file with its lines; None where there is none.
+def read(repository: Path) -> YamlFile | None:
+    """Read the file with its lines; None if the repository does not have it.
 
     Raises:
-        UsageError: it is no YAML.
+        UsageError: the file is not valid YAML.
     """
     path = repository / FILE
     return yaml_source.read(path, FILE) if path.is_file() else None
 
 
+def read_checked(repository: Path, owner: str) -> tuple[YamlFile | None, ServerFile, list[Problem]]:
+    """Read the file and check all that does not depend on the deployments.
+
+    Args:
+        repository: The folder that holds automations.yaml.
+        owner: Owner of the managed resources.
+
+    Returns:
+        The file, or None if it does not exist or has another shape; its content, empty in that case; its problems.
+    """
+    try:
+        file = read(repository)
+    except UsageError as error:
+        return None, ServerFile(), [Problem(FILE, 1, str(error))]
+    if file is None or file.data is None:
+        return None, ServerFile(), []
+    if found := models.problems(ServerFile, file):
+        return None, ServerFile(), found
+    content = ServerFile.model_validate(file.data)
+    for key in ServerFile.model_fields:
+        names = [each.name for each in getattr(content, key)]
+        found += [
+            Problem(file.name, file.line((key, index)), f"{key}[{name}]: duplicate name")
+            for index, name in enumerate(names)
+            if name in names[:index]
+        ]
+    found += [
+        Problem(
+            file.name,
+            file.line(("concurrency_limits", index, "name")),
+            f"concurrency_limits[{limit.name}]: the name must start with {owner}-, which marks it as managed: a limit "
+            "has no tags",
+        )
+        for index, limit in enumerate(content.concurrency_limits)
+        if not limit.name.startswith(f"{owner}-")
+    ]
+    return file, content, found
+
+
 def load(repository: Path) -> ServerFile:
-    """The file's content.
+    """Return the file's content.
 
     Raises:
-        UsageError: it is no YAML.
-        pydantic.ValidationError: it has another shape. `manifest.check` says this with the lines.
+        UsageError: the file is not valid YAML.
+        pydantic.ValidationError: it does not fit the models. `checks.check` reports this with the lines.
     """
     found = read(repository)
     return ServerFile() if found is None or found.data is None else ServerFile.model_validate(found.data)
 
 
 def owner_tag(owner: str) -> str:
-    """The tag that says whose a thing is."""
+    """Return the tag that marks a resource as managed by this owner."""
     return f"managed-by:{owner}"
 
 
 def notify_block(owner: str) -> str:
-    """Name of the block with the notification targets."""
+    """Return the name of the block with the notification targets."""
     return f"{owner}-notify"
 
 
 def stand_in(name: str) -> str:
-    """An id in the place of one that only the server knows."""
+    """Return an id that stands for one that only the server knows."""
     return str(uuid5(NAMESPACE_URL, name))
 
 
 def model(entry: Automation, owner: str, ids: Mapping[str, str]) -> AutomationCore:
-    """The automation as Prefect takes it.
+    """Return the automation as Prefect's model.
 
     Args:
         entry: As in automations.yaml.
-        owner: Whose it is.
+        owner: Owner of the managed resources.
         ids: Ids of deployments by `flow/name`, and of the notification block by `notify`; without the latter,
-            nobody is told.
+            no notification is sent.
 
     Raises:
-        ValueError: Prefect does not take the trigger or an action (a pydantic.ValidationError), or a deployment is
-            not among the ids.
+        ValueError: Prefect refuses the trigger or an action (a pydantic.ValidationError), or a deployment is not
+            among the ids.
     """
     from prefect.events.schemas.automations import AutomationCore
 
@@ -141,17 +139,17 @@ def model(entry: Automation, owner: str, ids: Mapping[str, str]) -> AutomationCo
 
 
 def deployments_of(entry: Automation) -> list[str]:
-    """The deployments that its actions name."""
+    """Return the deployments that its actions name."""
     return [str(action["deployment"]) for action in entry.actions if "deployment" in action]
 
 
 def fields(entry: Automation, owner: str, *, notified: bool) -> dict[str, Any]:
-    """The normal form of an automation in Git.
+    """Return the normal form of an automation in Git.
 
     Args:
         entry: As in automations.yaml.
-        owner: Whose it is.
-        notified: There is somebody to notify.
+        owner: Owner of the managed resources.
+        notified: There is a block with notification targets.
     """
     names = {stand_in(name): name for name in [*deployments_of(entry), NOTIFY]}
     ids = {name: key for key, name in names.items() if notified or name != NOTIFY}
@@ -159,11 +157,11 @@ def fields(entry: Automation, owner: str, *, notified: bool) -> dict[str, Any]:
 
 
 def normal(automation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The normal form of an automation, as Prefect's API writes it.
+    """Return the normal form of an automation, as Prefect's API returns it.
 
     Args:
         automation: The JSON object.
-        names: What each id is called.
+        names: Name of each id.
     """
     from prefect.events.schemas.automations import AutomationCore
 
@@ -191,20 +189,74 @@ def _action(action: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]
     if "deployment" in action:
         name = action["deployment"]
         if name not in ids:
-            raise ValueError(f"deployment {name!r} does not exist; known: {', '.join(sorted(set(ids) - {NOTIFY}))}")
+            raise ValueError(f"unknown deployment {name!r}{did_you_mean(name, sorted(set(ids) - {NOTIFY}))}")
         rest = {key: value for key, value in action.items() if key != "deployment"}
         return {"source": "selected", **rest, "deployment_id": ids[name]}
     return dict(action)
 
 
 def template(repository: Path, pool: WorkPool) -> dict[str, Any]:
-    """A work pool's base job template.
+    """Read a work pool's base job template.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is no JSON object.
+        OSError: the file does not exist.
+        ValueError: it is not a JSON object.
     """
     content = json.loads((repository / pool.base_job_template).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("it must be a JSON object")  # noqa: TRY004 - of the file, not of an argument
     return content
+
+
+def problems(repository: Path, owner: str, file: YamlFile, content: ServerFile, deployments: set[str]) -> list[Problem]:
+    """Check the automations: Prefect accepts them, they have a runbook, and the deployments that they name exist.
+
+    Args:
+        repository: The folder that holds automations.yaml.
+        owner: Owner of the managed resources.
+        file: The file, for its lines.
+        content: Its content.
+        deployments: `flow/name` of each deployment in Git.
+    """
+    ids = {name: stand_in(name) for name in [*deployments, NOTIFY]}
+    return [
+        Problem(
+            file.name,
+            file.line(("automations", index, *place)),
+            f"automations[{entry.name}]{''.join(f'.{part}' for part in place)}: {message}",
+        )
+        for index, entry in enumerate(content.automations)
+        for place, message in _automation_problems(repository, owner, entry, ids)
+    ]
+
+
+def _automation_problems(repository: Path, owner: str, entry: Automation, ids: Mapping[str, str]) -> Iterator[Finding]:
+    try:
+        core = model(entry, owner, ids)
+    except ValidationError as error:
+        first = error.errors()[0]
+        yield place_in(entry.model_dump(), first["loc"]), reason(first, show_input=False)
+    except ValueError as error:
+        yield ("actions",), str(error)
+    else:
+        yield from _unknown_keys(entry.trigger, core.trigger, ("trigger",))
+        for position, (raw, action) in enumerate(zip(entry.actions, core.actions, strict=True)):
+            rest = {key: value for key, value in raw.items() if key != "deployment"}
+            yield from _unknown_keys(rest, action, ("actions", position))
+    runbook = f"docs/runbooks/{entry.name}.md"
+    if (repository / "docs").is_dir() and not (repository / runbook).is_file():
+        yield ("name",), f"the runbook {runbook} does not exist"
+
+
+def _unknown_keys(raw: Any, model: Any, place: Place) -> Iterator[Finding]:
+    """Yield the keys that a Prefect model has ignored."""
+    if isinstance(raw, dict) and isinstance(model, BaseModel) and not isinstance(model, RootModel):
+        known = list(type(model).model_fields)
+        for key, value in raw.items():
+            if key not in known:
+                yield (*place, key), f"unknown key{did_you_mean(str(key), known)}"
+            else:
+                yield from _unknown_keys(value, getattr(model, key), (*place, key))
+    elif isinstance(raw, list) and isinstance(model, list):
+        for index, (left, right) in enumerate(zip(raw, model, strict=False)):
+            yield from _unknown_keys(left, right, (*place, index))

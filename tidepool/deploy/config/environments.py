@@ -1,4 +1,4 @@
-"""prefect.yaml as an environment sees it: production's truth with the environment's overlay merged in.
+"""The prefect file of an environment: prefect.yaml describes production, an overlay changes it.
 
 An overlay (`environments/<name>.yaml`) holds only differences, as JSON merge patches (RFC 7396: mappings are merged,
 `null` removes, anything else replaces)::
@@ -7,23 +7,23 @@ An overlay (`environments/<name>.yaml`) holds only differences, as JSON merge pa
     every_deployment: {paused: true}  # optional: for each deployment
     deployments:                      # optional: for one deployment, by name
       csv-etl: {parameters: {increment: 2}}
-      drift-report: null              # it is left out
+      drift-report: null              # omitted in this environment
 
-Schedules cannot be in an overlay: they are written once, in prefect.yaml.
+Schedules cannot be in an overlay: they are defined once, in prefect.yaml.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from tidepool.errors import UsageError
+from tidepool.deploy.config import yaml_source
+from tidepool.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 Manifest = dict[str, Any]
@@ -36,59 +36,60 @@ _VERSION_STEP = "commit"
 
 
 def load(repository: Path, environment: str, image: str | None = None, version: str | None = None) -> Manifest:
-    """The prefect file of one environment.
+    """Return the prefect file of one environment.
 
     Args:
         repository: The folder that holds prefect.yaml.
         environment: `production` (prefect.yaml as it is) or the name of an overlay in `environments/`.
-        image: An image that exists already, as `name@sha256:…`, in the place of building one.
-        version: Version of the deployments, where there is no Git checkout to ask for it.
+        image: An existing image to use, as `name@sha256:…`, instead of building one.
+        version: Version of the deployments, for a folder that is not a Git checkout.
 
     Raises:
-        UsageError: the environment is unknown, its overlay does not fit prefect.yaml, or the image is no digest.
+        UsageError: the environment is unknown, its overlay does not fit prefect.yaml, or the image is not pinned by
+            digest.
     """
-    manifest = _read(repository / "prefect.yaml")
+    manifest = _read(repository, "prefect.yaml")
     if environment == PRODUCTION:
         return render(manifest, {}, image, version)
-    overlay = repository / "environments" / f"{environment}.yaml"
-    if environment not in names(repository):
-        raise UsageError(unknown("environment", environment, names(repository)))
+    known = names(repository)
+    if environment not in known:
+        raise UsageError(f"unknown environment {environment!r}{did_you_mean(environment, known)}")
     try:
-        return render(manifest, _read(overlay), image, version)
+        return render(manifest, _read(repository, f"environments/{environment}.yaml"), image, version)
     except UsageError as error:
         raise UsageError(f"environment {environment}: {error}") from None
 
 
 def names(repository: Path) -> list[str]:
-    """The environments that there are."""
+    """Return the names of all environments."""
     return sorted([PRODUCTION, *(path.stem for path in (repository / "environments").glob("*.yaml"))])
 
 
 def render(
     manifest: Mapping[str, Any], overlay: Mapping[str, Any], image: str | None = None, version: str | None = None
 ) -> Manifest:
-    """Merges an overlay into a prefect file. Neither is changed.
+    """Merge an overlay into a prefect file. Neither is changed.
 
     Args:
-        manifest: What prefect.yaml holds.
-        overlay: What an environment changes.
+        manifest: Content of prefect.yaml.
+        overlay: Content of the overlay.
         image: As in `load`.
         version: As in `load`.
 
     Raises:
-        UsageError: the overlay has a key or a deployment that does not exist, or schedules; the image is no digest.
+        UsageError: the overlay has an unknown key or deployment, or schedules; the image is not pinned by digest.
     """
     for key in overlay:
         if key not in _OVERLAY_KEYS:
-            raise UsageError(unknown("key", key, _OVERLAY_KEYS))
+            raise UsageError(f"unknown key {key!r}{did_you_mean(key, _OVERLAY_KEYS)}")
     everywhere = overlay.get("every_deployment") or {}
     single = overlay.get("deployments") or {}
     known = deployment_names(manifest)
     for name, patch in [("every_deployment", everywhere), *single.items()]:
         if name not in ("every_deployment", *known):
-            raise UsageError(unknown("deployment", name, known))
+            raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, known)}")
         if "schedules" in (patch or {}):
-            raise UsageError(f"{name} has schedules: they are written in prefect.yaml only; `paused` switches them off")
+            raise UsageError(f"{name} has schedules, which only prefect.yaml may define; `paused` switches them off")
 
     rendered = {key: value for key, value in manifest.items() if key != "definitions"}
     rendered["deployments"] = [
@@ -104,7 +105,7 @@ def render(
 
 
 def merge(base: Any, patch: Any) -> Any:
-    """Applies a JSON merge patch (RFC 7396) and returns the result; neither argument is changed."""
+    """Apply a JSON merge patch (RFC 7396) and return the result; neither argument is changed."""
     if not isinstance(patch, dict):
         return patch
     result = dict(base) if isinstance(base, dict) else {}
@@ -117,36 +118,29 @@ def merge(base: Any, patch: Any) -> Any:
 
 
 def deployment_names(manifest: Mapping[str, Any]) -> list[str]:
-    """The names of the deployments, in the file's order."""
+    """Return the names of the deployments, in the file's order."""
     return [str(deployment["name"]) for deployment in manifest["deployments"]]
 
 
 def deployment(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The deployment of that name.
+    """Return the deployment of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it does not exist.
     """
     for found in manifest["deployments"]:
         if found["name"] == name:
             return cast("dict[str, Any]", found)
-    raise UsageError(unknown("deployment", name, deployment_names(manifest)))
+    raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, deployment_names(manifest))}")
 
 
 def to_yaml(manifest: Mapping[str, Any]) -> str:
-    """The prefect file as YAML, without anchors: what `prefect deploy --prefect-file` takes."""
+    """Return the prefect file as YAML without anchors, for `prefect deploy --prefect-file`."""
     return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def unknown(kind: str, given: str, known: Sequence[str]) -> str:
-    """The sentence for a name that is none of the known ones, with the nearest right one."""
-    near = difflib.get_close_matches(given, known, n=1)
-    hint = f", did you mean {near[0]}?" if near else ";"
-    return f"{kind} {given!r} is unknown{hint} known: {', '.join(known)}"
-
-
 def _with_version(manifest: Manifest, version: str) -> Manifest:
-    """Has that version in the place of the one that a step asks Git for."""
+    """Set the version, and remove the step that asks Git for it."""
     steps = manifest.get("build") or []
     build = [step for step in steps if (next(iter(step.values())) or {}).get("id") != _VERSION_STEP]
     return {
@@ -157,18 +151,18 @@ def _with_version(manifest: Manifest, version: str) -> Manifest:
 
 
 def _checked(image: str | None, overlay: Mapping[str, Any]) -> str | None:
-    """The image, if the environment runs one and it is named by digest."""
+    """Return the image, if the environment runs one and it is pinned by digest."""
     if image is None:
         return None
     if "image" in overlay:
-        raise UsageError("it runs without an image: leave --image out")
+        raise UsageError("this environment runs without an image: omit --image")
     if not _DIGEST.fullmatch(image):
-        raise UsageError(f"image {image!r} is no digest: give name@sha256:<64 hexadecimal digits>")
+        raise UsageError(f"image {image!r} is not pinned by digest: use name@sha256:<64 hexadecimal digits>")
     return image
 
 
 def _with_image(manifest: Manifest, image: str | None) -> Manifest:
-    """Runs that image, or none, in the place of the one that the steps build; other steps (the version) stay."""
+    """Set the image, or none, and remove the steps that build and push it; other steps (the version) stay."""
     build = [step for step in manifest.get("build") or [] if not next(iter(step)).startswith(_IMAGE_STEPS)]
     patch = {"work_pool": {"job_variables": {"image": image}}}
     return {
@@ -179,26 +173,18 @@ def _with_image(manifest: Manifest, image: str | None) -> Manifest:
     }
 
 
-def _read(path: Path) -> Manifest:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        UsageError: it is not readable as that.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from error
+def _read(repository: Path, name: str) -> Manifest:
+    content = yaml_source.read(repository / name, name).data
     if not isinstance(content, dict):
-        raise UsageError(f"{path.name} must hold a mapping, not {type(content).__name__}")
+        raise UsageError(f"{name} must be a mapping, not {type(content).__name__}")
     return content
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes every value out, and long texts as blocks, so that a person can read and compare the result."""
+    """A dumper for people who read and compare: values instead of anchors, long texts as blocks."""
 
     def ignore_aliases(self, data: object) -> bool:
-        """No anchors, whatever the data."""
+        """Return that no value becomes an anchor."""
         del data
         return True
 

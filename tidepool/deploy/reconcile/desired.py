@@ -1,15 +1,12 @@
-"""What Git wants on the server, in the normal form that is compared: prefect.yaml and automations.yaml."""
+"""Desired state: what prefect.yaml and automations.yaml say, in the normal form that is compared."""
 
 from __future__ import annotations
 
-import re
-import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from tidepool.deploy.config import automations, environments, schedules
-from tidepool.deploy.reconcile.plan import UNKNOWN, Kind, Masked, Thing
-from tidepool.errors import UsageError
+from tidepool.deploy.config import automations, environments, flows, placeholders, schedules
+from tidepool.deploy.reconcile.plan import UNKNOWN, Kind, Masked, Resource
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -18,43 +15,48 @@ if TYPE_CHECKING:
 
     from prefect import Flow
 
-PLACEHOLDER = re.compile(r"{{\s*([\w.\-\[\]$]+)\s*}}")
-_RUN_TIME = "ctx."  # filled in by the worker when a run starts: part of the value
+    from tidepool.deploy.config.models import ServerFile
+
 DEFAULT_QUEUE = "default"
 
 
 @dataclass(frozen=True)
-class Desired:
-    """What Git wants.
+class DesiredState:
+    """Desired state.
 
     Attributes:
-        things: All of it, in normal form.
+        resources: All of it but the automations, in normal form.
         manifest: The prefect file of the environment.
-        configs: Each deployment's part of it, by `flow/deployment`.
+        configs: Entry of each deployment in it, by `flow/deployment`.
         server_file: automations.yaml.
         templates: Base job template of each work pool.
-        unset: Environment variables that the prefect file asks for and that are not set.
+        unset: Environment variables that the prefect file refers to and that are not set.
     """
 
-    things: tuple[Thing, ...]
+    resources: tuple[Resource, ...]
     manifest: Mapping[str, Any]
     configs: Mapping[str, dict[str, Any]]
-    server_file: automations.ServerFile
+    server_file: ServerFile
     templates: Mapping[str, dict[str, Any]]
     unset: tuple[str, ...]
 
-    def with_automations(self, owner: str, *, block: bool) -> list[Thing]:
-        """All things, automations too: whether they tell somebody depends on the server.
+    @property
+    def has_notification_targets(self) -> bool:
+        """True if TIDEPOOL_NOTIFY_URLS is set."""
+        return any(each.kind is Kind.NOTIFICATION for each in self.resources)
+
+    def with_automations(self, owner: str, *, block: bool) -> list[Resource]:
+        """Return all resources, automations too: whether these notify depends on the server.
 
         Args:
-            owner: Whose the things are.
+            owner: Owner of the managed resources.
             block: The server has a block with notification targets.
         """
-        notified = block or any(thing.kind is Kind.NOTIFICATION for thing in self.things)
+        notified = block or self.has_notification_targets
         return [
-            *self.things,
+            *self.resources,
             *(
-                Thing(kind=Kind.AUTOMATION, name=each.name, fields=automations.fields(each, owner, notified=notified))
+                Resource(kind=Kind.AUTOMATION, name=each.name, fields=automations.fields(each, owner, notified=notified))
                 for each in self.server_file.automations
             ),
         ]
@@ -62,14 +64,14 @@ class Desired:
 
 def load(
     repository: Path, environment: str, owner: str, *, image: str | None = None, version: str | None = None
-) -> Desired:
-    """Reads what Git wants. The files have been checked by `manifest.check`.
+) -> DesiredState:
+    """Read the desired state. The files have been checked by `checks.check`.
 
     Args:
         repository: The folder that holds prefect.yaml.
         environment: production, or the name of an overlay.
-        owner: Whose the things are.
-        image: As for `environments.load`. Without it, an image that is still to be built is not compared.
+        owner: Owner of the managed resources.
+        image: As for `environments.load`. Without it, an image that has yet to be built is not compared.
         version: As for `environments.load`.
 
     Raises:
@@ -77,32 +79,31 @@ def load(
     """
     manifest = environments.load(repository, environment, image, version)
     server_file = automations.load(repository)
-    things: list[Thing] = []
+    resources: list[Resource] = []
     configs: dict[str, dict[str, Any]] = {}
-    flows = Flows(repository)
     unset: set[str] = set()
     for raw in manifest["deployments"]:
-        config = from_environment(raw)
-        flow = flows.load(config["entrypoint"])
+        config = placeholders.fill_from_environment(raw)
+        flow = flows.load(repository, config["entrypoint"])
         name = f"{flow.name}/{config['name']}"
         configs[name] = raw
-        unset.update(placeholder[1:] for placeholder in placeholders(config) if placeholder.startswith("$"))
-        things.append(Thing(kind=Kind.DEPLOYMENT, name=name, fields=_deployment(config, flow, manifest)))
-        things += [_schedule(name, each) for each in config.get("schedules") or []]
-    pools = {thing.fields["work_pool"] for thing in things if thing.kind is Kind.DEPLOYMENT}
+        unset.update(name[1:] for name in placeholders.find(config) if name.startswith("$"))
+        resources.append(Resource(kind=Kind.DEPLOYMENT, name=name, fields=_deployment(config, flow, manifest)))
+        resources += [_schedule(name, each) for each in config.get("schedules") or []]
+    pools = {each.fields["work_pool"] for each in resources if each.kind is Kind.DEPLOYMENT}
     used = [pool for pool in server_file.work_pools if pool.name in pools]
     templates = {pool.name: automations.template(repository, pool) for pool in used}
-    things += [
-        Thing(
+    resources += [
+        Resource(
             kind=Kind.WORK_POOL,
             name=pool.name,
             fields={"type": pool.type, "template": comparable(templates[pool.name])},
         )
         for pool in used
     ]
-    things += _others(server_file, owner)
-    return Desired(
-        things=tuple(things),
+    resources += _others(server_file, owner)
+    return DesiredState(
+        resources=tuple(resources),
         manifest=manifest,
         configs=configs,
         server_file=server_file,
@@ -111,64 +112,8 @@ def load(
     )
 
 
-class Flows:
-    """Imports entrypoints, each once."""
-
-    def __init__(self, repository: Path) -> None:
-        self._loaded: dict[str, Flow[..., Any]] = {}
-        # As `prefect deploy` does in that folder.
-        if str(repository) not in sys.path:
-            sys.path.insert(0, str(repository))
-
-    def load(self, entrypoint: str) -> Flow[..., Any]:
-        """The flow at an entrypoint.
-
-        Raises:
-            UsageError: it cannot be imported, or is no flow.
-        """
-        from prefect.exceptions import PrefectException
-        from prefect.flows import load_flow_from_entrypoint
-
-        if entrypoint not in self._loaded:
-            try:
-                self._loaded[entrypoint] = load_flow_from_entrypoint(entrypoint)
-            # What an import raises is up to the module: the reason goes into the sentence.
-            except (
-                ImportError,
-                AttributeError,
-                ValueError,
-                TypeError,
-                OSError,
-                SyntaxError,
-                PrefectException,
-            ) as error:
-                reason = " ".join(str(error).split())
-                raise UsageError(f"entrypoint {entrypoint!r} cannot be imported: {reason}") from error
-        return self._loaded[entrypoint]
-
-
-def placeholders(value: Any) -> set[str]:
-    """The names in `{{ … }}` that a deploy has to fill in."""
-    if isinstance(value, str):
-        return {name for name in PLACEHOLDER.findall(value) if not name.startswith(_RUN_TIME)}
-    if isinstance(value, dict):
-        return set().union(*(placeholders(item) for item in value.values()))
-    if isinstance(value, list):
-        return set().union(*(placeholders(item) for item in value))
-    return set()
-
-
-def from_environment(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A deployment with its `{{ $VARIABLE }}`s filled in, as Prefect does it; unset ones stay."""
-    from prefect.utilities.templating import apply_values
-    from pydantic_core import to_jsonable_python
-
-    # As JSON: Prefect's function takes no dates, which YAML makes of what looks like one.
-    return cast("dict[str, Any]", apply_values(to_jsonable_python(dict(config)), {}, remove_notset=False))
-
-
 def comparable(template: Mapping[str, Any]) -> dict[str, Any]:
-    """A base job template without the defaults of its variables: an installation sets these."""
+    """Return a base job template without the defaults of its variables, which each installation sets."""
     variables = template.get("variables") or {}
     properties = {
         name: {key: value for key, value in each.items() if key != "default"}
@@ -204,17 +149,17 @@ def _deployment(config: Mapping[str, Any], flow: Flow[..., Any], manifest: Mappi
 
 
 def _value(value: Any) -> Any:
-    """A value as JSON has it; what a step has to fill in is `UNKNOWN`."""
+    """Return a value as JSON has it; `UNKNOWN` if a step has to fill it in."""
     from pydantic_core import to_jsonable_python
 
     if isinstance(value, dict):
         return {key: _value(item) for key, item in value.items()}
-    return UNKNOWN if placeholders(value) else to_jsonable_python(value)
+    return UNKNOWN if placeholders.find(value) else to_jsonable_python(value)
 
 
-def _schedule(deployment: str, config: Mapping[str, Any]) -> Thing:
+def _schedule(deployment: str, config: Mapping[str, Any]) -> Resource:
     slug, replaces = config["slug"], config.get("replaces")
-    return Thing(
+    return Resource(
         kind=Kind.SCHEDULE,
         name=f"{deployment}#{slug}",
         parent=deployment,
@@ -227,14 +172,14 @@ def _schedule(deployment: str, config: Mapping[str, Any]) -> Thing:
     )
 
 
-def _others(content: automations.ServerFile, owner: str) -> list[Thing]:
+def _others(content: ServerFile, owner: str) -> list[Resource]:
     urls = settings().notify.urls.get_secret_value().split()
-    things = [
-        Thing(kind=Kind.VARIABLE, name=each.name, fields={"value": each.value, "tags": [automations.owner_tag(owner)]})
+    resources = [
+        Resource(kind=Kind.VARIABLE, name=each.name, fields={"value": each.value, "tags": [automations.owner_tag(owner)]})
         for each in content.variables
     ]
-    things += [
-        Thing(
+    resources += [
+        Resource(
             kind=Kind.CONCURRENCY_LIMIT,
             name=each.name,
             fields={"limit": each.limit, "slot_decay_per_second": each.slot_decay_per_second},
@@ -242,7 +187,7 @@ def _others(content: automations.ServerFile, owner: str) -> list[Thing]:
         for each in content.concurrency_limits
     ]
     if urls:
-        things.append(
-            Thing(kind=Kind.NOTIFICATION, name=automations.notify_block(owner), fields={"urls": Masked(" ".join(urls))})
+        resources.append(
+            Resource(kind=Kind.NOTIFICATION, name=automations.notify_block(owner), fields={"urls": Masked(" ".join(urls))})
         )
-    return things
+    return resources

@@ -117,19 +117,19 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         pytest.param(
             "concurrency_limit: {",
             "concurency_limit: {",
-            "prefect.yaml:17: deployments[sell].concurency_limit: unknown key, did you mean 'concurrency_limit'?",
+            "prefect.yaml:17: deployments[sell].concurency_limit: unknown key; did you mean concurrency_limit?",
             id="unknown key",
         ),
         pytest.param(
             "      job_variables:\n",
             "      job_varables:\n",
-            "prefect.yaml:21: deployments[sell].work_pool.job_varables: unknown key, did you mean 'job_variables'?",
+            "prefect.yaml:21: deployments[sell].work_pool.job_varables: unknown key; did you mean job_variables?",
             id="unknown key of the work pool",
         ),
         pytest.param(
             'cron: "15 3 * * *"',
             'cron: "15 25 * * *"',
-            "prefect.yaml:9: deployments[sell].schedules[0].cron: '15 25 * * *': Invalid cron string: \"15 25 * * *\"",
+            "prefect.yaml:9: deployments[sell].schedules[0].cron: '15 25 * * *': invalid cron string: \"15 25 * * *\"",
             id="cron",
         ),
         pytest.param(
@@ -141,8 +141,8 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         pytest.param(
             "timezone: Europe/Paris",
             "timezone: Europe/Pari",
-            "prefect.yaml:10: deployments[sell].schedules[0].timezone: 'Europe/Pari' is no timezone, "
-            "did you mean 'Europe/Paris'?",
+            "prefect.yaml:10: deployments[sell].schedules[0].timezone: unknown timezone 'Europe/Pari'; "
+            "did you mean Europe/Paris?",
             id="timezone",
         ),
         pytest.param(
@@ -175,7 +175,7 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         pytest.param(
             "parameters: {count: 2}",
             "parameters: {cuont: 2}",
-            "prefect.yaml:18: deployments[sell].parameters.cuont: flow sell has no such parameter, did you mean 'count'?",
+            "prefect.yaml:18: deployments[sell].parameters.cuont: the flow has no such parameter; did you mean count?",
             id="unknown parameter",
         ),
         pytest.param(
@@ -188,20 +188,20 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             "deadline_seconds: 900",
             "dealine_seconds: 900",
             "prefect.yaml:23: deployments[sell].work_pool.job_variables.dealine_seconds: work pool kubernetes has no "
-            "such job variable, did you mean 'deadline_seconds'?",
+            "such job variable; did you mean deadline_seconds?",
             id="unknown job variable",
         ),
         pytest.param(
             "manifest_flows.sell",
             "manifest_flows.sel",
-            "prefect.yaml:14: deployments[sell].entrypoint: entrypoint 'manifest_flows.sel' cannot be imported: ",
+            "prefect.yaml:14: deployments[sell].entrypoint: cannot import flow manifest_flows.sel: MissingFlowError: ",
             id="entrypoint",
         ),
         pytest.param(
             "manifest_flows.sell",
             "manifest_flows.py:sell",
-            "prefect.yaml:14: deployments[sell].entrypoint: 'manifest_flows.py:sell' is a file; write the module: "
-            "flows.domain.flow.function",
+            "prefect.yaml:14: deployments[sell].entrypoint: 'manifest_flows.py:sell' is a file; use the module: "
+            "flows.<domain>.flow.<function>",
             id="file entrypoint",
         ),
         pytest.param(
@@ -228,7 +228,7 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         pytest.param(
             "  - name: deliver\n",
             "  - name: sell\n",
-            "prefect.yaml:25: deployments[sell].name: the name is there twice: the second would overwrite the first",
+            "prefect.yaml:25: deployments[sell].name: duplicate name: the second deployment would overwrite the first",
             id="name twice",
         ),
         pytest.param(
@@ -240,34 +240,34 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         pytest.param(
             "GREETING: hello",
             "SHOP_PASSWORD: hunter2",
-            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env.SHOP_PASSWORD: this looks like a secret in "
-            "clear: it would stand in the deployment's record; put it into the Secret of the flow runs",
+            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env.SHOP_PASSWORD: looks like a secret in plain "
+            "text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",
             id="secret by name",
         ),
         pytest.param(
             "GREETING: hello",
             'DATABASE: "postgresql://shop:hunter2@db/shop"',
-            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env.DATABASE: this looks like a secret in clear",
+            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env.DATABASE: looks like a secret in plain text",
             id="secret by value",
         ),
         pytest.param(
             "GREETING: hello",
             'TIDEPOOL_STORAGE_ROT: "s3://b"',
-            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env: TIDEPOOL_STORAGE_ROT is no setting, did "
-            "you mean TIDEPOOL_STORAGE_ROOT?",
+            "prefect.yaml:24: deployments[sell].work_pool.job_variables.env: unknown setting TIDEPOOL_STORAGE_ROT; "
+            "did you mean TIDEPOOL_STORAGE_ROOT?",
             id="misspelt setting",
         ),
         pytest.param(
             "tags: [managed-by:tidepool]\n    schedules",
             "tags: [tier:1]\n    schedules",
-            "prefect.yaml:15: deployments[sell].tags: managed-by:tidepool is missing: the tag says whose the deployment is",
+            "prefect.yaml:15: deployments[sell].tags: missing tag managed-by:tidepool, which marks the deployment as managed",
             id="no owner",
         ),
         pytest.param(
             "  - tidepool.deploy.steps.validate: {}\n",
             "  - prefect.deployments.steps.run_shell_script: {script: date}\n",
-            "prefect.yaml:2: build: the first step must be tidepool.deploy.steps.validate: it vetoes a broken file "
-            "before the first write",
+            "prefect.yaml:2: build: the first step must be tidepool.deploy.steps.validate: it refuses an invalid "
+            "file before the first write",
             id="no veto",
         ),
         pytest.param(
@@ -280,16 +280,14 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         pytest.param(
             "    parameters: {count: 2}",
             "    parameters: {count: 2}\n    parameters: {count: 3}",
-            "prefect.yaml:19: deployments[0].parameters: the key is written twice, and YAML keeps the last one".replace(
-                ":19:", ":19:"
-            ),
+            "prefect.yaml:19: deployments[sell].parameters: duplicate key (first at line 18)",
             id="key twice",
         ),
         pytest.param(
             "    parameters: {count: 2}",
             "   parameters: {count: 2}",
-            "prefect.yaml:1: prefect.yaml:18: no YAML",
-            id="no YAML",
+            "prefect.yaml:1: prefect.yaml:18: invalid YAML",
+            id="invalid YAML",
         ),
         pytest.param(
             "collision_strategy: CANCEL_NEW",
@@ -301,9 +299,9 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         pytest.param(
             "    entrypoint: manifest_flows.deliver\n",
             "    entrypoint: manifest_flows.deliver\n    schedules: [*nightly]\n",
-            "prefect.yaml:7: deployments[deliver].schedules[0].parameters: the flow needs address: each scheduled run "
-            "would fail",
-            id="scheduled without a needed parameter",
+            "prefect.yaml:7: deployments[deliver].schedules[0].parameters: missing address, which the flow requires: "
+            "each scheduled run would fail",
+            id="scheduled without a required parameter",
         ),
     ],
 )
@@ -317,13 +315,13 @@ def test_a_malformed_file_is_told_with_its_line(repository: Path, old: str, new:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("    trigger:\n", "    triger:\n", "automations.yaml:6: automations[0].triger: unknown key, did you mean 'trigger'?"),
-        ("threshold: 1", "treshold: 1", "automations.yaml:11: automations[run-failed].trigger.treshold: unknown key, did you mean 'threshold'?"),
+        ("    trigger:\n", "    triger:\n", "automations.yaml:6: automations[0].triger: unknown key; did you mean trigger?"),
+        ("threshold: 1", "treshold: 1", "automations.yaml:11: automations[run-failed].trigger.treshold: unknown key; did you mean threshold?"),
         ("posture: Reactive", "posture: Sometimes", "automations.yaml:"),
         ("name: run-failed", "name: run-fail", "automations.yaml:4: automations[run-fail].name: the runbook docs/runbooks/run-fail.md does not exist"),
-        ("{type: notify, subject: failed, body: look}", "{type: run-deployment, deployment: sell/nope}", "automations.yaml:13: automations[run-failed].actions: deployment 'sell/nope' does not exist; known: deliver/deliver, sell/sell"),
+        ("{type: notify, subject: failed, body: look}", "{type: run-deployment, deployment: sell/nope}", "automations.yaml:13: automations[run-failed].actions: unknown deployment 'sell/nope'; did you mean sell/sell?"),
         ("template.json", "templat.json", "templat.json:1: template of work pool kubernetes: "),
-        ("automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", "automations.yaml:3: concurrency_limits[downloads]: the name must start with tidepool-: a limit has no tags, its name says whose it is"),
+        ("automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", "automations.yaml:3: concurrency_limits[downloads]: the name must start with tidepool-, which marks it as managed: a limit has no tags"),
     ],
 )  # fmt: skip
 def test_automations_are_read_as_strictly(repository: Path, old: str, new: str, expected: str) -> None:
@@ -381,7 +379,7 @@ def test_the_command_says_all_problems_and_exits_with_2(repository: Path) -> Non
         [sys.executable, "-m", "tidepool.cli", "validate"], cwd=repository, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert "1 problem, nothing was written:" in done.stderr
+    assert "1 problem; nothing was written:" in done.stderr
     assert "Traceback" not in done.stderr
 
 

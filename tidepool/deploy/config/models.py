@@ -1,0 +1,222 @@
+"""Strict models of prefect.yaml and automations.yaml: an unknown key, a missing key or a wrong type is a problem.
+
+Prefect's own models ignore unknown keys.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tidepool.deploy.config.problems import Problem, path, place_in
+from tidepool.errors import did_you_mean, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic_core import ErrorDetails
+
+    from tidepool.deploy.config.yaml_source import Place, YamlFile
+
+NOT_ALLOWED = {
+    "build": "a deployment with its own `build` skips the checks of the top-level one",
+    "push": "the one image is pushed by the top-level `push`",
+    "sla": "self-hosted Prefect refuses it after it has written the deployment; write an automation",
+    "triggers": "each deploy would create them again; write an automation into automations.yaml",
+    "schedule": "write `schedules`, a list",
+    "flow_name": "the flow itself has its name",
+    "active": "a deploy would undo a pause made by on-call; use `tidepool pause`",
+    "variables": "Prefect 3 calls them `job_variables`",
+}
+"""Keys that Prefect accepts in a deployment or a schedule and tidepool does not, with the reason."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+# --- prefect.yaml --------------------------------------------------------------------------------------------------
+
+
+class Schedule(_Strict):
+    """A schedule of a deployment."""
+
+    slug: Name
+    timezone: str
+    cron: str | None = None
+    interval: float | str | None = None
+    rrule: str | None = None
+    anchor_date: str | None = None
+    day_or: bool | None = None
+    parameters: dict[str, Any] = {}
+    replaces: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Schedule:
+        given = [name for name in ("cron", "interval", "rrule") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of cron, interval and rrule is needed, not {' and '.join(given) or 'none'}")
+        if given == ["interval"] and self.anchor_date is None:
+            raise ValueError("an interval needs an anchor_date: without one each deploy moves the ticks")
+        return self
+
+
+class DeploymentConcurrency(_Strict):
+    """Concurrency limit of a deployment's runs."""
+
+    limit: Annotated[int, Field(ge=1)]
+    collision_strategy: Literal["ENQUEUE", "CANCEL_NEW"]
+    grace_period_seconds: Annotated[int, Field(ge=60, le=86400)] | None = None
+
+
+class DeploymentWorkPool(_Strict):
+    """Work pool of a deployment."""
+
+    name: str
+    work_queue_name: str | None = None
+    job_variables: dict[str, Any] = {}
+
+
+class Deployment(_Strict):
+    """A deployment."""
+
+    name: Name
+    entrypoint: str
+    description: str
+    tags: list[str]
+    work_pool: DeploymentWorkPool
+    schedules: list[Schedule] = []
+    parameters: dict[str, Any] = {}
+    version: str | None = None
+    paused: bool | None = None
+    concurrency_limit: Annotated[int, Field(ge=1)] | DeploymentConcurrency | None = None
+    enforce_parameter_schema: bool | None = None
+    pull: list[dict[str, Any]] | None = None
+
+
+class PrefectFile(_Strict):
+    """The whole of prefect.yaml."""
+
+    deployments: Annotated[list[Deployment], Field(min_length=1)]
+    pull: list[dict[str, Any]]
+    build: list[dict[str, Any]] | None = None
+    push: list[dict[str, Any]] | None = None
+    name: str | None = None
+    prefect_version: str | None = Field(default=None, alias="prefect-version")
+    definitions: dict[str, Any] = {}
+
+
+# --- automations.yaml ----------------------------------------------------------------------------------------------
+
+
+class WorkPool(_Strict):
+    """A work pool and the file of its base job template."""
+
+    name: str
+    type: str
+    base_job_template: str
+
+
+class ConcurrencyLimit(_Strict):
+    """A global concurrency limit."""
+
+    name: Name
+    limit: int = Field(ge=0)
+    slot_decay_per_second: float = Field(default=0.0, ge=0)
+
+
+class Variable(_Strict):
+    """A Prefect variable: any JSON value."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+    value: Any
+
+
+class Automation(_Strict):
+    """An automation; trigger and actions as in Prefect, plus `notify` and `deployment`."""
+
+    name: Name
+    description: str
+    trigger: dict[str, Any]
+    actions: list[dict[str, Any]] = Field(min_length=1)
+
+
+class ServerFile(_Strict):
+    """The whole of automations.yaml."""
+
+    work_pools: list[WorkPool] = []
+    concurrency_limits: list[ConcurrencyLimit] = []
+    variables: list[Variable] = []
+    automations: list[Automation] = []
+
+
+# --- a file that does not fit its model ----------------------------------------------------------------------------
+
+
+def problems(model: type[BaseModel], file: YamlFile, names: Mapping[int, str] | None = None) -> list[Problem]:
+    """Return the duplicate keys, unknown keys, missing keys and wrong types of a file.
+
+    Args:
+        model: Model of the whole file.
+        file: The file.
+        names: Names of the deployments, by position, for the messages.
+    """
+    found = duplicate_keys(file, names)
+    if not isinstance(file.data, dict):
+        return [*found, Problem(file.name, 1, f"the file must be a mapping, not {type(file.data).__name__}")]
+    try:
+        model.model_validate(file.data)
+    except ValidationError as error:
+        for each in error.errors():
+            place = place_in(file.data, each["loc"])
+            message = f"{path(place, names)}: {_message(model, place, each)}"
+            found.append(Problem(file.name, file.line(place), message))
+    return list(dict.fromkeys(found))  # the branches of a union report the same problem of the same place
+
+
+def duplicate_keys(file: YamlFile, names: Mapping[int, str] | None = None) -> list[Problem]:
+    """Return the keys that a mapping of the file has more than once."""
+    return [
+        Problem(file.name, file.line(place), f"{path(place, names)}: duplicate key (first at line {first})")
+        for place, first in file.duplicates.items()
+    ]
+
+
+def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
+    key = str(place[-1]) if place else ""
+    if error["type"] == "extra_forbidden":
+        if key in NOT_ALLOWED and len(place) > 1:
+            return f"not allowed here: {NOT_ALLOWED[key]}"
+        return f"unknown key{did_you_mean(key, sorted(_keys(model, place[:-1])))}"
+    if error["type"] == "missing":
+        return "missing" + (
+            ": without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`"
+            if place == ("pull",)
+            else ""
+        )
+    if error["type"] == "string_pattern_mismatch":
+        return f"{error['input']!r} must be lower-case words joined by hyphens"
+    return reason(error)
+
+
+def _keys(model: type[BaseModel], place: Place) -> list[str]:
+    """Return the keys that the mapping at a place accepts."""
+    current: Any = model
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = next((each for name, each in current.model_fields.items() if (each.alias or name) == part), None)
+        if field is None:
+            return []
+        current = _model_in(field.annotation) or _Strict
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(each) for each in getattr(annotation, "__args__", ()))
+    return next((each for each in inner if each), None)
