@@ -5,7 +5,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-# Servers, drivers and workers are all processes of their own: without bytecode each compiles a thousand modules again.
+# Servers, drivers and workers are separate processes: without bytecode each compiles a thousand modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
@@ -19,12 +19,12 @@ help: ## Show the commands
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-zA-Z_-]+:.*##/ {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-##@ Every day
+##@ Daily use
 
 .PHONY: setup
-setup: $(READY) ## Make .venv with the locked dependencies (again only when they changed)
+setup: $(READY) ## Create .venv with the locked dependencies, or update it when they changed
 
-# The installer comes by pip with its hash, and installs the rest in seconds; nothing unlocked is fetched.
+# pip installs the locked uv, which installs the rest in seconds; nothing unlocked is fetched.
 $(READY): requirements/bootstrap.txt requirements/dev.txt requirements/gc.pth pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "tidepool needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
@@ -37,18 +37,18 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt requirements/gc.pth py
 	@touch $@
 
 .PHONY: demo
-demo: setup ## Run all six flows here, on real samples, and show them in the Prefect UI (DEMO_ARGS=--exit ends afterwards)
+demo: setup ## Run all flows on this machine, on real samples, and show them in the Prefect UI (DEMO_ARGS=--exit stops afterwards)
 	@$(BIN)/tidepool demo $(DEMO_ARGS)
 
 .PHONY: run
-run: setup ## Run one deployment's flow here and now: make run FLOW=csv-etl [ARGS="-p increment=2"]
-	@test -n "$(FLOW)" || { echo "say which: make run FLOW=csv-etl"; exit 2; }
+run: setup ## Run one deployment's flow on this machine: make run FLOW=csv-etl [ARGS="-p increment=2"]
+	@test -n "$(FLOW)" || { echo "missing FLOW, for example: make run FLOW=csv-etl"; exit 2; }
 	@$(BIN)/tidepool run $(FLOW) $(ARGS)
 
 ##@ Before a pull request
 
 .PHONY: test
-test: setup ## Run the tests with coverage (T=tests/unit/test_x.py for some)
+test: setup ## Run the tests with coverage (T=tests/unit/test_x.py for some of them)
 	@if test -n "$(T)"; then $(BIN)/python -m pytest $(T); else \
 	  $(BIN)/python -m coverage erase; \
 	  $(BIN)/python -m pytest $(OURS) tests/unit tests/contract tests/helm tests/integration \
@@ -60,11 +60,11 @@ test: setup ## Run the tests with coverage (T=tests/unit/test_x.py for some)
 COMMANDS := $(wildcard tests/integration/test_deploy_*.py) tests/integration/test_demo.py \
   tests/integration/test_run_command.py tests/integration/test_storage.py
 
-# What the stock task runner does is no gate of ours, and takes minutes.
+# Tests of the stock task runner take minutes, and must not block a change of ours.
 OURS := -m "not stock"
 
 .PHONY: test-runner
-test-runner: setup ## Run the tests of the task runner, ours and the stock one side by side
+test-runner: setup ## Run the tests of the task runner, ours and the stock one
 	@$(BIN)/python -m pytest tests/integration/test_runner_behaviours.py tests/integration/test_runner_truth.py \
 	  tests/integration/test_batches.py
 
@@ -77,20 +77,20 @@ check: setup ## Lint, formatting, types and import rules; every tool runs, whate
 	printf '\n%s' "$$summary"; exit $$failed
 
 .PHONY: format
-format: setup ## Format, and mend what the linter can
+format: setup ## Format the code, and fix what the linter can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-##@ Now and then
+##@ Maintenance
 
 .PHONY: lock
-lock: setup ## Lock the dependencies anew from requirements/*.in (UPGRADE=--upgrade for newer versions)
+lock: setup ## Lock the dependencies of requirements/*.in (UPGRADE=--upgrade for newer versions)
 	@for name in bootstrap runtime dev; do \
 	  $(BIN)/uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    requirements/$$name.in --output-file requirements/$$name.txt; done
 
 .PHONY: clean
-clean: ## Remove the environment, caches, and what the demo left
+clean: ## Remove the environment, the caches and the demo's data
 	@rm -rf $(VENV) .tidepool .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* htmlcov build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-##@ From Git to the server (PREFECT_API_URL says which; ENVIRONMENT=production unless given)
+##@ From Git to the server (of PREFECT_API_URL; default: ENVIRONMENT=production)
 
 ENVIRONMENT ?= production
 IMAGE ?=
@@ -8,33 +8,33 @@ DEPLOY = --environment $(ENVIRONMENT) $(if $(IMAGE),--image $(IMAGE))
 YES = $(if $(YES_DELETE),--yes-delete $(YES_DELETE))
 PREFECT = $(BIN)/prefect
 
-# A plan and a drift report exit with 2 when there is something to see; that is no failure here.
-SEEN = || test $$? -eq 2
+# A plan exits with 2 when it has changes; that is not a failure here.
+HAS_CHANGES_IS_OK = || test $$? -eq 2
 
 .PHONY: validate
-validate: setup ## Check prefect.yaml, automations.yaml and all environments: every problem at once, with its line
+validate: setup ## Check prefect.yaml, automations.yaml and all environments; report every problem with its line
 	@$(BIN)/tidepool validate
 
 .PHONY: plan
 plan: setup ## Show what a deploy would change (IMAGE=name@sha256:… to compare the image too)
-	@$(BIN)/tidepool plan $(DEPLOY) $(SEEN)
+	@$(BIN)/tidepool plan $(DEPLOY) $(HAS_CHANGES_IS_OK)
 
 .PHONY: plan-comment
-plan-comment: setup ## Write the plan as a comment on pull request PR=number, in the place of the last one
+plan-comment: setup ## Write the plan as a comment on pull request PR=number, replacing the previous one
 	@mkdir -p build
-	@$(BIN)/tidepool plan $(DEPLOY) --markdown --output build/plan.md $(SEEN)
+	@$(BIN)/tidepool plan $(DEPLOY) --markdown --output build/plan.md $(HAS_CHANGES_IS_OK)
 	@gh pr comment $(PR) --body-file build/plan.md --edit-last --create-if-none
 
 .PHONY: deploy
-deploy: setup ## Make the server as Git wants it: what changed, by `prefect deploy --all` and the API, and what is gone
+deploy: setup ## Apply the plan: bring the server to the state in Git. Idempotent
 	@$(BIN)/tidepool apply $(DEPLOY) $(YES)
 
 .PHONY: prune
-prune: setup ## Delete from the server what Git no longer has (YES_DELETE=N allows more than the usual share)
+prune: setup ## Delete managed resources that are no longer in Git (YES_DELETE=N allows more than the usual share)
 	@$(BIN)/tidepool prune --environment $(ENVIRONMENT) $(YES)
 
 .PHONY: canary
-canary: setup ## Run one deployment through the work pool and wait: scheduler, worker, image and store work
+canary: setup ## Run one deployment through the work pool and wait, to test scheduler, worker, image and store
 	@$(PREFECT) deployment run $(CANARY) --watch --watch-timeout $(CANARY_SECONDS)
 
 .PHONY: record
@@ -42,7 +42,7 @@ record: ## Push the Git tags that record what was deployed; `tidepool rollback` 
 	@git push --quiet origin 'refs/tags/deployed/*:refs/tags/deployed/*'
 
 .PHONY: drift
-drift: setup ## Report what differs between Git and the server; fails if something does
+drift: setup ## Report the drift between Git and the server; fails if there is any
 	@mkdir -p build
 	@$(BIN)/tidepool drift --environment $(ENVIRONMENT) --markdown --output build/drift.md; code=$$?; \
 	  test ! -f build/drift.md || tee -a "$${GITHUB_STEP_SUMMARY:-/dev/null}" < build/drift.md; exit $$code
@@ -66,6 +66,6 @@ ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
 
 .PHONY: ci-tools
-ci-tools: setup ## Install the checkers that are no Python packages into .venv/bin (needs Go)
+ci-tools: setup ## Install the checkers that are not Python packages into .venv/bin (needs Go)
 	@for tool in $(ACTIONLINT) $(KUBECONFORM); do GOBIN=$(abspath $(BIN)) go install $$tool; done
 	@test -z "$${GITHUB_PATH:-}" || echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"

@@ -11,7 +11,7 @@ image: ## Build the image, tag = Git commit (IMAGE_NAME=registry/name; PUSH=1 pu
 	  docker image inspect $(IMAGE_NAME):$(IMAGE_TAG) --format '$(IMAGE_NAME):$(IMAGE_TAG) {{.Size}} bytes')
 
 .PHONY: chart-docs
-chart-docs: setup ## Write the chart's README, schema and copies of k8s/ anew
+chart-docs: setup ## Generate the chart's README, schema and copies of k8s/
 	@$(BIN)/python helm/generate.py
 
 .PHONY: chart-test
@@ -19,7 +19,7 @@ chart-test: setup ## Render the chart and k8s/ and check them (needs helm, kubec
 	@$(BIN)/python -m pytest tests/helm
 
 .PHONY: test-cluster
-test-cluster: setup ## Install everything on the cluster of KUBECONFIG and run all flows there (T=tests/cluster/test_x.py for some)
+test-cluster: setup ## Install everything on the cluster of KUBECONFIG and run all flows there (T=tests/cluster/test_x.py for some tests)
 	@$(BIN)/python -m pytest --durations=10 $(or $(T),tests/cluster)
 
 VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
@@ -34,12 +34,12 @@ kind-up: ## Start a kind cluster `tidepool` with a registry on localhost:5000, f
 	@docker inspect tidepool-registry >/dev/null 2>&1 || \
 	  docker run --detach --publish 127.0.0.1:5000:5000 --name tidepool-registry registry:3 >/dev/null
 	@kind get clusters | grep -qx tidepool || kind create cluster --name tidepool --config k8s/kind/cluster.yaml
-	@docker network connect kind tidepool-registry 2>/dev/null || true # it is there already
+	@docker network connect kind tidepool-registry 2>/dev/null || true # connected already
 	@for node in $$(kind get nodes --name tidepool); do \
 	  docker exec $$node mkdir -p /etc/containerd/certs.d/localhost:5000; \
 	  docker exec --interactive $$node cp /dev/stdin /etc/containerd/certs.d/localhost:5000/hosts.toml < k8s/kind/hosts.toml; done
 
 .PHONY: kind-down
-kind-down: ## Remove that cluster and registry
+kind-down: ## Remove the kind cluster and its registry
 	@kind delete cluster --name tidepool
 	@docker rm --force tidepool-registry >/dev/null

@@ -22,7 +22,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script: what a person did wrong is one sentence and exit code 2, without a traceback."""
+    """Run the console script: a user's error becomes one sentence and exit code 2, without a traceback."""
     try:
         app()
     except TidepoolError as error:
@@ -35,22 +35,27 @@ def run(
     name: Annotated[str, typer.Argument(help="Name of the deployment.")],
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the flow; may be repeated."),
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME=VALUE",
+            help="Parameter of the flow, overrides prefect.yaml; may be repeated.",
+        ),
     ] = None,
     environment: Annotated[
-        str, typer.Option("--environment", "-e", help="Whose parameters: prefect.yaml with this environment's overlay.")
+        str, typer.Option("--environment", "-e", help="Environment whose overlay is merged into prefect.yaml.")
     ] = "local",
     provider: Annotated[
-        Provider | None, typer.Option(help="Where mapped tasks run; default: TIDEPOOL_COMPUTE_PROVIDER.")
+        Provider | None, typer.Option(help="Where mapped tasks run. Default: TIDEPOOL_COMPUTE_PROVIDER.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Run a deployment's flow here and now.
+    """Run a deployment's flow in this process.
 
-    Paths in parameters start at the repository. The run is recorded by the Prefect server of PREFECT_API_URL, else by
-    the demo's, else by one that lives as long as the run.
+    Paths in parameters are relative to the repository. The run is recorded by the Prefect server of PREFECT_API_URL,
+    else by the demo's, else by one that is started for the run.
 
-    Exit code: 0 the run is Completed, 1 it failed, 2 bad usage or a bad parameter: nothing was run.
+    Exit code: 0 the run is Completed, 1 it failed, 2 invalid usage or parameter: nothing was run.
     """
     from tidepool.local.run import run as run_deployment
 
@@ -67,15 +72,20 @@ def run(
 
 @app.command()
 def demo(
-    leave: Annotated[bool, typer.Option("--exit", help="End with the last run; always so without a terminal.")] = False,
+    leave: Annotated[
+        bool,
+        typer.Option("--exit", help="Stop the server when the last run ends (default when stdout is not a terminal)."),
+    ] = False,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Port of the Prefect server; default: 4200, or any free one."),
+        typer.Option(
+            min=1, max=65535, help="Port of the Prefect server. Default: 4200 if free, otherwise any free port."
+        ),
     ] = None,
 ) -> None:
     """Run all deployments on bundled samples, on this machine, and show them in the Prefect UI.
 
-    Exit code: 0 all runs are Completed, 1 not all are.
+    Exit code: 0 all runs are Completed, 1 otherwise.
     """
     from tidepool.local.demo import demo as run_demo
 
@@ -87,10 +97,10 @@ def render(
     environment: Annotated[str, typer.Option("--environment", "-e", help="production, or a name in environments/.")],
     image: Annotated[
         str | None,
-        typer.Option(metavar="NAME@sha256:…", help="An image that exists already, in the place of building one."),
+        typer.Option(metavar="NAME@sha256:…", help="Use this existing image instead of building one."),
     ] = None,
     version: Annotated[
-        str | None, typer.Option(help="Version of the deployments, where there is no Git checkout to ask.")
+        str | None, typer.Option(help="Version of the deployments, for use outside of a Git checkout.")
     ] = None,
 ) -> None:
     """Print the prefect file of an environment, for `prefect deploy --all --prefect-file …`."""

@@ -1,4 +1,4 @@
-"""What a person sees of a run in the Prefect UI: tables, pages with pictures, the outputs, progress.
+"""The view of a run in the Prefect UI: tables, pages with charts, the outputs, progress.
 
 Keys are global in Prefect, so every key starts with the flow's name (`weekly-forecast-report`); the page of a key is
 its history.
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Prefect has no limit of its own, and its Artifacts page loads every body: 100 KiB keep that page fast.
+# Prefect has no limit, and its Artifacts page loads every body: 100 KiB keep that page fast.
 LIMIT_BYTES = 100 * 1024
-# Tables cannot be sorted in the UI and show ten rows a page: more belongs into a file.
+# Tables cannot be sorted in the UI and show ten rows per page: longer ones belong in a file.
 TABLE_ROWS = 200
 OUTPUTS_KEY_SUFFIX = "-outputs"
-# Legible on the UI's light and dark ground.
+# Legible on the UI's light and dark background.
 _GREY = "#808080"
 
 
 def table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-    """Publishes a table; rows beyond `TABLE_ROWS` are left out and the description says so."""
+    """Publish a table of at most `TABLE_ROWS` rows; the description reports how many were left out."""
     from prefect.artifacts import create_table_artifact
 
     if len(rows) > TABLE_ROWS:
@@ -38,12 +38,12 @@ def table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None
 
 
 def page(key: str, text: str, description: str) -> None:
-    """Publishes a page of Markdown.
+    """Publish a page of Markdown.
 
     Args:
         key: The artifact's key.
-        text: GitHub-flavoured Markdown; pictures as made by `picture`.
-        description: One line, the result in words: it is what the list of artifacts shows.
+        text: GitHub-flavoured Markdown; charts as made by `picture`.
+        description: The result in one line, for the list of artifacts.
 
     Raises:
         ValueError: the page is larger than `LIMIT_BYTES`.
@@ -52,14 +52,12 @@ def page(key: str, text: str, description: str) -> None:
 
     length = len(text.encode())
     if length > LIMIT_BYTES:
-        raise ValueError(
-            f"artifact {key!r} has {length} bytes; a page may have {LIMIT_BYTES}: put the rest into a file"
-        )
+        raise ValueError(f"artifact {key!r} has {length} bytes, more than {LIMIT_BYTES}; write the rest to a file")
     create_markdown_artifact(markdown=text, key=key, description=description)
 
 
 def outputs(flow: str, targets: Iterable[str]) -> list[str]:
-    """Publishes the files that a run wrote, with size and content hash, as the artifact `<flow>-outputs`.
+    """Publish the files that a run wrote, with size and content hash, as the artifact `<flow>-outputs`.
 
     Args:
         flow: The flow's name.
@@ -75,7 +73,7 @@ def outputs(flow: str, targets: Iterable[str]) -> list[str]:
 
 
 def axes(width: float = 8, height: float = 3) -> tuple[Figure, Axes]:
-    """A figure with one set of axes, in inches, that reads well on the UI's light and dark ground."""
+    """Create a figure with one set of axes (inches), legible on the UI's light and dark background."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -91,11 +89,11 @@ def axes(width: float = 8, height: float = 3) -> tuple[Figure, Axes]:
 
 
 def picture(figure: Figure, title: str) -> str:
-    """A figure as Markdown, inside the page (the UI shows data URIs): no second file, nothing to fetch.
+    """Embed a figure in Markdown as a data URI, which the UI displays: no second file, no further request.
 
     Args:
         figure: A matplotlib figure, best made by `axes`.
-        title: Says what it shows, for those who cannot see it.
+        title: A description, for screen readers.
     """
     from PIL import Image
 
@@ -106,7 +104,7 @@ def picture(figure: Figure, title: str) -> str:
                 text.set_color(_GREY)
     drawn, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110, transparent=True)
-    # 64 colours do for a chart, and take a third of the bytes: an every-minute flow stores 1,440 of them a day.
+    # 64 colours suffice for a chart, in a third of the bytes: an every-minute flow stores 1,440 of them a day.
     Image.open(drawn).quantize(64, method=Image.Quantize.FASTOCTREE).save(buffer, format="png", optimize=True)
     return f"![{title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
@@ -116,8 +114,8 @@ class Progress:
 
     Args:
         key: The artifact's key.
-        total: How many items there are.
-        description: What an item is.
+        total: The number of items.
+        description: The name of the items.
     """
 
     def __init__(self, key: str, total: int, description: str) -> None:
@@ -129,7 +127,7 @@ class Progress:
         self._id = cast("UUID", create_progress_artifact(progress=0.0, key=key, description=description))
 
     def update(self, done: int) -> None:
-        """Shows that `done` items are done; whole percents only, to spare the server."""
+        """Report that `done` items are done; at most one request per percent, to spare the server."""
         from prefect.artifacts import update_progress_artifact
 
         percent = int(100 * done / self._total)

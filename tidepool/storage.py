@@ -1,7 +1,7 @@
 """Files and objects by URL: written atomically, read, listed, compared by content.
 
 A *target* is a key (`tickets/trials/x.json`, meaning `TIDEPOOL_STORAGE_ROOT/tickets/trials/x.json`), a URL (`file://`,
-`s3://`, `memory://`, and to read also `http(s)://`) or a path of this machine. A reader never sees half a file: local
+`s3://`, `memory://`, and for reading also `http(s)://`) or a local path. A reader never sees a partial file: local
 files are written beside the target and renamed, and on an object store the put is the commit.
 """
 
@@ -35,51 +35,51 @@ _TRY_AGAIN = (408, 429)  # request timeout, too many requests
 
 
 def url(target: str) -> str:
-    """The absolute URL of a target.
+    """Resolve a target to its absolute URL.
 
     Raises:
-        StorageError: the scheme is none that tidepool reads, or a key climbs out of the storage root with `..`.
+        StorageError: the scheme is not supported, or a key leaves the storage root with `..`.
     """
     scheme = urlsplit(target).scheme
     if "://" in target:
         if scheme not in _SCHEMES:
-            raise StorageError(f"{target}: scheme {scheme!r} is not read; the schemes are {', '.join(_SCHEMES)}")
+            raise StorageError(f"{target}: unsupported scheme {scheme!r}; supported: {', '.join(_SCHEMES)}")
         if scheme == "file":
             return _absolute(target.removeprefix("file://"))
         return target
     if Path(target).is_absolute():
         return _absolute(target)
     if ".." in target.split("/"):
-        raise StorageError(f"{target}: a key must stay below the storage root, without '..'")
+        raise StorageError(f"{target}: a key must stay below the storage root; remove '..'")
     return f"{root()}/{target}"
 
 
 def root() -> str:
-    """The absolute URL of the storage root, without a slash at its end."""
+    """Return the absolute URL of the storage root, without a trailing slash."""
     place = settings().storage.root
     return url(place if "://" in place else f"file://{place}").rstrip("/")
 
 
 def source(name: str) -> str:
-    """The URL of an input: unlike an output's key, a relative path starts at the current folder.
+    """Resolve an input to its URL: unlike an output's key, a relative path starts at the current folder.
 
     Raises:
-        StorageError: the scheme is none that tidepool reads.
+        StorageError: the scheme is not supported.
     """
     return url(name) if "://" in name else _absolute(name)
 
 
 def exists(target: str) -> bool:
-    """Whether there is a file or an object, complete, at the target."""
+    """Tell whether a complete file or object exists at the target."""
     filesystem, path = _open(target)
     return bool(filesystem.isfile(path))
 
 
 def size(target: str) -> int | None:
-    """Bytes of the object; None when an HTTP server does not say.
+    """Return the size of the object in bytes; None when an HTTP server does not report it.
 
     Raises:
-        StorageError: there is none.
+        StorageError: it does not exist.
     """
     filesystem, path = _open(target)
     with _absent_is_an_error(target):
@@ -87,10 +87,10 @@ def size(target: str) -> int | None:
 
 
 def read(target: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The whole object, or its bytes from `start` up to but not including `end`.
+    """Read the object, or its bytes from `start` up to but not including `end`.
 
     Raises:
-        StorageError: there is none.
+        StorageError: it does not exist.
     """
     filesystem, path = _open(target)
     with _absent_is_an_error(target):
@@ -100,10 +100,10 @@ def read(target: str, start: int | None = None, end: int | None = None) -> bytes
 
 @contextmanager
 def reader(target: str) -> Iterator[IO[bytes]]:
-    """A stream of the object's bytes.
+    """Open a stream of the object's bytes.
 
     Raises:
-        StorageError: there is none.
+        StorageError: it does not exist.
     """
     filesystem, path = _open(target)
     with _absent_is_an_error(target):
@@ -113,7 +113,7 @@ def reader(target: str) -> Iterator[IO[bytes]]:
 
 
 def write(target: str, data: bytes) -> str:
-    """Puts the object at the target, atomically, in place of what was there.
+    """Write the object atomically, replacing an existing one.
 
     Returns:
         The URL.
@@ -124,18 +124,18 @@ def write(target: str, data: bytes) -> str:
 
 
 def create(target: str, data: bytes) -> str:
-    """Like `write`, but never puts other content in the place of an object that is there already.
+    """Write the object like `write`, but never replace an existing one that has other content.
 
     Returns:
-        The URL. Writing the same bytes again is no error: a re-run of a run produces the same files.
+        The URL. Idempotent: writing the same bytes again succeeds, because a re-run of a run produces the same files.
 
     Raises:
-        StorageError: there is an object with other content.
+        StorageError: an object with other content exists.
     """
     if exists(target):
         if content_hash(target) != _digest(io.BytesIO(data)):
             raise StorageError(
-                f"{url(target)} exists with other content and is not overwritten; name another destination"
+                f"{url(target)} exists with other content and is not overwritten; choose another destination"
             )
         return url(target)
     return write(target, data)
@@ -143,7 +143,7 @@ def create(target: str, data: bytes) -> str:
 
 @contextmanager
 def writer(target: str) -> Iterator[IO[bytes]]:
-    """A stream whose bytes become the object when the block ends; nothing is left when the block raises."""
+    """Open a stream whose bytes become the object when the block ends; an error in the block leaves nothing."""
     filesystem, path = _open(target)
     if _scheme(target) == "file":
         with _local_writer(Path(path)) as stream:
@@ -160,21 +160,21 @@ def writer(target: str) -> Iterator[IO[bytes]]:
         yield cast("IO[bytes]", stream)
     except BaseException:
         stream.discard()
-        stream.closed = True  # or its finaliser would upload what it still buffers
+        stream.closed = True  # otherwise its finaliser would upload its buffer
         raise
     stream.close()
     stream.commit()
 
 
 def delete(target: str) -> None:
-    """Removes the object; no error when there is none."""
+    """Delete the object, if it exists."""
     filesystem, path = _open(target)
     if filesystem.isfile(path):
         filesystem.rm_file(path)
 
 
 def listing(target: str) -> list[str]:
-    """The URLs of all objects below the target, or of all that match when it holds `*`, sorted."""
+    """List the URLs of all objects below the target, or of all that match if it contains `*`, sorted."""
     filesystem, path = _open(target)
     found = filesystem.glob(path, detail=True) if "*" in path else filesystem.find(path, detail=True)
     scheme = _scheme(target)
@@ -182,20 +182,20 @@ def listing(target: str) -> list[str]:
 
 
 def content_hash(target: str) -> str:
-    """The content of the object as `sha256:<hex>`, whatever store it is in.
+    """Hash the content of the object as `sha256:<hex>`, the same in every store.
 
     Raises:
-        StorageError: there is none.
+        StorageError: it does not exist.
     """
     with reader(target) as stream:
         return _digest(stream)
 
 
 def put_frame(target: str, frame: pd.DataFrame) -> str:
-    """Writes a table as Parquet: the way to hand data to a task, by reference.
+    """Write a table as Parquet: the way to pass data to a task by reference.
 
     Returns:
-        The URL, to pass to the task in the place of the table.
+        The URL, to pass to the task instead of the table.
     """
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
@@ -203,10 +203,10 @@ def put_frame(target: str, frame: pd.DataFrame) -> str:
 
 
 def get_frame(target: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Reads a Parquet table, or only some of its columns (which is all that is then transferred).
+    """Read a Parquet table, or some of its columns; only those are transferred.
 
     Raises:
-        StorageError: there is none.
+        StorageError: it does not exist.
     """
     import pandas as pd
 
@@ -215,9 +215,9 @@ def get_frame(target: str, columns: Sequence[str] | None = None) -> pd.DataFrame
 
 
 def is_transient(error: object) -> bool:
-    """Whether an error is one of input or output that may be gone when the same is tried again: the network, the store.
+    """Tell whether an error of input or output may disappear when it is tried again: of the network, of the store.
 
-    What is absent, forbidden or not what it must be stays so; nor is any other kind of error one of input or output.
+    Missing, forbidden or invalid objects stay so; errors of any other kind are not errors of input or output.
     """
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return False
@@ -233,13 +233,13 @@ def retry_transient_errors(_task: Task[..., Any], _task_run: TaskRun, state: Sta
 
 
 def options(target: str) -> dict[str, Any]:
-    """What fsspec needs to open the target, for libraries that open URLs themselves (`storage_options=`)."""
+    """Return the `storage_options=` of a target, for libraries that open URLs with fsspec themselves."""
     if _scheme(target) != "s3":
         return {}
     timeout = settings().storage.timeout_seconds
     return {
         "anon": settings().storage.anonymous or not _has_credentials(),
-        # Another process may write between two calls: a cached listing would be wrong.
+        # Another process may write between two calls: a cached listing would be out of date.
         "use_listings_cache": False,
         "config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout},
     }
@@ -248,7 +248,7 @@ def options(target: str) -> dict[str, Any]:
 @contextmanager
 def _local_writer(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target: a rename is only atomic within one file system.
+    # Beside the target: a rename is atomic within one file system only.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -263,7 +263,7 @@ def _local_writer(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _share(path: Path) -> None:
-    """Gives a temporary file, which only its owner may read, the permissions that an ordinary new file has."""
+    """Give a temporary file, which only its owner may read, the permissions of an ordinary new file."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
@@ -303,7 +303,7 @@ def _absent_is_an_error(target: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        # fsspec says "not found" whatever kept it from a web server's answer; only a 404 means that.
+        # fsspec raises it for every failed request to a web server; only a 404 means "not found".
         cause = error.__cause__
         if _scheme(target) in {"http", "https"} and cause and getattr(cause, "status", None) != HTTPStatus.NOT_FOUND:
             raise cause from None

@@ -1,9 +1,9 @@
-"""csv-etl: adds a number to every integer of a CSV. The smallest useful flow, and the template for a new one.
+"""csv-etl: add a number to every integer of a CSV. The smallest useful flow, and the template for a new one.
 
 Produces: `csv_etl/<run id>/transformed.csv`, with the shape of the source.
 Deployment: `csv-etl`, every 2 minutes (prefect.yaml).
-A re-run is safe: it writes the same file to the same place, and never puts other content in the place of a file that
-is there. With `update_source` it sees that the source holds the result already, and does not add twice.
+Idempotent: a re-run writes the same file to the same place, and never overwrites a file that has other content. With
+`update_source` it recognises that the source already holds the result, and does not add twice.
 Runbook: docs/runbooks/csv-etl.md
 """
 
@@ -32,27 +32,27 @@ def csv_etl(
         str,
         Field(
             min_length=1,
-            description="Where the result goes: a key under the storage root, or a URL. {run_id} is the run's id.",
+            description="Key under the storage root, or URL, of the result. {run_id} is the run's id.",
         ),
     ] = "csv_etl/{run_id}/transformed.csv",
-    increment: Annotated[int, Field(description="What is added to each integer; may be negative.")] = 1,
+    increment: Annotated[int, Field(description="Added to each integer; may be negative.")] = 1,
     update_source: Annotated[
         bool, Field(description="Also write the result over the source. Off: the source is only read.")
     ] = False,
 ) -> dict[str, Any]:
-    """Adds a number to every integer of a CSV.
+    """Add a number to every integer of a CSV.
 
     Args:
-        source: CSV of integers with any number of lines, of any lengths; an empty file gives an empty result.
-        destination: Where the result goes. A file with other content that is there already is never overwritten.
-        increment: What is added to each integer.
+        source: CSV of integers; lines may differ in length, and an empty file gives an empty result.
+        destination: Key or URL of the result. An existing file with other content is never overwritten.
+        increment: Added to each integer.
         update_source: Also write the result over the source.
 
     Returns:
         `lines`, `integers`, `increment`, the `destination` as a URL, and whether the source was updated.
 
     Raises:
-        InputError: a parameter or a cell of the source is not what it must be.
+        InputError: a parameter or a cell of the source is invalid.
     """
     target = storage.url(key(destination, str(flow_run.id)))
     if update_source:
@@ -80,7 +80,7 @@ def csv_etl(
     }
 
 
-# Not cached: a re-run must read what is there now.
+# Not cached: a re-run must read the current content.
 @task(
     retries=5,
     retry_delay_seconds=5,
@@ -89,41 +89,41 @@ def csv_etl(
     task_run_name="extract {source}",
 )
 def extract(source: str) -> list[Row]:
-    """The integers of each line of the source."""
+    """Read the integers of each line of the source."""
     try:
         return parse(storage.read(storage.source(source)).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise InputError(f"{source}: byte {error.start + 1} is not UTF-8; a CSV of integers is wanted") from None
+        raise InputError(f"{source}: byte {error.start + 1} is not UTF-8; expected a CSV of integers") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
 
 @task
 def transform(rows: list[Row], increment: int) -> list[Row]:
-    """Each integer plus the increment."""
+    """Add the increment to each integer."""
     return increase(rows, increment)
 
 
 @task(task_run_name="load {target}")
 def load(rows: list[Row], target: str) -> None:
-    """Writes the rows as CSV, unless a file with other content is there."""
+    """Write the rows as CSV, unless a file with other content exists."""
     storage.create(target, render(rows).encode())
 
 
 @task(task_run_name="write back to {source}")
 def write_back(target: str, source: str) -> None:
-    """Puts the result in the place of the source."""
+    """Overwrite the source with the result."""
     storage.write(storage.source(source), storage.read(target))
 
 
 def _check_updatable(source: str, destination: str) -> None:
     if storage.source(source).startswith(("http://", "https://")):
-        raise InputError(f"source: {source} cannot be written; update_source takes a path, a file or an s3 URL")
+        raise InputError(f"source: {source} cannot be written to; with update_source, use a path, or a file or s3 URL")
     if "{run_id}" not in destination:
-        # By the run's own result a re-run knows that the source is updated already.
-        raise InputError(f"destination: {destination} has no {{run_id}}, which update_source needs")
+        # The run's own result tells a re-run that the source is updated already.
+        raise InputError(f"destination: {destination} lacks {{run_id}}, which update_source requires")
 
 
 def _is_written_back(source: str, target: str) -> bool:
-    """Whether an earlier attempt of this run has updated the source already."""
+    """Tell whether an earlier attempt of this run has updated the source already."""
     return storage.exists(target) and storage.content_hash(storage.source(source)) == storage.content_hash(target)

@@ -1,4 +1,4 @@
-"""A CSV of integers: read, increased, written again. Pure functions."""
+"""Parsing, increasing and rendering a CSV of integers. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def parse(text: str) -> list[Row]:
-    """The integers of each line.
+    """Parse the integers of each line.
 
     Args:
         text: CSV; lines may differ in length, an empty line is a row of none.
 
     Raises:
-        InputError: a cell is no integer; names its line and column, both counted from 1.
+        InputError: a cell is not an integer; names its line and column, both counted from 1.
     """
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -33,39 +33,39 @@ def parse(text: str) -> list[Row]:
             [_integer(cell, lines.line_num, column) for column, cell in enumerate(cells, start=1)] for cells in lines
         ]
     except csv.Error as error:
-        raise InputError(f"line {lines.line_num}: {error}; a CSV of integers is wanted") from None
+        raise InputError(f"line {lines.line_num}: {error}; expected a CSV of integers") from None
 
 
 def increase(rows: Sequence[Row], increment: int) -> list[Row]:
-    """Each integer plus the increment."""
+    """Add the increment to each integer."""
     return [[value + increment for value in row] for row in rows]
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The rows as CSV, each line ended by a newline; no rows are the empty text."""
+    """Render the rows as CSV, each line ended by a newline; no rows give an empty text."""
     return "".join(f"{','.join(map(str, row))}\n" for row in rows)
 
 
 def key(destination: str, run_id: str) -> str:
-    """The destination of one run.
+    """Fill in the destination of one run.
 
     Args:
         destination: Key or URL; `{run_id}` in it stands for the flow run's id.
         run_id: The flow run's id.
 
     Raises:
-        InputError: there is another placeholder than `{run_id}`.
+        InputError: it has a placeholder other than `{run_id}`.
     """
     filled = destination.replace("{run_id}", run_id)
     if other := re.search(r"\{[^}]*\}?|\}", filled):
-        raise InputError(f"destination: {other[0]!r} is no placeholder; the only one is {{run_id}}")
+        raise InputError(f"destination: unknown placeholder {other[0]!r}; the only one is {{run_id}}")
     return filled
 
 
 def preview(
     before: Sequence[Row], after: Sequence[Row], lines: int = 10, width: int = 80
 ) -> list[dict[str, str | int]]:
-    """The first lines before and after, each cut to `width` characters, as a table for people."""
+    """Tabulate the first lines before and after, each cut to `width` characters."""
     pairs = zip(before[:lines], after[:lines], strict=True)
     return [
         {"line": number, "before": _shown(old, width), "after": _shown(new, width)}

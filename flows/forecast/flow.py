@@ -1,9 +1,9 @@
-"""weekly-forecast: finds the best model for a weekly series and predicts next week.
+"""weekly-forecast: find the best model for a weekly series and predict next week.
 
 Produces: `forecast/<run id>/` with the weekly series, every backtest and the summary; the table of models, a page with
-a picture, and the artifact `next-week`, whose history is every prediction that was made.
+a chart, and the artifact `next-week`, whose history is every prediction made.
 Deployment: `weekly-forecast`, Mondays at 00:00 (prefect.yaml).
-A re-run is safe: a run writes below its own id only, and the same series gives the same files.
+Idempotent: a run writes below its own id only, and the same series gives the same files.
 Runbook: docs/runbooks/weekly-forecast.md
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NAME = "weekly-forecast"
 CO2 = "statsmodels:co2"
 
-# Doubling from 1 s; the jitter adds up to a half: 40 s and that are the 60 s that no wait exceeds. 26 minutes in all.
+# Doubling from 1 s to 40 s. The jitter adds up to a half, so that no wait exceeds 60 s. 26 minutes in all.
 RETRY_JITTER = 0.5
 RETRY_DELAYS = [min(2.0**attempt, 60 / (1 + RETRY_JITTER)) for attempt in range(42)]
 
@@ -62,20 +62,20 @@ def weekly_forecast(
     horizon: Annotated[int, Field(ge=1, le=52, description="Weeks that are held out per window.")] = 8,
     windows: Annotated[int, Field(ge=1, le=52, description="How many windows are held out, one after another.")] = 4,
 ) -> dict[str, Any]:
-    """Finds the best time-series model for a weekly series and predicts next week.
+    """Find the best time-series model for a weekly series and predict next week.
 
     Args:
-        source: CSV of observations; weeks end on Sunday and are the mean of their days. A week that is not over when
-            the run is due is left out.
+        source: CSV of observations; weeks end on Sunday and are the mean of their days. A week that has not ended
+            when the run is due is left out.
         date_column: Column of the dates.
-        value_column: Column of the values; an empty one is missing.
+        value_column: Column of the values; an empty cell is a missing value.
         models: The models that compete; the smallest mean absolute scaled error wins.
         horizon: Weeks that each model forecasts per window, without having seen them.
         windows: How many windows each model forecasts. horizon times windows must be at least 4.
 
     Returns:
         `winner`, the `prediction` of next week with its 80 % interval, the `models` with their figures, best first,
-        and what the `series` was.
+        and a description of the `series`.
 
     Raises:
         InputError: the parameters or the data allow no comparison.
@@ -97,11 +97,11 @@ def weekly_forecast(
 
 
 class EmptyAnswerError(TidepoolError):
-    """A source has nothing to say, perhaps not yet."""
+    """A source that has no observations, perhaps not yet."""
 
 
 def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """A wrong column will be wrong again; the network, a server's error or an empty answer may not be."""
+    """Retry after a network error, a server's error or an empty answer; a wrong column will be wrong again."""
     return isinstance(state.data, EmptyAnswerError) or storage.is_transient(state.data)
 
 
@@ -113,7 +113,7 @@ def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     task_run_name="get {source}",
 )
 def get_data(source: str, date_column: str, value_column: str, *, due: date, plan: Plan, folder: str) -> str:
-    """The URL of the weekly series, checked: what the source has of the weeks before the day the run is due."""
+    """Write the weekly series of the weeks before the day the run is due, checked; return its URL."""
     from flows.forecast import transform
 
     try:
@@ -121,7 +121,7 @@ def get_data(source: str, date_column: str, value_column: str, *, due: date, pla
         weekly = transform.weekly(observed, due)
         transform.check_series(weekly, plan)
     except UnicodeDecodeError as error:
-        raise InputError(f"{source}: byte {error.start + 1} is not UTF-8; a CSV is wanted") from None
+        raise InputError(f"{source}: byte {error.start + 1} is not UTF-8; expected a CSV") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     later = int((observed.index > weekly.index[-1]).sum())
@@ -134,7 +134,7 @@ def get_data(source: str, date_column: str, value_column: str, *, due: date, pla
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=_is_transient, task_run_name="backtest-{model}-{window}")
 def backtest(model: ModelName, window: int, series: str, plan: Plan) -> Any:
-    """What a model forecasts for a window; shown as `ModelFailed` when the model cannot."""
+    """Forecast a window with a model; the state is named `ModelFailed` when the model cannot."""
     from flows.forecast import transform
 
     done = transform.backtest(model, window, _series(series), plan)
@@ -147,7 +147,7 @@ def backtest(model: ModelName, window: int, series: str, plan: Plan) -> Any:
 
 @task
 def compare(source: str, series: str, plan: Plan, backtests: list[Backtest]) -> list[Score]:
-    """The models, best first, as the artifact `weekly-forecast-models`, whoever wins."""
+    """Rank the models, best first, and publish them as the artifact `weekly-forecast-models`."""
     from flows.forecast import page, transform
 
     ranked = transform.scores(backtests, _series(series), plan)
@@ -159,7 +159,7 @@ def compare(source: str, series: str, plan: Plan, backtests: list[Backtest]) -> 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=_is_transient, task_run_name="one-step-{model}-{window}")
 def one_step(model: ModelName, window: int, series: str, plan: Plan) -> list[float]:
-    """How far the winner is off one week ahead, fitted anew before each week of a window."""
+    """Compute the winner's errors one week ahead, refitted before each week of a window."""
     from flows.forecast import transform
 
     return transform.one_step_errors(model, window, _series(series), plan)
@@ -167,7 +167,7 @@ def one_step(model: ModelName, window: int, series: str, plan: Plan) -> list[flo
 
 @task(task_run_name="next-week-{model}")
 def next_week(model: ModelName, series: str, errors: list[float]) -> Prediction:
-    """The winner refitted to all weeks."""
+    """Refit the winner to all weeks and predict the next one."""
     from flows.forecast import transform
 
     return transform.next_week(model, _series(series), errors)
@@ -175,7 +175,7 @@ def next_week(model: ModelName, series: str, errors: list[float]) -> Prediction:
 
 @task
 def publish(outcome: Outcome, series: str, folder: str) -> dict[str, Any]:
-    """Writes the files of the run, then its page and its prediction."""
+    """Write the files of the run, then publish its page and its prediction."""
     from flows.forecast import page, transform
 
     weekly, prediction = _series(series), outcome.prediction
@@ -195,7 +195,7 @@ def publish(outcome: Outcome, series: str, folder: str) -> dict[str, Any]:
 
 
 def run_backtests(models: Sequence[ModelName], series: str, plan: Plan) -> list[Backtest]:
-    """Every model on every window, each a task of its own, with their progress."""
+    """Run every model on every window, one task run each, and show the progress."""
     pairs = [(model, window) for model in models for window in range(1, plan.windows + 1)]
     names, windows = zip(*pairs, strict=True)
     futures = backtest.map(list(names), list(windows), unmapped(series), unmapped(plan))
@@ -213,14 +213,14 @@ def _observations(source: str, date_column: str, value_column: str) -> pd.Series
     text = _co2() if source == CO2 else storage.read(storage.source(source)).decode("utf-8-sig")
     observed = transform.observations(text, date_column, value_column) if text.strip() else None
     if observed is None or observed.empty:
-        # A file of this machine does not fill itself while a run waits; a server may.
+        # A local file does not fill while a run waits; a server's answer may.
         kind = InputError if storage.source(source).startswith("file://") else EmptyAnswerError
-        raise kind(f"no observations; a CSV with columns {date_column!r} and {value_column!r} is wanted")
+        raise kind(f"no observations; expected a CSV with columns {date_column!r} and {value_column!r}")
     return observed
 
 
 def _co2() -> str:
-    """The weekly CO2 series of Mauna Loa, 1958 to 2001, that comes with statsmodels, as CSV."""
+    """Return the weekly CO2 series of Mauna Loa, 1958 to 2001, that comes with statsmodels, as CSV."""
     from statsmodels.datasets import co2
 
     table = co2.load_pandas().data

@@ -1,8 +1,8 @@
 """The models that compete, simplest first. Pure functions of a weekly history without gaps.
 
 Each takes the history (values, oldest first, at least two) and the number of weeks to forecast, and returns that many
-values. A model that cannot do it raises; its warnings are the caller's to collect. numpy and the model libraries are
-imported where they are used: the flow module reads the names of the models when it is imported.
+values. A model that cannot forecast raises; collecting its warnings is up to the caller. numpy and the model libraries
+are imported where they are used: the flow module imports this one to know the models' names.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
 
 SEASON = 52  # weeks; for models that need a whole number
 YEAR = 365.25 / 7  # weeks; for those that do not
-# What the fitted models look back on: enough years to know the season, and a bounded run time.
+# The history that models are fitted to: enough years for the season, and a bounded run time.
 _HISTORY = 10 * SEASON
 _HARMONICS = 3  # sine and cosine pairs that draw the shape of a year
 _LAGS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def predict(name: ModelName, history: FloatArray, weeks: int) -> FloatArray:
-    """The forecast of one model, fitted to this history.
+    """Forecast with one model, fitted to this history.
 
     Args:
         name: One of `MODEL_NAMES`.
@@ -50,14 +50,14 @@ def predict(name: ModelName, history: FloatArray, weeks: int) -> FloatArray:
 
 
 def last_value(history: FloatArray, weeks: int) -> FloatArray:
-    """Every week will be as the last one."""
+    """Repeat the last value."""
     import numpy as np
 
     return np.full(weeks, history[-1])
 
 
 def drift(history: FloatArray, weeks: int) -> FloatArray:
-    """The line from the first value through the last goes on."""
+    """Extrapolate the line from the first value through the last."""
     import numpy as np
 
     slope = (history[-1] - history[0]) / (len(history) - 1)
@@ -65,7 +65,7 @@ def drift(history: FloatArray, weeks: int) -> FloatArray:
 
 
 def seasonal_naive(history: FloatArray, weeks: int) -> FloatArray:
-    """Every week will be as 52 weeks before.
+    """Repeat the values of 52 weeks before.
 
     Raises:
         ValueError: the history is shorter than a year.
@@ -77,7 +77,7 @@ def seasonal_naive(history: FloatArray, weeks: int) -> FloatArray:
 
 
 def theta(history: FloatArray, weeks: int) -> FloatArray:
-    """Theta: the mean of a line and simple exponential smoothing, after the season is taken out.
+    """Apply Theta: the mean of a line and simple exponential smoothing, after the season is removed.
 
     Source: Assimakopoulos and Nikolopoulos (2000), International Journal of Forecasting 16, 521-530.
     """
@@ -85,13 +85,13 @@ def theta(history: FloatArray, weeks: int) -> FloatArray:
     from statsmodels.tsa.forecasting.theta import ThetaModel
 
     recent = history[-_HISTORY:]
-    # Whether there is a season is tested on the differences: a trend would drown it.
+    # The test for a season uses the differences: a trend would hide it.
     fitted = ThetaModel(recent, period=SEASON, deseasonalize=_has_seasons(recent), difference=True).fit()
     return np.asarray(fitted.forecast(weeks), dtype=np.float64)
 
 
 def holt_winters(history: FloatArray, weeks: int) -> FloatArray:
-    """Exponential smoothing of level, damped trend and additive season.
+    """Apply exponential smoothing of level, damped trend and additive season.
 
     Source: Hyndman and Athanasopoulos, Forecasting: Principles and Practice (3rd edition), chapter 8.
 
@@ -110,10 +110,10 @@ def holt_winters(history: FloatArray, weeks: int) -> FloatArray:
 
 
 def lag_regression(history: FloatArray, weeks: int) -> FloatArray:
-    """Ridge regression of a week's change on the changes of the weeks before, the year before, and the time of year.
+    """Regress (ridge) a week's change on those of the weeks before and the year before, and on the time of year.
 
-    Changes, not values: a regression on values would not follow a trend out of what it has seen. Weeks further ahead
-    use the forecasts of the nearer ones.
+    Changes, not values: a regression on values would not follow a trend beyond the range of its data. Weeks further
+    ahead use the forecasts of the nearer ones.
 
     Raises:
         ValueError: the history is shorter than 20 weeks.
@@ -141,9 +141,9 @@ def lag_regression(history: FloatArray, weeks: int) -> FloatArray:
 
 
 def arima(history: FloatArray, weeks: int) -> FloatArray:
-    """Dynamic harmonic regression: ARIMA(1, 1, 1) with drift around the season as sines and cosines.
+    """Apply dynamic harmonic regression: ARIMA(1, 1, 1) with drift around the season as sines and cosines.
 
-    A seasonal ARIMA with a period of 52 takes minutes for what this does in a tenth of a second.
+    It takes a tenth of a second; a seasonal ARIMA with a period of 52 takes minutes.
     Source: Hyndman and Athanasopoulos, Forecasting: Principles and Practice (3rd edition), section 10.5.
 
     Raises:
@@ -154,8 +154,8 @@ def arima(history: FloatArray, weeks: int) -> FloatArray:
 
     _require(10, history)
     recent = history[-_HISTORY:]
-    # The changes are modelled, so that a fast estimator for stationary series can be used: the same fit as that of the
-    # state space in a fifteenth of the time. It converges far better on numbers of the size of 1.
+    # Modelling the changes allows a fast estimator for stationary series: the same fit as that of the state space in a
+    # fifteenth of the time. It converges far better on numbers of the order of 1.
     changes = np.diff(recent)
     scale = float(changes.std()) or 1.0
     season = np.diff(_fourier(len(recent) + weeks, recent), axis=0)
@@ -172,12 +172,12 @@ def _require(weeks: int, history: FloatArray) -> None:
 
 
 def _has_seasons(history: FloatArray) -> bool:
-    """Whether the history shows a season at all: two years of it."""
+    """Tell whether the history is long enough to show a season: two years."""
     return len(history) >= 2 * SEASON
 
 
 def _fourier(length: int, history: FloatArray) -> FloatArray:
-    """The time of the year of `length` weeks as sines and cosines, one row a week; no columns without seasons."""
+    """Encode the time of year of `length` weeks as sines and cosines, one row a week; no columns without seasons."""
     import numpy as np
 
     harmonics = _HARMONICS if _has_seasons(history) else 0

@@ -1,4 +1,4 @@
-"""The page of a run: what a person reads on Monday. Markdown with one picture."""
+"""The page of a run, for people: Markdown with one chart."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from flows.forecast.transform import Outcome, Plan, Prediction, Score
 
-_SHOWN = 104  # weeks of history in the picture, or more when more are held out
+_SHOWN = 104  # weeks of history in the chart, or more when more are held out
 
 
 def headline(prediction: Prediction) -> str:
-    """The result in one line."""
+    """Summarise the result in one line."""
     return (
         f"Week ending {prediction.week}: {number(prediction.value)} "
         f"({COVERAGE} % interval {number(prediction.low)} to {number(prediction.high)}), by {prediction.model}"
@@ -28,12 +28,12 @@ def headline(prediction: Prediction) -> str:
 
 
 def number(value: float) -> str:
-    """A figure as people read it, to six digits."""
+    """Format a number with six significant digits."""
     return f"{value:,.6g}"
 
 
 def model_rows(ranked: Sequence[Score], plan: Plan) -> list[dict[str, str]]:
-    """The table of models, best first."""
+    """Return the table of models, best first."""
     return [
         {
             "model": score.model,
@@ -49,7 +49,7 @@ def model_rows(ranked: Sequence[Score], plan: Plan) -> list[dict[str, str]]:
 
 
 def prediction_row(outcome: Outcome) -> dict[str, str]:
-    """The prediction as a row of the history of predictions."""
+    """Return the prediction as a row of the history of predictions."""
     prediction = outcome.prediction
     return {
         "week ending": prediction.week.isoformat(),
@@ -63,7 +63,7 @@ def prediction_row(outcome: Outcome) -> dict[str, str]:
 
 
 def page(outcome: Outcome, series: pd.Series[float]) -> str:
-    """The whole page."""
+    """Render the page."""
     plan, ranked, prediction = outcome.plan, outcome.ranked, outcome.prediction
     rows = model_rows(ranked, plan)
     table = "\n".join(
@@ -84,14 +84,14 @@ def page(outcome: Outcome, series: pd.Series[float]) -> str:
 
 {table}
 
-A MASE of 1 is as far off as the last value is, one week ahead. RMSE and MAE are in the unit of the series.
+A MASE of 1 is as accurate as repeating the last value, one week ahead. RMSE and MAE are in the unit of the series.
 
 ## Data
 
 - Source: `{outcome.source}`
 - {len(series):,} weeks, ending {series.index[0]:%Y-%m-%d} to {series.index[-1]:%Y-%m-%d}
 - {series.isna().sum():,} weeks without an observation: filled on a straight line to fit the models, never scored
-- Interval: split conformal, from {prediction.errors} errors of {prediction.model} one week ahead, fitted anew before \
+- Interval: split conformal, from {prediction.errors} errors of {prediction.model} one week ahead, refitted before \
 each held-out week
 """
 
@@ -122,7 +122,7 @@ def _figure(outcome: Outcome, series: pd.Series[float]) -> Figure:
 
 
 def _against_last_value(ranked: Sequence[Score]) -> str:
-    """How the best compares with the model that everything has to beat."""
+    """Compare the best model with repeating the last value, the baseline."""
     plain = next((score for score in ranked[1:] if score.model == "last-value" and score.mase is not None), None)
     return f": MASE {_short(ranked[0].mase)}, against {_short(plain.mase)} of last-value" if plain else ""
 

@@ -1,6 +1,6 @@
 """From observations to weeks, backtests, scores and the prediction of next week. Pure functions.
 
-A weekly series is a `pandas.Series` of floats indexed by the Sundays that the weeks end with; NaN is a week without an
+A weekly series is a `pandas.Series` of floats indexed by the Sundays that the weeks end on; NaN is a week without an
 observation. Such a week is filled where a model needs a history without gaps, from what lies before the forecast only,
 and is never scored.
 """
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from flows.forecast.models import FloatArray
 
 COVERAGE = 80  # percent
-MINIMUM_ERRORS = 4  # the fewest that such an interval can be had from: with three, `interval` would need a fourth
+MINIMUM_ERRORS = 4  # the fewest for such an interval: with three, `interval` would need a fourth
 MINIMUM_HISTORY = 3  # weeks
 _LARGEST = float(np.finfo(np.float64).max)
 _MISSING = frozenset({"", "?", "na", "n/a", "nan", "none", "null"})
-# Python's warning filters belong to the process: two threads that collect warnings at a time would mix them up.
+# Python's warning filters belong to the process: two threads collecting warnings at the same time would mix them up.
 _collecting = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which weeks are held out: the last `windows` times `horizon`, window 1 the oldest.
+    """The weeks that are held out: the last `windows` times `horizon`, window 1 the oldest.
 
-    Before each window a model is fitted to all that lies before it (an expanding history), and forecasts the window.
+    Before each window a model is fitted to all earlier weeks (an expanding history), and forecasts the window.
     """
 
     horizon: int
@@ -49,27 +49,27 @@ class Plan:
 
     @property
     def held_out(self) -> int:
-        """Weeks that are forecast in all."""
+        """The number of weeks that are forecast in all."""
         return self.horizon * self.windows
 
     def start(self, window: int, weeks: int) -> int:
-        """The position of the first week of a window in a series of that many weeks."""
+        """Return the position of the first week of a window in a series of that many weeks."""
         return weeks - (self.windows - window + 1) * self.horizon
 
     def weeks_of(self, window: int, weeks: int) -> slice:
-        """The positions of the weeks of a window."""
+        """Return the positions of the weeks of a window."""
         start = self.start(window, weeks)
         return slice(start, start + self.horizon)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a model said.
+    """A model's forecast, or its failure.
 
     Attributes:
-        points: A value for each week, none when it failed.
-        warnings: What it warned of, each once, as `2 x ConvergenceWarning: …`.
-        failure: Why there are none; empty when there are.
+        points: A value for each week; empty when it failed.
+        warnings: Its warnings, each once, as `2 x ConvergenceWarning: …`.
+        failure: The reason for a failure, or empty.
     """
 
     points: tuple[float, ...]
@@ -88,16 +88,16 @@ class Backtest:
 
 @dataclass(frozen=True)
 class Score:
-    """How far the forecasts of a model were off; no figures when it failed on a window.
+    """The accuracy of a model's forecasts; no figures when it failed on a window.
 
     Attributes:
         mase: Mean absolute scaled error, mean over the windows.
         rmse: Root of the mean squared error, in the unit of the series.
         mae: Mean absolute error, in the unit of the series.
         smape: Symmetric mean absolute percentage error, 0 to 200.
-        windows: How many windows the model forecast.
-        warnings: What it warned of, over all windows.
-        failures: Why it failed, by window.
+        windows: The number of windows that the model forecast.
+        warnings: Its warnings, over all windows.
+        failures: The reasons of its failures, by window.
     """
 
     model: ModelName
@@ -112,12 +112,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Next week, with the interval that holds it with a probability of `COVERAGE` percent.
+    """The prediction of next week, with the interval that contains it with a probability of `COVERAGE` percent.
 
     Attributes:
-        week: The Sunday that the week ends with.
+        week: The Sunday that the week ends on.
         value: In the unit of the series, as `low` and `high`.
-        errors: How many one-step-ahead errors the interval comes from.
+        errors: The number of one-step-ahead errors that the interval comes from.
     """
 
     model: ModelName
@@ -130,7 +130,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found: every backtest, the scores with the best first, and next week."""
+    """The outcome of a run: every backtest, the scores with the best first, and next week."""
 
     source: str
     plan: Plan
@@ -140,10 +140,10 @@ class Outcome:
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuses a plan that holds out too little for the interval.
+    """Check that a plan holds out enough weeks for the interval.
 
     Raises:
-        InputError: names both parameters and what they must give.
+        InputError: it does not; names both parameters and the minimum.
     """
     if plan.held_out < MINIMUM_ERRORS:
         raise InputError(
@@ -153,7 +153,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def observations(text: str, date_column: str, value_column: str) -> pd.Series[float]:
-    """The observations of a CSV, by day, sorted.
+    """Parse the observations of a CSV, by day, sorted.
 
     Args:
         text: CSV with a header; dates are ISO 8601 (those with an offset count by their day in UTC), empty values and
@@ -162,7 +162,7 @@ def observations(text: str, date_column: str, value_column: str) -> pd.Series[fl
         value_column: Name of the column with the values.
 
     Raises:
-        InputError: a column or a row is not as it must be; names the line (from 1) and the column.
+        InputError: a column or a row is invalid; names the line (from 1) and the column.
     """
     lines, dates, values = _cells(text, date_column, value_column)
     days = pd.to_datetime(pd.Series(dates, dtype=str), format="ISO8601", errors="coerce", utc=True)
@@ -175,14 +175,14 @@ def observations(text: str, date_column: str, value_column: str) -> pd.Series[fl
 
 
 def weekly(observed: pd.Series[float], before: date) -> pd.Series[float]:
-    """The means of the weeks that end on Sundays before a day: a week that is not over says something else.
+    """Compute the means of the weeks that end on Sundays before a day; an unfinished week would distort the last one.
 
     Args:
         observed: Observations by day.
         before: The day on which the forecast is made.
 
     Raises:
-        InputError: there is no such week.
+        InputError: no such week has an observation.
     """
     finished = observed[observed.index <= last_sunday(before)]
     if finished.empty:
@@ -191,12 +191,12 @@ def weekly(observed: pd.Series[float], before: date) -> pd.Series[float]:
 
 
 def last_sunday(before: date) -> pd.Timestamp:
-    """The last Sunday before a day."""
+    """Return the last Sunday before a day."""
     return pd.Timestamp(before) - pd.Timedelta(days=before.isoweekday())
 
 
 def check_series(series: pd.Series[float], plan: Plan) -> None:
-    """Refuses a series that the plan cannot compare models on.
+    """Check that models can be compared on a series by this plan.
 
     Raises:
         InputError: too few weeks, a window or the interval without observations, or values that never change.
@@ -212,13 +212,13 @@ def check_series(series: pd.Series[float], plan: Plan) -> None:
         if held_out.isna().all():
             raise InputError(
                 f"no observation in window {window}, the weeks that end {held_out.index[0]:%Y-%m-%d} to "
-                f"{held_out.index[-1]:%Y-%m-%d}; take a longer horizon"
+                f"{held_out.index[-1]:%Y-%m-%d}; use a longer horizon"
             )
     observed = int(series.iloc[-plan.held_out :].notna().sum())
     if observed < MINIMUM_ERRORS:
         raise InputError(
             f"{observed} observed weeks in the windows; the interval needs at least {MINIMUM_ERRORS}: "
-            "take a longer horizon"
+            "use a longer horizon"
         )
     first = filled(_values(series)[: plan.start(1, weeks)])
     if _naive_error(first) == 0:
@@ -228,20 +228,20 @@ def check_series(series: pd.Series[float], plan: Plan) -> None:
 
 
 def filled(history: FloatArray) -> FloatArray:
-    """A history without gaps: each on the line between its neighbours, at the end as the last observation.
+    """Fill the gaps of a history: on the line between their neighbours, at the end with the last observation.
 
-    Give it what lies before the forecast only: the line of a gap would otherwise know the week that is to be forecast.
+    Pass only what lies before the forecast: the line across a gap would otherwise use the week to be forecast.
     """
     return np.asarray(pd.Series(history).interpolate().to_numpy(), dtype=np.float64)
 
 
 def forecast(model: ModelName, history: FloatArray, weeks: int) -> Forecast:
-    """The forecast of a model, or why there is none; never raises for what the model does.
+    """Forecast with a model; its errors are returned as a failure, never raised.
 
     Args:
         model: One of `MODEL_NAMES`.
         history: Weekly values, NaN for a gap.
-        weeks: How many weeks after the last one.
+        weeks: Number of weeks after the last one.
     """
     with _collecting, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -256,13 +256,13 @@ def forecast(model: ModelName, history: FloatArray, weeks: int) -> Forecast:
 
 
 def backtest(model: ModelName, window: int, series: pd.Series[float], plan: Plan) -> Backtest:
-    """A model's forecast of a window from all that lies before it."""
+    """Forecast a window with a model from all earlier weeks."""
     history = _values(series)[: plan.start(window, len(series))]
     return Backtest(model, window, forecast(model, history, plan.horizon))
 
 
 def one_step_errors(model: ModelName, window: int, series: pd.Series[float], plan: Plan) -> list[float]:
-    """Actual minus forecast of each observed week of a window, fitted anew to all that lies before that week.
+    """Compute actual minus forecast of each observed week of a window, refitted to all weeks before it.
 
     A week that the model cannot forecast gives no error.
     """
@@ -275,10 +275,10 @@ def one_step_errors(model: ModelName, window: int, series: pd.Series[float], pla
 
 
 def scores(backtests: Iterable[Backtest], series: pd.Series[float], plan: Plan) -> list[Score]:
-    """The score of each model, best first: by MASE, then the simpler model; those that failed are last.
+    """Score each model, best first: by MASE, then the simpler model; those that failed are last.
 
     With e the errors of a window's observed weeks and y its history,
-    MASE = mean|e| / mean|y[t] - y[t-1]|: 1 is as far off as the last value is, one week ahead, within the history.
+    MASE = mean|e| / mean|y[t] - y[t-1]|: 1 is as accurate as repeating the last value, one week ahead, in the history.
     Source: Hyndman and Koehler (2006), International Journal of Forecasting 22, 679-688.
     sMAPE = mean(200 |e| / (|actual| + |forecast|)), 0 where both are 0.
     Source: Makridakis (1993), International Journal of Forecasting 9, 527-529.
@@ -291,10 +291,10 @@ def scores(backtests: Iterable[Backtest], series: pd.Series[float], plan: Plan) 
 
 
 def winner(ranked: Sequence[Score]) -> Score:
-    """The first of the ranked scores.
+    """Return the first of the ranked scores.
 
     Raises:
-        InputError: no model forecast every window; says why.
+        InputError: no model forecast every window; gives the reasons.
     """
     if ranked[0].mase is None:
         reasons = "; ".join(f"{score.model} on {score.failures[0]}" for score in ranked)
@@ -303,7 +303,7 @@ def winner(ranked: Sequence[Score]) -> Score:
 
 
 def next_week(model: ModelName, series: pd.Series[float], errors: Sequence[float]) -> Prediction:
-    """The model refitted to all weeks, with an interval from its one-step-ahead errors.
+    """Predict next week with the model refitted to all weeks, and an interval from its one-step-ahead errors.
 
     The interval is split conformal: plus and minus the k-th smallest absolute error, k = ceil(coverage * (n + 1)).
     Source: Lei, G'Sell, Rinaldo, Tibshirani and Wasserman (2018), Journal of the American Statistical Association 113,
@@ -325,13 +325,13 @@ def next_week(model: ModelName, series: pd.Series[float], errors: Sequence[float
 
 
 def interval(errors: Sequence[float]) -> float:
-    """Half the width of the interval that `next_week` describes."""
+    """Return half the width of the interval that `next_week` describes."""
     rank = math.ceil(COVERAGE * (len(errors) + 1) / 100)
     return float(np.sort(np.abs(errors))[rank - 1])
 
 
 def summary(outcome: Outcome, series: pd.Series[float]) -> dict[str, Any]:
-    """The outcome as JSON can hold it."""
+    """Return the outcome as JSON-serialisable values."""
     prediction = outcome.prediction
     return {
         "winner": prediction.model,
@@ -351,7 +351,7 @@ def summary(outcome: Outcome, series: pd.Series[float]) -> dict[str, Any]:
 
 
 def backtest_table(outcome: Outcome, series: pd.Series[float]) -> pd.DataFrame:
-    """Every forecast beside what came: model, window, week, forecast, actual (NaN where nothing was observed)."""
+    """Tabulate every forecast: model, window, week, forecast, actual (NaN where nothing was observed)."""
     parts = [
         pd.DataFrame(
             {
@@ -370,7 +370,7 @@ def backtest_table(outcome: Outcome, series: pd.Series[float]) -> pd.DataFrame:
 
 
 def _cells(text: str, date_column: str, value_column: str) -> tuple[list[int], list[str], list[str]]:
-    """The line, date and value of each row, as they stand there."""
+    """Return the line, date and value of each row, unparsed."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     lines, dates, values = [], [], []
     try:
@@ -437,5 +437,5 @@ def _values(series: pd.Series[float]) -> FloatArray:
 
 
 def _naive_error(history: FloatArray) -> float:
-    """How far the last value is off, one week ahead, on the mean of a history."""
+    """Return the mean absolute error of repeating the last value, one week ahead."""
     return float(np.abs(np.diff(history)).mean())

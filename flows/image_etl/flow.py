@@ -1,9 +1,9 @@
-"""image-etl: the frames of a raw image file, one by one and as one animated GIF.
+"""image-etl: write the frames of a raw image file, one by one and as one animated GIF.
 
 Produces: `image_etl/<run id>/frame_00.gif` … and `image_etl/<run id>/<gif_name>`; the downloaded data stays under
 `image_etl/data/` for the next run.
 Deployment: `image-etl`, nightly (prefect.yaml).
-A re-run is safe: data that is there complete is not downloaded again, and each run writes below its own id.
+Idempotent: data that is already complete in the store is not downloaded again, and each run writes below its own id.
 Runbook: docs/runbooks/image-etl.md
 """
 
@@ -28,7 +28,7 @@ NAME = "image-etl"
 
 _COPY_BYTES = 1024 * 1024
 _BAD_SHOWN = 20
-# Base64 makes it a third larger, and the page holds some text.
+# Base64 makes it a third larger, and the page also contains text.
 _INLINE_BYTES = report.LIMIT_BYTES * 3 // 4 - 4096
 
 
@@ -44,7 +44,7 @@ def image_etl(
     ] = "https://github.com/cicdw/image-data/blob/master/all-images.img?raw=true",
     data_file: Annotated[
         str | None,
-        Field(min_length=1, description="Key that the data is kept under in the store. Empty: made from the URL."),
+        Field(min_length=1, description="Key of the data in the store. Empty: derived from the URL."),
     ] = None,
     gif_name: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9][\w.-]*\.gif$", description="File name of the animation, ending in .gif.")
@@ -52,27 +52,25 @@ def image_etl(
     n_workers: Annotated[int, Field(ge=1, le=64, description="Dask workers that write frames, 1 to 64.")] = 4,
     frame_duration_ms: Annotated[
         int,
-        Field(
-            ge=20, le=60_000, description="How long a frame is shown, milliseconds; GIF keeps hundredths of a second."
-        ),
+        Field(ge=20, le=60_000, description="Duration of a frame, milliseconds; GIF stores hundredths of a second."),
     ] = 100,
     *,
     allow_bad_frames: Annotated[
-        bool, Field(description="Leave out frames that are no images. Off: one bad frame fails the run.")
+        bool, Field(description="Leave out frames that are not images. Off: one bad frame fails the run.")
     ] = False,
 ) -> dict[str, Any]:
-    """Turns a file of frames, separated by four newline bytes, into one animated GIF.
+    """Turn a file of frames, separated by four newline bytes, into one animated GIF.
 
     Args:
         data_url: The raw data; a path starts at the current folder.
-        data_file: Key that the data is kept under in the store.
+        data_file: Key of the data in the store.
         gif_name: File name of the animation.
         n_workers: Dask workers that write frames.
-        frame_duration_ms: How long a frame is shown, milliseconds.
-        allow_bad_frames: Leave out frames that are no images.
+        frame_duration_ms: Duration of a frame, milliseconds.
+        allow_bad_frames: Leave out frames that are not images.
 
     Returns:
-        `gif` (URL), its `bytes`, how many `frames` it has, and the indexes of the `bad_frames` left out.
+        `gif` (URL), its `bytes`, the number of its `frames`, and the indexes of the `bad_frames` left out.
     """
     use_workers(n_workers)
     data = storage.url(data_file or transform.default_key(storage.source(data_url)))
@@ -93,10 +91,10 @@ def image_etl(
     task_run_name="download {data_url}",
 )
 def download(data_url: str, data: str) -> State[str] | None:
-    """Brings the raw data into the store, unless it is there complete.
+    """Copy the raw data into the store, unless it is already there and complete.
 
     Args:
-        data_url: Where the data comes from.
+        data_url: Source of the data.
         data: URL in the store.
 
     Returns:
@@ -108,21 +106,21 @@ def download(data_url: str, data: str) -> State[str] | None:
     if present is not None and expected in {None, present}:
         return Completed(name="Cached", message=f"already present: {data}, {present} bytes", data=data)
     if present is not None:
-        get_run_logger().warning("%s has %s bytes, its source %s: downloading it anew", data, present, expected)
+        get_run_logger().warning("%s has %s bytes, its source %s: downloading it again", data, present, expected)
     with storage.reader(source) as stream, storage.writer(data) as target:
         copied = 0
         while block := stream.read(_COPY_BYTES):
             target.write(block)
             copied += len(block)
         if expected is not None and copied != expected:
-            raise ConnectionError(f"{source}: {copied} of {expected} bytes arrived")
+            raise ConnectionError(f"{source}: received {copied} of {expected} bytes")
     get_run_logger().info("Downloaded %s bytes from %s to %s", copied, source, data)
     return None
 
 
 @task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors)
 def split(data: str) -> list[tuple[int, int]]:
-    """Finds the frames in the raw data: where each begins and ends, in bytes."""
+    """Find the frames in the raw data: the first byte of each and the one after its last."""
     pieces = transform.pieces(storage.read(data))
     if not pieces:
         raise InputError(f"{data}: no frame in {storage.size(data)} bytes; frames are separated by four newline bytes")
@@ -132,11 +130,11 @@ def split(data: str) -> list[tuple[int, int]]:
 
 @task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors, task_run_name="{name}")
 def write_frame(index: int, piece: tuple[int, int], name: str, data: str, folder: str) -> str:
-    """Writes one frame as a GIF.
+    """Write one frame as a GIF.
 
     Args:
         index: Number of the frame, from 0.
-        piece: Where it begins and ends in the data: frames travel by reference.
+        piece: Its position in the data (start and end, bytes): frames are passed by reference.
         name: File name of the frame.
         data: URL of the raw data.
         folder: URL of the run's folder.
@@ -145,7 +143,7 @@ def write_frame(index: int, piece: tuple[int, int], name: str, data: str, folder
         The URL of the frame.
 
     Raises:
-        InputError: the piece is no image.
+        InputError: the piece is not an image.
     """
     start, end = piece
     try:
@@ -157,7 +155,7 @@ def write_frame(index: int, piece: tuple[int, int], name: str, data: str, folder
 
 @task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors)
 def combine(frames: list[str], gif: str, frame_duration_ms: int) -> str:
-    """Makes one animated GIF of the frames, in their order.
+    """Combine the frames, in their order, into one animated GIF.
 
     Returns:
         Its URL.
@@ -167,12 +165,12 @@ def combine(frames: list[str], gif: str, frame_duration_ms: int) -> str:
 
 @task
 def publish(gif: str, frames: list[str], bad: dict[int, str]) -> dict[str, Any]:
-    """Shows the animation and the list of frames.
+    """Publish the animation and the list of frames.
 
     Args:
         gif: URL of the animation.
         frames: URLs of its frames.
-        bad: Why a frame was left out, by index.
+        bad: The reason why a frame was left out, by index.
 
     Returns:
         The flow's summary.
@@ -185,7 +183,7 @@ def publish(gif: str, frames: list[str], bad: dict[int, str]) -> dict[str, Any]:
     page = [
         f"# {headline}",
         f"![{name}](data:image/gif;base64,{base64.b64encode(shown).decode()})",
-        "" if shown == data else "A small preview; the whole animation is the file.",
+        "" if shown == data else "A small preview; the full animation is in the file.",
         f"Animation: `{gif}`",
         f"Frames: `{frames[0]}` to `{frames[-1].rpartition('/')[2]}`",
         *(f"- Left out: {reason}" for reason in list(bad.values())[:_BAD_SHOWN]),
@@ -197,23 +195,21 @@ def publish(gif: str, frames: list[str], bad: dict[int, str]) -> dict[str, Any]:
 
 
 def _length(source: str, *, needed: bool) -> int | None:
-    """Bytes that the source says it has; None when it does not say, or cannot be asked and need not be."""
+    """Return the size that the source reports (bytes); None if unknown, or unreachable and not needed."""
     try:
         return storage.size(source)
     except Exception as error:
         if needed or not storage.is_transient(error):
             raise
-        get_run_logger().warning(
-            "%s cannot be asked for its length (%s); the data that is there is used", source, error
-        )
+        get_run_logger().warning("size of %s unknown (%s); using the data that is already in the store", source, error)
         return None
 
 
 def _sorted_out(futures: PrefectFutureList[str], *, allow_bad: bool) -> tuple[list[str], dict[int, str]]:
-    """The URLs of the good frames, and why the others are bad, by index.
+    """Return the URLs of the good frames, and the reasons why the others are bad, by index.
 
     Raises:
-        InputError: there are bad frames and they are not allowed, or all are bad. Then no frame is left in the store.
+        InputError: bad frames are not allowed and there are some, or all are bad. No frame is then left in the store.
     """
     progress = report.Progress(f"{NAME}-progress", len(futures), "Frames written")
     good: list[str] = []

@@ -1,4 +1,4 @@
-"""Frames: where they are in the data, whether they are images, and the animated GIF of them."""
+"""Finding frames in raw data, decoding them, and encoding an animated GIF of them. Pure functions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _FIRST_BYTES = 16
 
 
 def default_key(data_url: str) -> str:
-    """The key that data of this URL is kept under: its file name, and a part of the URL's hash against namesakes."""
+    """Derive the store's key for the data of a URL: its file name, and part of the URL's hash to avoid collisions."""
     name = PurePosixPath(urlsplit(data_url).path)
     digest = hashlib.sha256(data_url.encode()).hexdigest()[:8]
     return f"image_etl/data/{name.stem or 'data'}-{digest}{name.suffix}"
 
 
 def pieces(data: bytes) -> list[tuple[int, int]]:
-    """Where the pieces between separators of four newline bytes begin and end; empty pieces are dropped."""
+    """Find the pieces between separators of four newline bytes, as (start, end); empty pieces are dropped."""
     found = []
     start = 0
     while start <= len(data):
@@ -43,41 +43,45 @@ def pieces(data: bytes) -> list[tuple[int, int]]:
 
 
 def frame_name(index: int, count: int) -> str:
-    """The file name of a frame: `frame_00.gif`, with as many digits as sort `count` frames right, at least two."""
+    """Name the file of a frame: `frame_00.gif`, with at least two digits and enough to sort `count` frames."""
     return f"frame_{index:0{max(2, len(str(count - 1)))}}.gif"
 
 
 def as_gif(piece: bytes) -> bytes:
-    """An image as GIF: the same bytes when it is one, else converted.
+    """Convert an image to GIF; one that is a GIF already is returned unchanged.
 
     Raises:
-        InputError: it is no image that can be decoded to its end; shows its first bytes.
+        InputError: it cannot be decoded completely; shows its first bytes.
     """
     try:
         image = _decoded(piece)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for data that is no image, or is cut off
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:  # what Pillow raises for data that is not an image, or is truncated
         raise InputError(f"not an image: {len(piece)} bytes that begin with {piece[:_FIRST_BYTES]!r}") from error
     return piece if image.format == "GIF" else _encoded([image], duration_ms=0)
 
 
 def animation(frames: Iterable[bytes], duration_ms: int) -> bytes:
-    """One animated GIF of the frames in order, repeated for ever.
+    """Encode the frames, in order, as one animated GIF that loops indefinitely.
 
-    A frame that equals the one before it is not stored again: that one is shown for longer.
+    A frame that equals the previous one is not stored again: the previous one is shown for longer.
 
     Args:
         frames: At least one image; all are fitted into the size of the first.
-        duration_ms: How long each is shown, milliseconds; GIF counts in hundredths of a second.
+        duration_ms: Duration of each, milliseconds; GIF stores hundredths of a second.
     """
     return _encoded(_fitted(map(_decoded, frames)), duration_ms)
 
 
 def preview(gif: bytes, limit_bytes: int) -> bytes:
-    """The animation itself if it is small enough, else one that is smaller and then has fewer frames, as long to watch.
+    """Return the animation if it is small enough, else a smaller one of the same length, if need be with fewer frames.
 
     Args:
         gif: An animated GIF.
-        limit_bytes: How large the preview may be.
+        limit_bytes: Maximum size of the preview.
 
     Raises:
         ValueError: not even the smallest preview is small enough.

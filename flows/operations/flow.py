@@ -1,9 +1,9 @@
-"""drift-report: says what differs between Git and the server, and ends pauses whose time is over.
+"""drift-report: report the drift between Git and the server, and end pauses that have expired.
 
 Produces: the artifact `drift-report`, whose page is the history, and the event `tidepool.drift.found` when something
 differs; the automation `drift-found` turns it into a notification.
 Deployment: `drift-report`, every hour (prefect.yaml).
-A re-run is safe: it only reads, and resumes what is due.
+Idempotent: it only reads, and resumes what is due.
 Requires: prefect.yaml, automations.yaml and environments/ in the current folder, as in the image.
 Runbook: docs/runbooks/drift-report.md
 """
@@ -21,21 +21,21 @@ from tidepool.settings import repository, settings
 
 NAME = "drift-report"
 EVENT = "tidepool.drift.found"
-# A message is read on a phone; the rest is in the artifact.
+# Enough for a message on a phone; the rest is in the artifact.
 _MESSAGE_CHARACTERS = 1500
 
 
 @flow(name=NAME, flow_run_name="drift of {environment}", timeout_seconds=600)
 def drift_report(
     environment: Annotated[
-        str, Field(description="What the server should be like: production, or a name in environments/.")
+        str, Field(description="The desired state: production, or a name in environments/.")
     ] = "production",
     end_pauses: Annotated[bool, Field(description="Resume deployments that were paused until now.")] = True,
 ) -> dict[str, Any]:
-    """Reports what differs between Git and the server.
+    """Report the drift between Git and the server.
 
     Args:
-        environment: What the server should be like.
+        environment: The desired state: production, or a name in environments/.
         end_pauses: Resume deployments that `tidepool pause` paused until now.
 
     Returns:
@@ -46,7 +46,7 @@ def drift_report(
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=30)  # the server may be restarting
 def find_drift(environment: str, *, end_pauses: bool) -> dict[str, Any]:
-    """Compares, publishes the report, and tells of a finding."""
+    """Compare desired and actual state, publish the report, and emit an event when they differ."""
     from datetime import UTC, datetime
 
     from prefect.events import emit_event

@@ -24,7 +24,7 @@ _THREADS = 16
 
 
 def matching(source: str) -> list[str]:
-    """The URLs of the files that a source means.
+    """List the URLs of the files that a source refers to.
 
     Args:
         source: Path or URL of a file, or a pattern with `*`.
@@ -33,7 +33,7 @@ def matching(source: str) -> list[str]:
         At least one URL; all CSV or all Parquet.
 
     Raises:
-        InputError: no file matches, or a file is neither CSV nor Parquet, or there are both.
+        InputError: no file matches, or a file is neither CSV nor Parquet, or both kinds match.
     """
     place = storage.source(source)
     urls = storage.listing(place) if "*" in place else [place]
@@ -45,7 +45,7 @@ def matching(source: str) -> list[str]:
 
 
 def is_parquet(url: str) -> bool:
-    """Whether a file is Parquet and not CSV, by its name.
+    """Tell by its name whether a file is Parquet; otherwise it is CSV.
 
     Raises:
         InputError: it is neither.
@@ -58,16 +58,16 @@ def is_parquet(url: str) -> bool:
 
 
 def first_rows(url: str, wanted: Sequence[str], count: int) -> pd.DataFrame:
-    """The first rows of a file, typed; no more of the file is read than they take.
+    """Read the first rows of a file, typed; the rest of the file is not read.
 
     Args:
         url: URL of the file.
         wanted: The columns, as keys of `transform.NAMES`.
-        count: How many rows.
+        count: Number of rows.
 
     Raises:
-        InputError: a column is missing, or a value does not mean what its column holds.
-        StorageError: there is no such file.
+        InputError: a column is missing, or a value is invalid for its column.
+        StorageError: the file does not exist.
     """
     import pandas as pd
 
@@ -81,16 +81,16 @@ def first_rows(url: str, wanted: Sequence[str], count: int) -> pd.DataFrame:
 
 
 def all_rows(urls: Sequence[str], wanted: Sequence[str], blocksize: int) -> Any:
-    """All rows of the files as a Dask table that reads the wanted columns only.
+    """Return all rows of the files as a Dask table that reads the wanted columns only.
 
     Args:
         urls: URLs of the files, all CSV or all Parquet.
         wanted: Numeric columns, as keys of `transform.NAMES`.
-        blocksize: Bytes of a file that make one partition; a compressed CSV file is always one.
+        blocksize: Bytes of a file per partition; a compressed CSV file is always one partition.
 
     Raises:
-        InputError: a column is missing in a file, or named otherwise than in the first file.
-        StorageError: there is no such file.
+        InputError: a column is missing in a file, or named differently than in the first file.
+        StorageError: a file does not exist.
     """
     import dask.dataframe as dd
 
@@ -116,10 +116,10 @@ def all_rows(urls: Sequence[str], wanted: Sequence[str], blocksize: int) -> Any:
 
 
 def check_values(urls: Sequence[str], wanted: Sequence[str]) -> None:
-    """Reads the files through with pandas, to find the value on which Dask failed without saying where.
+    """Read all rows with pandas, to find the value on which Dask failed without naming its place.
 
     Raises:
-        InputError: names the place and the value.
+        InputError: a value is invalid; names the place and the value.
     """
     for url in urls:
         for raw in _raw(url, wanted, _CHUNK_ROWS):
@@ -143,7 +143,7 @@ def _same_columns(urls: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
 
 
 def _header(url: str) -> list[str]:
-    """The names of a file's columns."""
+    """Read the names of a file's columns."""
     import pandas as pd
     from pyarrow import parquet
 
@@ -153,13 +153,13 @@ def _header(url: str) -> list[str]:
                 return cast("list[str]", parquet.read_schema(stream).names)
             return [str(name) for name in pd.read_csv(stream, nrows=0, compression=_compression(url)).columns]
         except pd.errors.EmptyDataError:
-            raise InputError(f"{url}: empty, not even a header line") from None
+            raise InputError(f"{url}: empty; expected a header line") from None
         except ValueError as error:
             raise InputError(f"{url}: not readable as {'Parquet' if is_parquet(url) else 'CSV'}: {error}") from None
 
 
 def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
-    """A file in tables of so many rows with the wanted columns: text from CSV, values from Parquet."""
+    """Read a file in tables of that many rows with the wanted columns: text from CSV, values from Parquet."""
     import pandas as pd
     from pyarrow import parquet
 
@@ -179,7 +179,7 @@ def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
                 usecols=list(wanted_names),
                 dtype=str,
                 index_col=False,
-                # So that a row's number is its line's number.
+                # Keeps the row number equal to the line number.
                 skip_blank_lines=False,
                 chunksize=rows,
                 compression=_compression(url),

@@ -1,10 +1,10 @@
 """New York taxi rides: `taxi-tip-amounts` and `most-generous-riders`.
 
-`taxi-tip-amounts` gives the mean tip by passenger count of all rides in a set of files: table, chart and
-`taxi/<run id>/tip_amounts.parquet`. `most-generous-riders` gives the rides of which the largest part of the total was a
-tip: table, page, `taxi/<run id>/top_riders.parquet`, and a message to whoever TIDEPOOL_NOTIFY_URLS names.
+`taxi-tip-amounts` computes the mean tip by passenger count of all rides in a set of files: table, chart and
+`taxi/<run id>/tip_amounts.parquet`. `most-generous-riders` finds the rides with the largest share of the total paid as
+a tip: table, page, `taxi/<run id>/top_riders.parquet`, and a message to the targets in TIDEPOOL_NOTIFY_URLS.
 
-Deployments `taxi-tip-amounts` and `most-generous-riders`, nightly. A re-run is safe: inputs are only read, and each run
+Deployments `taxi-tip-amounts` and `most-generous-riders`, nightly. Idempotent: inputs are only read, and each run
 writes below its own id, the same files again when it is retried.
 
 Runbooks: docs/runbooks/taxi-tip-amounts.md, docs/runbooks/most-generous-riders.md.
@@ -29,10 +29,10 @@ from tidepool.errors import InputError
 # The public data of the Taxi and Limousine Commission, as laid out in its bucket.
 _PUBLIC = "s3://nyc-tlc/trip data/yellow_tripdata_2019-"
 _BLOCKSIZE = ByteSize(16 * 1024**2)
-# How many rides the report shows.
+# Rides in the report.
 _TOP = 10
 _CLEAN_RETRIES = 5
-# Chunks are small: what takes time is the store's answer.
+# Chunks are small: the store's latency dominates.
 _WRITERS = 16
 
 Source = Annotated[
@@ -53,7 +53,7 @@ def taxi_tip_amounts(
     ] = _BLOCKSIZE,
     n_workers: Annotated[int, Field(ge=1, le=64, description="Dask workers that read the files, 1 to 64.")] = 2,
 ) -> dict[str, Any]:
-    """Mean tip by passenger count.
+    """Compute the mean tip by passenger count.
 
     Args:
         source: CSV or Parquet files of taxi rides.
@@ -70,7 +70,7 @@ def taxi_tip_amounts(
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
 def mean_tips(source: str, blocksize: int, n_workers: int) -> list[dict[str, Any]]:
-    """Mean tip and number of rides by passenger count, on a Dask cluster that lives as long as this task."""
+    """Compute mean tip and number of rides by passenger count, on a Dask cluster that is closed with this task."""
     from flows.taxi import files, transform
 
     urls = files.matching(source)
@@ -79,7 +79,7 @@ def mean_tips(source: str, blocksize: int, n_workers: int) -> list[dict[str, Any
         with dask_client("small", workers=n_workers):
             rides = files.all_rows(urls, wanted, blocksize)
             get_run_logger().info("Reading %s files in %s partitions", len(urls), rides.npartitions)
-            # dropna=False: rides without a passenger count are counted too, to say how many are left out.
+            # dropna=False: rides without a passenger count are counted too, to report how many are left out.
             means = rides.groupby("passengers", dropna=False)["tip"].agg(["mean", "size"]).compute()
     except (ValueError, TypeError):
         files.check_values(urls, wanted)
@@ -89,7 +89,7 @@ def mean_tips(source: str, blocksize: int, n_workers: int) -> list[dict[str, Any
 
 @task
 def presentable_tips(means: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The means of passenger counts above 0, rounded to cents."""
+    """Keep the means of passenger counts above 0, rounded to cents."""
     import pandas as pd
 
     from flows.taxi import transform
@@ -99,7 +99,7 @@ def presentable_tips(means: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @task
 def publish_tips(source: str, tips: list[dict[str, Any]], rides: int) -> dict[str, Any]:
-    """Writes the file, and shows table and chart.
+    """Write the file, and publish table and chart.
 
     Returns:
         The flow's summary.
@@ -122,8 +122,8 @@ def publish_tips(source: str, tips: list[dict[str, Any]], rides: int) -> dict[st
     return summary
 
 
-def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Sends the reason and the link of a run that failed."""
+def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Send the reason of a failed run, with its link."""
     reason = f"{state.message}\n\n{_link(str(flow_run.id))}"
     notify.send(flow_run_logger(flow_run, flow), f"{flow.name} failed", reason, "failure")
 
@@ -133,8 +133,8 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     task_runner=dask_runner("small", start_early=True),
     flow_run_name="first {nrows} rows of {source}",
     timeout_seconds=3600,
-    on_failure=[tell_failure],
-    on_crashed=[tell_failure],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure],
 )
 def most_generous_riders(
     source: Source = f"{_PUBLIC}03.parquet",
@@ -145,7 +145,7 @@ def most_generous_riders(
     ] = 0,
     seed: Annotated[int, Field(description="Which attempts fail on purpose; the same seed, the same attempts.")] = 0,
 ) -> dict[str, Any]:
-    """The rides of which the largest part of the total was a tip.
+    """Find the rides with the largest share of the total paid as a tip.
 
     Args:
         source: One CSV or Parquet file of taxi rides.
@@ -166,14 +166,14 @@ def most_generous_riders(
     )
     found = _results("best", best.map(hours, _results("clean", cleaning)))
     summary = publish_riders({**rides, "source": source, "best": [ride for ride in found if ride]}, folder)
-    told = f"{pages.top_riders_list(summary)}\n\n{_link(str(runtime.flow_run.id))}"
-    notify.send(get_run_logger(), pages.riders_headline(summary), told, "success")
+    body = f"{pages.top_riders_list(summary)}\n\n{_link(str(runtime.flow_run.id))}"
+    notify.send(get_run_logger(), pages.riders_headline(summary), body, "success")
     return summary
 
 
 @task(retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
 def download(source: str, nrows: int, folder: str) -> dict[str, Any]:
-    """Reads the first rows and writes one Parquet chunk per pickup hour; nothing when a row is wrong.
+    """Read the first rows and write one Parquet chunk per pickup hour; nothing when a row is invalid.
 
     Returns:
         `rides` read, those `without_pickup` time, and the URLs of the `chunks` by hour.
@@ -182,7 +182,7 @@ def download(source: str, nrows: int, folder: str) -> dict[str, Any]:
 
     urls = files.matching(source)
     if len(urls) > 1:
-        raise InputError(f"{source}: matches {len(urls)} files; name one")
+        raise InputError(f"{source}: matches {len(urls)} files; specify one file")
     rides = files.first_rows(urls[0], transform.RIDE, nrows)
     if rides["pickup"].isna().all():
         raise InputError(f"{source}: no ride with a pickup time in its first {nrows:,} rows")
@@ -203,7 +203,7 @@ def download(source: str, nrows: int, folder: str) -> dict[str, Any]:
     task_run_name="clean-{hour}",
 )
 def clean(hour: str, chunk: str, folder: str, failure_rate: float, seed: int) -> str:
-    """Keeps the rides of an hour that were paid with a tip.
+    """Keep the rides of an hour that were paid with a tip.
 
     Returns:
         The URL of the cleaned chunk, which may be empty.
@@ -218,7 +218,7 @@ def clean(hour: str, chunk: str, folder: str, failure_rate: float, seed: int) ->
 
 @task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors, task_run_name="best-{hour}")
 def best(hour: str, chunk: str) -> dict[str, Any] | None:  # noqa: ARG001 - the hour names the task run
-    """The most generous ride of an hour; None for an hour without any."""
+    """Find the most generous ride of an hour; None for an hour without any."""
     from flows.taxi import transform
 
     found = transform.records(transform.most_generous(storage.get_frame(chunk), count=1))
@@ -227,10 +227,10 @@ def best(hour: str, chunk: str) -> dict[str, Any] | None:  # noqa: ARG001 - the 
 
 @task
 def publish_riders(found: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Ranks the best rides of all hours, writes the file, and shows table and page.
+    """Rank the best rides of all hours, write the file, and publish table and page.
 
     Args:
-        found: What `download` returned, `source`, and the `best` ride of each hour that has one.
+        found: The result of `download`, `source`, and the `best` ride of each hour that has one.
         folder: URL of the run's folder.
 
     Returns:
@@ -257,7 +257,7 @@ def publish_riders(found: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def _results(stage: str, futures: PrefectFutureList[Any]) -> list[Any]:
-    """The results of a mapped stage in order, with a progress bar; the first failure is raised."""
+    """Collect the results of a mapped stage in order, with a progress bar; raise the first failure."""
     progress = report.Progress(f"most-generous-riders-{stage}", len(futures), f"Hours through `{stage}`")
     results = []
     for done, future in enumerate(futures, start=1):

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def tips_headline(summary: Mapping[str, Any]) -> str:
-    """The result in one line."""
+    """Summarise the result in one line."""
     highest = max(summary["tips"], key=lambda row: float(row["tip"]))
     count = _count(highest["passengers"], "passenger")
     return f"Highest mean tip: {highest['tip']:.2f} USD with {count} ({summary['rides']:,} rides)"
 
 
 def tips(summary: Mapping[str, Any], url: str) -> str:
-    """The page with the chart of mean tips; `url` is where the file was written."""
+    """Render the page with the chart of mean tips; `url` is the written file."""
     rows = summary["tips"]
     figure, axis = report.axes()
     axis.bar([str(row["passengers"]) for row in rows], [row["tip"] for row in rows])
@@ -41,7 +41,7 @@ def tips(summary: Mapping[str, Any], url: str) -> str:
 
 
 def riders_headline(summary: Mapping[str, Any]) -> str:
-    """The result in one line."""
+    """Summarise the result in one line."""
     if not summary["top"]:
         return f"No ride with a tip in {_count(summary['rides'], 'ride')}"
     first = summary["top"][0]
@@ -52,7 +52,7 @@ def riders_headline(summary: Mapping[str, Any]) -> str:
 
 
 def top_riders_list(summary: Mapping[str, Any]) -> str:
-    """The top riders as a list, one line each, for a message."""
+    """List the top riders, one line each, for a message."""
     return "\n".join(
         f"{rank}. {ride['ratio']:.1%}: {ride['tip']:.2f} of {ride['total']:.2f} USD, {_time(ride)}"
         for rank, ride in enumerate(summary["top"], start=1)
@@ -60,7 +60,7 @@ def top_riders_list(summary: Mapping[str, Any]) -> str:
 
 
 def riders(summary: Mapping[str, Any], url: str) -> str:
-    """The page with the top riders; `url` is where the file was written."""
+    """Render the page with the top riders; `url` is the written file."""
     table = [
         "| rank | tip / total | tip, USD | total, USD | passengers | pickup |",
         "|---:|---:|---:|---:|---:|---|",

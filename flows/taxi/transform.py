@@ -1,4 +1,4 @@
-"""Taxi rides as tables: which columns mean what, rides by hour, the most generous of them, tips by passengers.
+"""Taxi rides as tables: meaning of the columns, rides by hour, the most generous of them, tips by passengers.
 
 A *ride* has `pickup` (local time), `tip` and `total` (US dollars) and `passengers` (a count, may be missing).
 """
@@ -15,7 +15,7 @@ from tidepool.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-# What each column is called in yellow files, in green files and in the small sample that teaching uses.
+# The names of each column in yellow files, in green files and in the small sample used for teaching.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "pickup": ("tpep_pickup_datetime", "lpep_pickup_datetime", "pickup"),
     "tip": ("tip_amount", "tip"),
@@ -27,7 +27,7 @@ MEANING = {"pickup": "a date and time", "tip": "a number", "total": "a number", 
 
 
 def columns(found: Sequence[str], wanted: Sequence[str], place: str) -> dict[str, str]:
-    """Finds the columns of a file.
+    """Find the columns of a file.
 
     Args:
         found: The file's column names.
@@ -51,7 +51,7 @@ def columns(found: Sequence[str], wanted: Sequence[str], place: str) -> dict[str
 
 
 def typed(raw: pd.DataFrame, place: str, first_line: int | None = None) -> pd.DataFrame:
-    """Gives the columns of rides their types.
+    """Convert the columns of rides to their types.
 
     Args:
         raw: Columns named as in `NAMES`, text as a CSV file holds it (missing: NaN) or values as a Parquet file holds
@@ -63,7 +63,7 @@ def typed(raw: pd.DataFrame, place: str, first_line: int | None = None) -> pd.Da
         The same rows; `pickup` as datetime64, `passengers` as nullable Int64, the others as float64.
 
     Raises:
-        InputError: a value does not mean what its column holds; names the place and the value.
+        InputError: a value is invalid for its column; names the place and the value.
     """
     values = {column: _values(column, raw[column]) for column in raw.columns}
     wrong = [
@@ -79,7 +79,7 @@ def typed(raw: pd.DataFrame, place: str, first_line: int | None = None) -> pd.Da
 
 
 def _values(column: str, raw: pd.Series[Any]) -> pd.Series[Any]:
-    """The column's values; missing where a value does not mean what the column holds."""
+    """Parse the column's values; an invalid one is missing."""
     if column == "pickup":
         return pd.to_datetime(raw, errors="coerce", format="ISO8601")
     numbers = pd.to_numeric(raw, errors="coerce").astype("float64")
@@ -89,7 +89,7 @@ def _values(column: str, raw: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def by_hour(rides: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rides of each pickup hour (date and hour), oldest first, under a name such as `2019-03-23T20`.
+    """Group the rides by pickup hour (date and hour), oldest first, under a name such as `2019-03-23T20`.
 
     Rides without a pickup time belong to no hour and are left out.
     """
@@ -99,16 +99,16 @@ def by_hour(rides: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def paid_with_tip(rides: pd.DataFrame) -> pd.DataFrame:
-    """The rides with a tip above 0 and a positive total; the others (cash, refunds) say nothing of generosity."""
+    """Keep the rides with a tip above 0 and a positive total; cash payments and refunds do not measure generosity."""
     return rides[(rides["tip"] > 0) & (rides["total"] > 0)].reset_index(drop=True)
 
 
 def most_generous(rides: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The rides of which the largest part of the total was a tip.
+    """Find the rides with the largest share of the total paid as a tip.
 
     Args:
-        rides: Rides with a tip and a positive total; may be none.
-        count: How many to keep.
+        rides: Rides with a tip and a positive total; may be empty.
+        count: Maximum number to keep.
 
     Returns:
         At most `count` rides with their `ratio` of tip to total, the largest first; of equal ones the larger tip, then
@@ -121,7 +121,7 @@ def most_generous(rides: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON-serialisable values: times in ISO 8601, what is missing as None."""
+    """Convert rows to JSON-serialisable values: times in ISO 8601, missing values as None."""
     times = table.select_dtypes("datetime")
     texts = table.assign(**{str(name): times[name].dt.strftime("%Y-%m-%dT%H:%M:%S") for name in times})
     rows = texts.astype(object).where(table.notna(), None).to_dict("records")
@@ -129,12 +129,12 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def from_records(rides: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rides of which `records` made these rows; may be none."""
+    """Convert rows made by `records` back to rides; may be empty."""
     return typed(pd.DataFrame(list(rides), columns=list(RIDE)), "rides")
 
 
 def fails_on_purpose(chunk: str, attempt: int, *, last_attempt: int, rate: float, seed: int) -> bool:
-    """Whether an injected failure hits this attempt at this chunk: the same answer for the same arguments, anywhere.
+    """Tell whether this attempt at this chunk shall fail on purpose: a pure function of its arguments.
 
     The last attempt is spared unless the rate is 1, so that a run with injected failures shows its retries and ends
     Completed however many chunks it has.
@@ -142,9 +142,9 @@ def fails_on_purpose(chunk: str, attempt: int, *, last_attempt: int, rate: float
     Args:
         chunk: Name of the chunk.
         attempt: Number of the attempt, from 1.
-        last_attempt: Number of the last attempt that there is.
+        last_attempt: Number of the last attempt.
         rate: Share of the attempts that fail, 0 to 1.
-        seed: Another seed hits other attempts.
+        seed: Selects the attempts that fail.
     """
     if rate >= 1:
         return True
@@ -155,7 +155,7 @@ def fails_on_purpose(chunk: str, attempt: int, *, last_attempt: int, rate: float
 
 
 def tips_by_passengers(means: pd.DataFrame) -> pd.DataFrame:
-    """Mean tips fit to show: passenger counts above 0 only, smallest first, dollars rounded to cents.
+    """Prepare mean tips for display: passenger counts above 0 only, smallest first, dollars rounded to cents.
 
     Args:
         means: One row per passenger count with `passengers` (may be missing or 0), `tip` (missing where no ride of that
@@ -167,5 +167,5 @@ def tips_by_passengers(means: pd.DataFrame) -> pd.DataFrame:
     counts = means["passengers"].astype("Int64")
     kept = means.assign(passengers=counts)[(counts > 0).fillna(value=False) & means["tip"].notna()]
     if kept.empty:
-        raise InputError("no ride has a passenger count above 0 and a tip: there is no mean to show")
+        raise InputError("no ride has both a passenger count above 0 and a tip; no mean can be computed")
     return kept.assign(tip=kept["tip"].astype("float64").round(2)).sort_values("passengers").reset_index(drop=True)

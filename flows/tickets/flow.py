@@ -1,10 +1,10 @@
-"""ticket-model-evaluation: how well a model predicts the time that a ticket takes to close.
+"""ticket-model-evaluation: measure how well a model predicts the time until a ticket is closed.
 
 Produces: `tickets/trials/<trial id>.json`, the summary of each trial; in the UI the table of the last trials and a page
 with their metrics drawn.
 Deployment: `ticket-model-evaluation`, every minute (prefect.yaml); a run that finds another one running is cancelled.
-A re-run is safe: the trial's id, its sample and its resamples come from the id of the flow run, so that it writes the
-same file again; and its line in the history takes the place of the one before.
+Idempotent: the trial's id, its sample and its resamples derive from the id of the flow run, so that a re-run writes the
+same file again, and its line replaces the previous one in the history.
 The history is read from the newest table in the Prefect API, not from the trials' files: that is one look-up by key
 however many trials there are, and no file is shared between runs. The files are the record; the table is a view.
 Runbook: docs/runbooks/ticket-model-evaluation.md
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flows.tickets.transform import Trial
 
 NAME = "ticket-model-evaluation"
-# Every run publishes the history anew: an hour of trials keeps the server's database small.
+# Every run publishes the whole history: an hour of trials keeps the server's database small.
 HISTORY = 60
 # Mapped tasks of one bootstrap: enough to keep a small cluster busy to the end.
 SHARES = 16
@@ -54,26 +54,26 @@ def ticket_model_evaluation(
     ] = "samples/incident_event_log.csv",
     batch_size: Annotated[int, Field(ge=1, le=1_000_000, description="Distinct tickets to draw at random.")] = 100,
     seed: Annotated[
-        int | None, Field(ge=0, description="Makes the sample repeatable. Empty: each run its own.")
+        int | None, Field(ge=0, description="Makes the sample repeatable. Empty: a different one for each run.")
     ] = None,
     resamples: Annotated[
         int, Field(ge=0, le=10_000, description="Bootstrap resamples for 95 % confidence intervals. 0: none.")
     ] = 0,
 ) -> dict[str, Any]:
-    """Evaluates a model that predicts, from its priority, how long a ticket will take to close.
+    """Evaluate a model that predicts, from its priority, how long a ticket will take to close.
 
     Args:
         source: The event log of the tickets.
-        batch_size: Distinct tickets to draw at random; all, in the file's order, when there are no more than that.
+        batch_size: Distinct tickets to draw at random; all of them, in the file's order, when there are fewer.
         seed: Makes the sample repeatable.
-        resamples: Bootstrap resamples for confidence intervals; on a Dask cluster when there is much to do.
+        resamples: Bootstrap resamples for confidence intervals; computed on a Dask cluster when they are many.
 
     Returns:
         `{"id", "data": {"num_obs", "num_dropped", "metrics", "target"}}`, times in seconds; with resamples, data also
         has `intervals`.
 
     Raises:
-        InputError: the source is no event log, or no ticket drawn from it has both its times.
+        InputError: the source is not an event log, or no ticket drawn from it has both its times.
     """
     trial = make_trial_id(str(flow_run.id))
     chosen_seed = uuid.UUID(trial).int if seed is None else seed
@@ -91,7 +91,7 @@ def ticket_model_evaluation(
 
 @task
 def make_trial_id(run_id: str) -> str:
-    """The UUID of the trial, the same for each attempt of a flow run."""
+    """Derive the UUID of the trial, the same for each attempt of a flow run."""
     return str(uuid.uuid5(uuid.UUID(run_id), NAME))
 
 
@@ -103,35 +103,35 @@ def make_trial_id(run_id: str) -> str:
     task_run_name="draw {batch_size} tickets",
 )
 def draw_batch(source: str, batch_size: int, seed: int) -> pd.DataFrame:
-    """The tickets of the trial, distinct, with their times."""
+    """Draw the distinct tickets of the trial, with their times."""
     from flows.tickets import transform
 
     tickets = transform.read(storage.read(storage.source(source)), source)
     return transform.parse_timestamps(transform.sample(tickets, batch_size, seed))
 
 
-# The inputs of the following tasks are tables: hashing them for a cache would cost more than the tasks.
+# The inputs of the following tasks are tables: hashing them for a cache would cost more than the tasks themselves.
 @task(cache_policy=NO_CACHE)
 def compute_target(tickets: pd.DataFrame, source: str) -> pd.Series[float]:
-    """Seconds that each ticket took from its update to its closing; NaN when a time is missing or unreadable."""
+    """Compute the seconds from each ticket's update to its closing; NaN when a time is missing or unreadable."""
     from flows.tickets import transform
 
     actual = transform.target(tickets)
     if left_out := int(actual.isna().sum()):
         if left_out == len(actual):
             raise InputError(
-                f"{source}: of the tickets drawn ({left_out}) none has both sys_updated_at and closed_at "
+                f"{source}: none of the {left_out} tickets drawn has both sys_updated_at and closed_at "
                 "(day-month-year hour:minute); nothing is left to evaluate"
             )
         get_run_logger().warning(
-            "%s of %s tickets are left out: closed_at or sys_updated_at is missing or unreadable", left_out, len(actual)
+            "%s of %s tickets left out: closed_at or sys_updated_at is missing or unreadable", left_out, len(actual)
         )
     return actual
 
 
 @task(cache_policy=NO_CACHE)
 def predict(tickets: pd.DataFrame) -> pd.Series[float]:
-    """Seconds that the model expects each ticket to take."""
+    """Predict the seconds that each ticket will take."""
     from flows.tickets import transform
 
     return transform.predict(tickets["priority"])
@@ -139,7 +139,7 @@ def predict(tickets: pd.DataFrame) -> pd.Series[float]:
 
 @task(cache_policy=NO_CACHE)
 def measure(actual: pd.Series[float], predicted: pd.Series[float]) -> dict[str, float | None]:
-    """The metrics of the prediction."""
+    """Compute the metrics of the prediction."""
     from flows.tickets import transform
 
     return transform.metrics(transform.pairs(actual, predicted))
@@ -148,9 +148,9 @@ def measure(actual: pd.Series[float], predicted: pd.Series[float]) -> dict[str, 
 def bootstrap(
     trial: str, actual: pd.Series[float], predicted: pd.Series[float], seed: int, resamples: int
 ) -> dict[str, list[float] | None]:
-    """The confidence intervals of the metrics: here when there is little to do, otherwise on the cluster.
+    """Compute the confidence intervals of the metrics: in this process when they are few, otherwise on the cluster.
 
-    Both give the same numbers. The cluster reads the rows from the store, where they stay only as long as it does.
+    Both give the same numbers. The cluster reads the rows from the store, from which they are deleted afterwards.
     """
     from flows.tickets import transform
 
@@ -180,7 +180,7 @@ def bootstrap(
     task_run_name="resample-{first}",
 )
 def resample(url: str, seed: int, first: int, count: int) -> dict[str, list[float]]:
-    """The metrics of a share of the resamples of the rows at the URL."""
+    """Compute the metrics of a share of the resamples of the rows at the URL."""
     from flows.tickets import transform
 
     return transform.resample(storage.get_frame(url), seed, first, count)
@@ -193,7 +193,7 @@ def summarise(
     measured: dict[str, float | None],
     confidence: dict[str, list[float] | None] | None,
 ) -> dict[str, Any]:
-    """The summary of the trial."""
+    """Summarise the trial."""
     from flows.tickets import transform
 
     return transform.summarise(trial, actual, measured, confidence)
@@ -201,14 +201,14 @@ def summarise(
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=storage.retry_transient_errors)
 def write_trial(summary: dict[str, Any]) -> str:
-    """Writes the summary as JSON; returns its URL."""
+    """Write the summary as JSON; return its URL."""
     text = json.dumps(summary, indent=2, allow_nan=False)
     return storage.write(f"tickets/trials/{summary['id']}.json", f"{text}\n".encode())
 
 
 @task
 def publish(summary: dict[str, Any], source: str, url: str) -> None:
-    """Puts the trial into the table of the last trials, and draws them."""
+    """Add the trial to the table of the last trials, and plot them."""
     from flows.tickets import transform
 
     time = flow_run.scheduled_start_time.strftime("%Y-%m-%d %H:%M:%S")
@@ -220,7 +220,7 @@ def publish(summary: dict[str, Any], source: str, url: str) -> None:
 
 
 def _last_history() -> list[Trial]:
-    """The history as the run before published it; empty for the first one."""
+    """Read the history that the previous run published; empty for the first run."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
 
@@ -236,8 +236,8 @@ def _last_history() -> list[Trial]:
     try:
         return transform.read_history(str(newest[0].data))
     except ValueError as error:
-        # A view must not fail the evaluation, minute after minute, until somebody deletes the artifact.
-        get_run_logger().warning("artifact %s is no history of trials; a new one begins: %s", key, error)
+        # A view must not fail the evaluation, minute after minute, until a user deletes the artifact.
+        get_run_logger().warning("artifact %s does not hold a history of trials; starting a new one: %s", key, error)
         return []
 
 

@@ -1,4 +1,4 @@
-"""How long tickets take to close, and how well a rule predicts it. Pure functions."""
+"""The time that tickets take to close, and the accuracy of a rule that predicts it. Pure functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METRICS = ("MAE", "MedAE", "MSE", "R2")
 CONFIDENCE = 0.95
 
 HOUR = 3600
-# Seconds to close, by priority. Newer files say `4 - Low`, older descriptions of the data `4 - Lower`.
+# Seconds to close, by priority. Newer files have `4 - Low`, older descriptions of the data `4 - Lower`.
 _EXPECTED = {
     "1 - Critical": 6 * HOUR,
     "2 - High": 24 * HOUR,
@@ -47,19 +47,19 @@ _ROWS_FOR_R2 = 2
 
 
 def read(data: bytes, name: str) -> pd.DataFrame:
-    """The event log's timestamps (as text) and priorities, one row per line of the file, in its order.
+    """Read the event log's timestamps (as text) and priorities, one row per line of the file, in its order.
 
     Args:
         data: CSV with a header, or a ZIP that holds `incident_event_log.csv`; `?` is a missing value.
-        name: What the data is called in errors.
+        name: The name of the data in errors.
 
     Raises:
-        InputError: it is neither, a needed column is missing, or there is no row.
+        InputError: it is neither, a required column is missing, or it has no rows.
     """
     text = _member(data, name) if data.startswith(b"PK\x03\x04") else data
     if not text.strip():
-        raise InputError(f"{name}: the file is empty; a CSV with the columns {', '.join(NEEDED)} is wanted")
-    # Arrow and not pandas: with a choice of columns, pandas reads a line of too many cells shifted, without a word.
+        raise InputError(f"{name}: the file is empty; expected a CSV with the columns {', '.join(NEEDED)}")
+    # Arrow and not pandas: with a selection of columns, pandas silently shifts the cells of a line that has too many.
     try:
         header = next(csv.reader(io.TextIOWrapper(io.BytesIO(text), "utf-8-sig", newline="")))
         if missing := [column for column in NEEDED if column not in header]:
@@ -70,7 +70,7 @@ def read(data: bytes, name: str) -> pd.DataFrame:
         columns = [column for column in header if column in {*TIMESTAMPS, *NEEDED}]
         table = arrow_csv.read_csv(
             io.BytesIO(text),
-            read_options=arrow_csv.ReadOptions(use_threads=False),  # or errors would not name their row
+            read_options=arrow_csv.ReadOptions(use_threads=False),  # otherwise errors would not name their row
             parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
                 include_columns=columns,
@@ -83,12 +83,12 @@ def read(data: bytes, name: str) -> pd.DataFrame:
         raise InputError(f"{name}: not a CSV in UTF-8: {' '.join(str(error).split())[:120]}") from None
     frame: pd.DataFrame = table.to_pandas()
     if frame.empty:
-        raise InputError(f"{name}: there is a header, but no ticket below it")
+        raise InputError(f"{name}: a header, but no tickets below it")
     return frame
 
 
 def sample(tickets: pd.DataFrame, size: int, seed: int) -> pd.DataFrame:
-    """That many distinct rows at random; all rows, in their order, when there are no more than that."""
+    """Draw that many distinct rows at random; all rows, in their order, when there are fewer."""
     if size >= len(tickets):
         return tickets
     rows = np.random.default_rng(seed).choice(len(tickets), size, replace=False)
@@ -96,43 +96,43 @@ def sample(tickets: pd.DataFrame, size: int, seed: int) -> pd.DataFrame:
 
 
 def parse_timestamps(tickets: pd.DataFrame) -> pd.DataFrame:
-    """The rows with their timestamps as times: day first, `/` or `-` between the parts; NaT for what is unreadable."""
+    """Parse the timestamps of the rows: day first, `/` or `-` between the parts; NaT if unreadable."""
     columns = [column for column in TIMESTAMPS if column in tickets]
     return tickets.assign(**{column: _times(tickets[column]) for column in columns})
 
 
 def target(tickets: pd.DataFrame) -> pd.Series[float]:
-    """Seconds from a ticket's update to its closing; negative when it was updated later, NaN when one is not known."""
+    """Compute seconds from a ticket's update to its closing; negative if updated later, NaN if either is unknown."""
     seconds: pd.Series[float] = (tickets["closed_at"] - tickets["sys_updated_at"]).dt.total_seconds()
     return seconds.rename("actual")
 
 
 def predict(priority: pd.Series[str]) -> pd.Series[float]:
-    """The seconds that tickets of these priorities are expected to take."""
+    """Predict the seconds that tickets of these priorities will take."""
     expected = priority.str.strip().map(_EXPECTED).astype(float)
     return expected.fillna(_EXPECTED_OTHERWISE).rename("predicted")
 
 
 def pairs(actual: pd.Series[float], predicted: pd.Series[float]) -> pd.DataFrame:
-    """The columns `actual` and `predicted`, in seconds, of the rows whose target is known."""
+    """Join `actual` and `predicted`, in seconds, of the rows whose target is known."""
     return pd.DataFrame({"actual": actual, "predicted": predicted}).dropna(subset=["actual"])
 
 
 def metrics(known: pd.DataFrame) -> dict[str, float | None]:
-    """Mean and median absolute error (s), mean squared error (s²), and R2, which is None for fewer than two rows."""
+    """Compute mean and median absolute error (s), mean squared error (s²), and R2, None for fewer than two rows."""
     scores = _scores(known[["actual"]].to_numpy(), known[["predicted"]].to_numpy())
     return {name: float(scores[name][0]) if name in scores else None for name in METRICS}
 
 
 def resample(known: pd.DataFrame, seed: int, first: int, count: int) -> dict[str, list[float]]:
-    """The metrics of bootstrap resamples: as many rows as there are, drawn with replacement.
+    """Compute the metrics of bootstrap resamples, each of as many rows, drawn with replacement.
 
     Args:
         known: As made by `pairs`.
         seed: Of the whole bootstrap.
-        first: Number of the first resample; number and seed alone say which rows it draws, so that the shares of a
-            bootstrap can be computed anywhere.
-        count: How many resamples.
+        first: Number of the first resample; number and seed alone determine the rows that it draws, so that the shares
+            of a bootstrap can be computed anywhere.
+        count: Number of resamples.
 
     Returns:
         For each metric, `count` values; R2 is left out for fewer than two rows.
@@ -150,13 +150,16 @@ def resample(known: pd.DataFrame, seed: int, first: int, count: int) -> dict[str
 
 
 def shares(count: int, parts: int) -> list[tuple[int, int]]:
-    """The numbers 0 to `count` - 1 in up to `parts` even shares, each as (first, how many)."""
+    """Split the numbers 0 to `count` - 1 into up to `parts` even shares, each as (first, how many)."""
     edges = np.linspace(0, count, min(count, parts) + 1).astype(int).tolist()
     return [(first, end - first) for first, end in itertools.pairwise(edges)]
 
 
 def intervals(resampled: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float] | None]:
-    """The percentile bootstrap interval of each metric, as [low, high] (Efron and Tibshirani 1993, section 13.3)."""
+    """Compute the percentile bootstrap interval of each metric, as [low, high].
+
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 13.3.
+    """
     parts = list(resampled)
     tail = (1 - CONFIDENCE) / 2
     return {
@@ -173,13 +176,13 @@ def summarise(
     measured: Mapping[str, float | None],
     confidence: Mapping[str, list[float] | None] | None,
 ) -> dict[str, Any]:
-    """The summary of a trial, which holds neither NaN nor infinity.
+    """Summarise a trial, without NaN or infinity.
 
     Args:
         trial: Its id.
         actual: Seconds that its tickets took; NaN for those left out.
         measured: Its metrics.
-        confidence: Their bootstrap intervals, in the summary only when there are any.
+        confidence: Their bootstrap intervals, or None: then the summary has none.
     """
     known = actual.dropna()
     data: dict[str, Any] = {
@@ -195,7 +198,7 @@ def summarise(
 
 @dataclass(frozen=True)
 class Trial:
-    """One line of the history: what a person compares from trial to trial."""
+    """One line of the history, for comparing trials."""
 
     time: str
     trial: str
@@ -212,7 +215,7 @@ _HISTORY = TypeAdapter(list[Trial])
 
 
 def line(summary: Mapping[str, Any], time: str, source: str) -> Trial:
-    """A trial's line of the history."""
+    """Build a trial's line of the history."""
     data, values = summary["data"], summary["data"]["metrics"]
     return Trial(
         time=time,
@@ -228,26 +231,26 @@ def line(summary: Mapping[str, Any], time: str, source: str) -> Trial:
 
 
 def read_history(text: str) -> list[Trial]:
-    """A history from the JSON of its table.
+    """Parse a history from the JSON of its table.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is not a history.
     """
     return _HISTORY.validate_json(text)
 
 
 def extend(history: Sequence[Trial], newest: Trial, length: int) -> list[Trial]:
-    """The history with a trial in front, cut to its length; a trial that is repeated takes its own place."""
+    """Put a trial at the front of the history, cut to its length; a repeated trial replaces its earlier line."""
     return [newest, *(trial for trial in history if trial.trial != newest.trial)][:length]
 
 
 def rows(history: Sequence[Trial]) -> list[dict[str, Any]]:
-    """The history as the rows of a table."""
+    """Return the history as the rows of a table."""
     return [asdict(trial) for trial in history]
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The result in one line."""
+    """Summarise the result in one line."""
     data, values = summary["data"], summary["data"]["metrics"]
     left_out = f", {data['num_dropped']} left out" if data["num_dropped"] else ""
     r2 = "" if values["R2"] is None else f" · R2 {values['R2']:.3f}"
@@ -258,13 +261,13 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def markdown(summary: Mapping[str, Any], source: str, url: str, drawing: str) -> str:
-    """The page of a trial.
+    """Render the page of a trial.
 
     Args:
         summary: The trial.
-        source: Where its tickets are from.
-        url: Where its summary is written.
-        drawing: The history, as Markdown.
+        source: The source of its tickets.
+        url: The URL of its summary.
+        drawing: The plot of the history, as Markdown.
     """
     data = summary["data"]
     confidence = data.get("intervals")
@@ -310,7 +313,7 @@ def _times(column: pd.Series[str]) -> pd.Series[pd.Timestamp]:
 
 
 def _scores(actual: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """The metrics of each column of two matrices of the same shape, rows being tickets."""
+    """Compute the metrics of each column of two matrices of the same shape, rows being tickets."""
     from sklearn.metrics import mean_absolute_error, mean_squared_error, median_absolute_error, r2_score
 
     functions = {"MAE": mean_absolute_error, "MedAE": median_absolute_error, "MSE": mean_squared_error}

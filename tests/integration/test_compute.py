@@ -75,12 +75,12 @@ def test_threads_runs_mapped_tasks_in_this_process(use: Callable[..., None]) -> 
     assert {pid for pid, _ in mapped()} == {os.getpid()}
 
 
-def test_local_workers_let_the_server_beside_them_go_first(use: Callable[..., None]) -> None:
+def test_local_workers_run_at_a_lower_priority(use: Callable[..., None]) -> None:
     use(COMPUTE_PROVIDER="local")
     assert gentle() == {os.getpriority(os.PRIO_PROCESS, 0) + NICENESS}
 
 
-def test_threads_are_as_nice_as_their_process(use: Callable[..., None]) -> None:
+def test_threads_run_at_the_niceness_of_their_process(use: Callable[..., None]) -> None:
     use(COMPUTE_PROVIDER="threads")
     assert gentle() == {os.getpriority(os.PRIO_PROCESS, 0)}
 
@@ -94,7 +94,7 @@ def test_address_uses_the_scheduler_that_is_there_and_leaves_it(use: Callable[..
         assert cluster.status.name == "running"
 
 
-def test_address_without_an_address_says_which_setting(use: Callable[..., None]) -> None:
+def test_address_without_an_address_names_the_setting(use: Callable[..., None]) -> None:
     use(COMPUTE_PROVIDER="address")
     with pytest.raises(UsageError, match="TIDEPOOL_COMPUTE_ADDRESS is empty: give tcp://host:8786"):
         mapped()

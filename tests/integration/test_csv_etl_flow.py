@@ -92,7 +92,7 @@ def test_an_empty_file_is_an_empty_output(storage_root: str, tmp_path: Path) -> 
     ("content", "sentence"),
     [
         (b"1,2\n3,4\n5,x7\n", "line 3, column 2: 'x7' is not an integer"),
-        (b"1,\xff\n", "byte 3 is not UTF-8; a CSV of integers is wanted"),
+        (b"1,\xff\n", "byte 3 is not UTF-8; expected a CSV of integers"),
     ],
 )
 def test_a_bad_cell_fails_the_run_at_once(storage_root: str, tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -112,14 +112,17 @@ def test_a_bad_cell_fails_the_run_at_once(storage_root: str, tmp_path: Path, con
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"destination": "{runid}.csv"}, "destination: '{runid}' is no placeholder; the only one is {run_id}"),
+        ({"destination": "{runid}.csv"}, "destination: unknown placeholder '{runid}'; the only one is {run_id}"),
         (
             {"destination": "out.csv", "update_source": True},
-            "destination: out.csv has no {run_id}, which update_source needs",
+            "destination: out.csv lacks {run_id}, which update_source requires",
         ),
         (
             {"source": "https://example.org/x.csv", "update_source": True},
-            "source: https://example.org/x.csv cannot be written; update_source takes a path, a file or an s3 URL",
+            (
+                "source: https://example.org/x.csv cannot be written to; with update_source, use a path, or a file or "
+                "s3 URL"
+            ),
         ),
     ],
 )
@@ -147,7 +150,7 @@ def test_a_file_of_another_run_is_not_overwritten(storage_root: str) -> None:
 
 
 @pytest.mark.usefixtures("storage_root")
-def test_only_io_errors_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_transient_errors_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_etl_module, "extract", csv_etl_module.extract.with_options(retry_delay_seconds=0))
     answers: list[Exception | bytes] = [ConnectionResetError("reset by peer"), TimeoutError("60 s"), b"1\n"]
 
@@ -185,7 +188,7 @@ def test_only_io_errors_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
         (KeyError("a bug"), False),
     ],
 )
-def test_which_errors_is_transient(error: Exception, passes: bool) -> None:  # noqa: FBT001 - a column of the table above
+def test_is_transient(error: Exception, passes: bool) -> None:  # noqa: FBT001 - a column of the table above
     assert storage.is_transient(error) is passes
 
 

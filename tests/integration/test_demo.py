@@ -108,7 +108,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_even_from_a_background_job(tmp_path
     database.close()
 
 
-def test_a_taken_port_is_said_and_the_usual_one_is_left_alone(tmp_path: Path) -> None:
+def test_a_port_in_use_is_refused_and_the_usual_one_replaced(tmp_path: Path) -> None:
     repository = make(tmp_path / "repository", "good")
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
@@ -128,7 +128,7 @@ def test_a_taken_port_is_said_and_the_usual_one_is_left_alone(tmp_path: Path) ->
     assert done.stderr == f"tidepool: {problem}\n"
 
 
-def test_a_new_demo_clears_away_what_a_killed_one_left(tmp_path: Path) -> None:
+def test_a_demo_ends_the_orphaned_processes_of_a_killed_one(tmp_path: Path) -> None:
     """The grandchild has a session of its own and no parent: only the mark finds it."""
     home = Home.of(tmp_path)
     (tmp_path / "leave.py").write_text(

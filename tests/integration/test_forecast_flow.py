@@ -73,7 +73,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def answers() -> Iterator[tuple[str, list[tuple[int, str]]]]:
-    """A web server's URL, and what it answers in turn: status and text; the last for ever."""
+    """A web server's URL, and its answers in turn: status and text; the last one is repeated."""
     script: list[tuple[int, str]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -148,7 +148,7 @@ def test_every_run_adds_a_prediction_to_the_history() -> None:
 
 
 @pytest.mark.usefixtures("threads", "no_waits")
-def test_what_may_pass_is_tried_again_and_a_failing_model_cannot_win(
+def test_transient_errors_are_retried_and_a_failing_model_cannot_win(
     storage_root: str, answers: tuple[str, list[tuple[int, str]]]
 ) -> None:
     url, script = answers
@@ -197,9 +197,9 @@ def test_the_same_series_gives_the_same_files(storage_root: str, tmp_path: Path)
         (daily(30), {"value_column": "depth"}, "column 'depth' is missing; found: day, level"),
         (daily(30).replace("2026-01-06", "6.1.2026"), {}, "line 3, column 'day': '6.1.2026' is not an ISO 8601 date"),
         (daily(6), {}, "6 weeks, but 2 windows of 2 weeks need at least 7 in all"),
-        ("", {}, "no observations; a CSV with columns 'day' and 'level' is wanted"),
-        ("day,level\n", {}, "no observations; a CSV with columns 'day' and 'level' is wanted"),
-        ("day,level\n2026-01-05,\xe4\n".encode("latin-1"), {}, "byte 22 is not UTF-8; a CSV is wanted"),
+        ("", {}, "no observations; expected a CSV with columns 'day' and 'level'"),
+        ("day,level\n", {}, "no observations; expected a CSV with columns 'day' and 'level'"),
+        ("day,level\n2026-01-05,\xe4\n".encode("latin-1"), {}, "byte 22 is not UTF-8; expected a CSV"),
     ],
     ids=["missing column", "date", "too short", "empty", "header only", "encoding"],
 )
@@ -218,7 +218,7 @@ def test_bad_data_fails_at_once_with_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.usefixtures("threads")
-def test_an_absent_source_is_not_tried_again(storage_root: str, answers: tuple[str, list[tuple[int, str]]]) -> None:
+def test_an_absent_source_is_not_retried(storage_root: str, answers: tuple[str, list[tuple[int, str]]]) -> None:
     url, script = answers
     script.append((404, ""))
     state, _run_id = run(**SMALL | {"source": url})

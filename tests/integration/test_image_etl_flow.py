@@ -207,7 +207,7 @@ def test_a_source_that_is_absent_fails_at_once(web: str) -> None:
 
 
 def fetch(source: str, data: str) -> State[Any]:
-    """The state of a download, retried without delay, in a flow of its own: outside of one there is no log."""
+    """The state of a download, retried without delay, in a flow of its own: outside of one there are no logs."""
     states = []
 
     @flow(name="fetch")
@@ -219,7 +219,7 @@ def fetch(source: str, data: str) -> State[Any]:
 
 
 @pytest.mark.usefixtures("storage_root")
-def test_an_incomplete_copy_is_downloaded_anew_and_a_complete_one_is_not(web: str, tmp_path: Path) -> None:
+def test_an_incomplete_copy_is_downloaded_again_and_a_complete_one_is_not(web: str, tmp_path: Path) -> None:
     (tmp_path / "x.img").write_bytes(b"0123456789")
     storage.write("data/x.img", b"01234")
 
@@ -237,14 +237,14 @@ def test_a_download_that_breaks_off_leaves_nothing(web: str) -> None:
 
 
 @pytest.mark.usefixtures("storage_root")
-def test_a_server_that_does_not_say_how_long_it_is(web: str) -> None:
+def test_a_server_that_does_not_report_a_size(web: str) -> None:
     assert fetch(f"{web}/chunked", "data/x.img").name == "Completed"
     assert storage.read("data/x.img") == piece("red")
     assert fetch(f"{web}/chunked", "data/x.img").name == "Cached"
 
 
 @pytest.mark.usefixtures("storage_root")
-def test_data_that_is_there_is_used_while_its_source_is_away() -> None:
+def test_stored_data_is_used_while_its_source_is_unreachable() -> None:
     away = "http://127.0.0.1:9/x.img"
     assert fetch(away, "data/x.img").is_failed()
     storage.write("data/x.img", b"0123")
@@ -252,7 +252,7 @@ def test_data_that_is_there_is_used_while_its_source_is_away() -> None:
 
 
 @pytest.mark.usefixtures("threads")
-def test_the_key_is_the_users_or_made_from_the_url(storage_root: str, tmp_path: Path) -> None:
+def test_the_key_is_given_or_derived_from_the_url(storage_root: str, tmp_path: Path) -> None:
     (tmp_path / "x.img").write_bytes(piece("red"))
     url = f"file://{tmp_path}/x.img"
 

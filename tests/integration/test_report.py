@@ -45,7 +45,7 @@ def test_outputs_lists_url_size_and_content(storage_root: str) -> None:
     assert found.description == "1 file written"
 
 
-def test_a_long_table_is_cut_and_says_so() -> None:
+def test_a_long_table_is_cut_and_its_description_reports_it() -> None:
     _publish(lambda: report.table("report-test-long", [{"n": n} for n in range(500)], "numbers"))
     found = _latest("report-test-long")
     assert found.description == "numbers (the first 200 of 500 rows)"
@@ -66,7 +66,9 @@ def test_a_page_with_a_picture() -> None:
 
 
 def test_a_page_over_the_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="artifact 'report-test-big' has 102401 bytes; a page may have 102400"):
+    with pytest.raises(
+        ValueError, match="artifact 'report-test-big' has 102401 bytes, more than 102400; write the rest to a file"
+    ):
         report.page("report-test-big", "x" * 102401, "too much")
     assert Artifact.get("report-test-big") is None
 

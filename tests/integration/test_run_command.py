@@ -1,4 +1,4 @@
-"""`tidepool run`: a flow on this machine; its result on standard output, its exit code, and the server that records it."""
+"""`tidepool run`: the result on standard output, the exit code, and the server that records the run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_failed_run_is_exit_code_1_and_one_sentence(repository: Path, prefect_
     assert done.stderr.splitlines()[-1] == "tidepool: bad ended Failed: line 3, column 2: 'x7' is not an integer"
 
 
-def test_for_a_person_it_prints_the_result_and_the_outputs(repository: Path, prefect_server: str) -> None:
+def test_without_json_it_prints_the_result_and_the_outputs(repository: Path, prefect_server: str) -> None:
     done = _run(repository / "environments", "good", "--provider", "threads", PREFECT_API_URL=prefect_server)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("good: Completed (flow run ")
@@ -93,13 +93,13 @@ def test_a_flow_that_cannot_be_imported_is_named(repository: Path) -> None:
     assert "cannot import flow small_flows.good: ModuleNotFoundError" in done.stderr
 
 
-def test_a_configured_server_that_is_away_is_said_at_once(repository: Path) -> None:
+def test_an_unreachable_configured_server_is_reported_at_once(repository: Path) -> None:
     done = _run(repository, "good", PREFECT_API_URL="http://127.0.0.1:1/api")
     assert done.returncode == 2
     assert "the Prefect API http://127.0.0.1:1/api (PREFECT_API_URL) does not answer" in done.stderr
 
 
-def test_without_a_server_it_has_its_own_which_ends_and_whose_history_stays(repository: Path) -> None:
+def test_without_a_server_it_starts_one_which_ends_and_whose_history_stays(repository: Path) -> None:
     # PREFECT_HOME elsewhere: the profile of whoever runs the tests is not asked.
     done = _run(repository, "good", "--json", PREFECT_HOME=str(repository / "elsewhere"))
     assert done.returncode == 0, done.stderr

@@ -96,7 +96,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     storage._has_credentials.cache_clear()
 
 
-def test_what_is_written_is_read(store: str) -> None:
+def test_written_bytes_are_read_back(store: str) -> None:
     assert storage.write("a/b.txt", b"hello") == f"{store}/a/b.txt"
     assert storage.exists("a/b.txt")
     assert storage.read("a/b.txt") == b"hello"
@@ -111,11 +111,11 @@ def test_write_replaces(store: str) -> None:
     assert storage.size("x") == 3, f"a cached size of {store}"
 
 
-def test_create_takes_the_same_bytes_again_and_no_others(store: str) -> None:
+def test_create_is_idempotent_and_refuses_other_content(store: str) -> None:
     storage.create("x", b"first")
     storage.create("x", b"first")
     with pytest.raises(
-        StorageError, match="exists with other content and is not overwritten; name another destination"
+        StorageError, match="exists with other content and is not overwritten; choose another destination"
     ):
         storage.create("x", b"second")
     assert storage.read(f"{store}/x") == b"first"
@@ -174,14 +174,14 @@ def test_the_content_hash_is_that_of_the_bytes(store: str) -> None:
     assert storage.content_hash("x") == expected, store
 
 
-def test_delete_is_no_error_twice(store: str) -> None:
+def test_delete_is_idempotent(store: str) -> None:
     storage.write("x", b"1")
     storage.delete("x")
     storage.delete("x")
     assert storage.listing(store) == []
 
 
-def test_a_table_travels_by_reference(store: str) -> None:
+def test_a_table_is_passed_by_reference(store: str) -> None:
     frame = pd.DataFrame({"hour": [1, 2], "tip": [0.5, 1.5], "note": ["a", None]})
     place = storage.put_frame("frames/x.parquet", frame)
     assert place == f"{store}/frames/x.parquet"
@@ -189,7 +189,7 @@ def test_a_table_travels_by_reference(store: str) -> None:
     assert list(storage.get_frame(place, columns=["tip"]).columns) == ["tip"]
 
 
-def test_a_reader_never_sees_half_a_file(store: str) -> None:
+def test_a_reader_never_sees_a_partial_file(store: str) -> None:
     """While one thread replaces the object again and again, every read is one of the two contents, whole."""
     contents = {b"a" * 200_000, b"b" * 200_000}
     storage.write("x", min(contents))
@@ -211,12 +211,12 @@ def test_a_reader_never_sees_half_a_file(store: str) -> None:
 
 
 def test_a_relative_key_stays_below_the_root() -> None:
-    with pytest.raises(StorageError, match=r"^\.\./x: a key must stay below the storage root, without '\.\.'$"):
+    with pytest.raises(StorageError, match=r"^\.\./x: a key must stay below the storage root; remove '\.\.'$"):
         storage.write("../x", b"")
 
 
 def test_an_unknown_scheme_names_the_known_ones() -> None:
-    with pytest.raises(StorageError, match="scheme 'ftp' is not read; the schemes are file, s3, memory, http, https"):
+    with pytest.raises(StorageError, match="unsupported scheme 'ftp'; supported: file, s3, memory, http, https"):
         storage.read("ftp://host/x")
 
 

@@ -158,7 +158,7 @@ def test_a_parameter_out_of_bounds_is_refused(storage_root: str, parameters: dic
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_files_that_are_not_as_they_should_be(tmp_path: Path) -> None:
+def test_invalid_files_are_refused(tmp_path: Path) -> None:
     for name, text in {
         "empty.csv": "",
         "columns.csv": "a,b\n1,2\n",
@@ -182,7 +182,7 @@ def test_files_that_are_not_as_they_should_be(tmp_path: Path) -> None:
     write(tmp_path, "mixed.parquet", "")
     assert "matches both CSV and Parquet files" in sentence(lambda: files.matching(f"{tmp_path}/mixed.*"))
     assert sentence(lambda: files.all_rows([f"{place}/empty.csv"], WANTED, 2**20)) == (
-        f"{place}/empty.csv: empty, not even a header line"
+        f"{place}/empty.csv: empty; expected a header line"
     )
     assert "no column for the passengers (passenger_count or passengers); found: a, b" in sentence(
         lambda: files.all_rows([f"{place}/columns.csv"], WANTED, 2**20)
@@ -285,11 +285,11 @@ def test_riders_without_failures_are_the_same_and_a_failing_webhook_fails_no_run
     assert len(receiver.got) == 1
     assert storage.exists(f"{storage_root}/taxi/{run_id}/top_riders.parquet")
     lines = until(lambda: [line.message for line in logs(run_id)], lambda found: any("Could not" in x for x in found))
-    assert any("JSON did not take it" in line for line in lines)
+    assert any("JSON did not accept it" in line for line in lines)
 
 
 @pytest.mark.usefixtures("threads", "storage_root")
-def test_a_failure_rate_of_one_fails_the_run_and_tells_why(
+def test_a_failure_rate_of_one_fails_the_run_and_sends_the_reason(
     receiver: Receiver, targets: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clean, "retry_delay_seconds", 0)
@@ -333,7 +333,7 @@ def test_awkward_rides_of_a_green_file(storage_root: str, tmp_path: Path) -> Non
     [
         (f"{HEADER}2019-03-01 00:10:00,1,1,10\n2019-03-01 00:10:00,1,x7,10\n", "line 3, tip: 'x7' is not a number"),
         ("pickup,tip,passengers\n", "no column for the total (total_amount or total); found: pickup, tip, passengers"),
-        ("", "empty, not even a header line"),
+        ("", "empty; expected a header line"),
         (HEADER, "no ride with a pickup time in its first 10,000 rows"),
     ],
     ids=["value", "column", "empty", "no rides"],
@@ -364,7 +364,7 @@ def test_one_file_at_a_time(tmp_path: Path) -> None:
     write(tmp_path, "a.csv", HEADER)
     write(tmp_path, "b.csv", HEADER)
     state, _ = run(most_generous_riders, source=f"{tmp_path}/*.csv")
-    with pytest.raises(InputError, match="matches 2 files; name one"):
+    with pytest.raises(InputError, match="matches 2 files; specify one file"):
         state.result()
 
 

@@ -228,8 +228,8 @@ def test_one_ticket_has_no_r2(storage_root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence", "more"),
     [
-        ("", "the file is empty; a CSV with the columns sys_updated_at, closed_at, priority is wanted", []),
-        (HEADER, "there is a header, but no ticket below it", []),
+        ("", "the file is empty; expected a CSV with the columns sys_updated_at, closed_at, priority", []),
+        (HEADER, "a header, but no tickets below it", []),
         (
             MIXED.replace("closed_at", "shut"),
             (
@@ -241,7 +241,7 @@ def test_one_ticket_has_no_r2(storage_root: str, tmp_path: Path) -> None:
         (
             HEADER + "INC3,?,?,03/05/2016 06:00,?,?,?\n",
             (
-                "of the tickets drawn (1) none has both sys_updated_at and closed_at (day-month-year hour:minute); "
+                "none of the 1 tickets drawn has both sys_updated_at and closed_at (day-month-year hour:minute); "
                 "nothing is left to evaluate"
             ),
             ["compute_target"],
@@ -299,7 +299,7 @@ def test_a_run_that_is_repeated_gives_the_same_file_and_one_line_of_history(stor
 
 
 @pytest.mark.usefixtures("storage_root")
-def test_a_history_that_cannot_be_read_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_history_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(report, "table", functools.partial(_other_table, report.table))
         run(source=str(SAMPLE), batch_size=5)

@@ -22,7 +22,7 @@ def test_an_empty_text_has_no_rows() -> None:
 
 
 @given(st.lists(st.lists(st.integers(), max_size=5), max_size=20))
-def test_what_is_written_is_read_again(rows: list[list[int]]) -> None:
+def test_rendered_rows_are_parsed_back(rows: list[list[int]]) -> None:
     assert parse(render(rows)) == rows
 
 
@@ -40,7 +40,7 @@ def test_increase_is_undone_by_its_opposite_and_leaves_its_input_alone(rows: lis
         ("1,,3\n", "line 1, column 2: '' is not an integer"),
         ("1_000\n", "line 1, column 1: '1_000' is not an integer"),
         ("1\n\n٣\n", "line 3, column 1: '٣' is not an integer"),
-        ('1\n2,"3\n', "line 2: unexpected end of data; a CSV of integers is wanted"),
+        ('1\n2,"3\n', "line 2: unexpected end of data; expected a CSV of integers"),
     ],
 )
 def test_bad_cells_are_named_by_their_place(text: str, sentence: str) -> None:
@@ -58,7 +58,7 @@ def test_the_destination_takes_the_run_id() -> None:
 def test_other_placeholders_are_refused(destination: str, part: str) -> None:
     with pytest.raises(InputError) as caught:
         key(destination, "abc")
-    assert str(caught.value) == f"destination: '{part}' is no placeholder; the only one is {{run_id}}"
+    assert str(caught.value) == f"destination: unknown placeholder '{part}'; the only one is {{run_id}}"
 
 
 def test_the_preview_shows_the_first_lines_cut_to_their_width() -> None:

@@ -63,7 +63,7 @@ def test_irregular_unsorted_days_leave_gaps_and_missing_values_count_for_nothing
     [(dt.date(2026, 1, 18), 1), (dt.date(2026, 1, 19), 2)],
     ids=["on its Sunday a week is not over", "on Monday it is"],
 )
-def test_a_week_that_is_not_over_is_left_out(before: dt.date, weeks: int) -> None:
+def test_an_unfinished_week_is_left_out(before: dt.date, weeks: int) -> None:
     observed = transform.observations("date,v\n2026-01-11,1\n2026-01-12,2\n", "date", "v")
     assert len(transform.weekly(observed, before)) == weeks
 
@@ -163,7 +163,7 @@ def test_the_fitted_models_follow_trend_and_season(model: models.ModelName, week
 
 
 @pytest.mark.parametrize("model", models.MODEL_NAMES)
-def test_a_model_says_the_same_twice(model: models.ModelName) -> None:
+def test_a_model_is_deterministic(model: models.ModelName) -> None:
     assert transform.forecast(model, yearly(150), 3) == transform.forecast(model, yearly(150), 3)
 
 
@@ -172,7 +172,7 @@ def test_a_model_that_cannot_is_a_failure_with_its_reason() -> None:
     assert said == Forecast((), (), "ValueError: needs 52 weeks of history, has 20")
 
 
-def test_a_forecast_that_is_no_number_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forecast_that_is_not_a_number_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transform, "predict", lambda *_: np.array([1.0, np.nan]))
     assert transform.forecast("theta", np.arange(9.0), 2).failure == "a forecast is not a finite number"
 

@@ -66,7 +66,7 @@ def test_a_gif_stays_as_it_is_and_another_image_becomes_one() -> None:
 
 
 @pytest.mark.parametrize("piece", [b"no image at all, but text", image(RED, (200, 200))[:60], b"GIF89a"])
-def test_what_is_no_whole_image_is_shown_by_its_first_bytes(piece: bytes) -> None:
+def test_an_undecodable_image_is_shown_by_its_first_bytes(piece: bytes) -> None:
     with pytest.raises(InputError) as caught:
         transform.as_gif(piece)
     assert str(caught.value) == f"not an image: {len(piece)} bytes that begin with {piece[:16]!r}"

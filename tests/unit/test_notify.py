@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Receiver
 
-# Apprise's plug-in for mail looks for a module that Python 3.13 has no more.
+# Apprise's mail plug-in tries to import a module that Python 3.13 removed.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 log = logging.getLogger("test.notify")
@@ -25,20 +25,20 @@ def test_a_message_arrives(receiver: Receiver, targets: Callable[..., None], cap
     assert [(got["title"], got["message"], got["type"]) for got in receiver.got] == [
         ("all well", "1. one\n2. two", "success")
     ]
-    assert "Told target 1 of 1 in TIDEPOOL_NOTIFY_URLS: 'all well'" in caplog.text
+    assert "notified target 1 of 1 in TIDEPOOL_NOTIFY_URLS: 'all well'" in caplog.text
     assert "s3cret" not in caplog.text
 
 
-def test_nobody_is_told_when_nobody_is_configured(
+def test_without_targets_no_notification_is_sent(
     targets: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     targets()
     with caplog.at_level(logging.INFO, "test.notify"):
         assert notify.send(log, "all well", "") == 0
-    assert "Nobody is told ('all well'): TIDEPOOL_NOTIFY_URLS is empty" in caplog.text
+    assert "no notification sent ('all well'): TIDEPOOL_NOTIFY_URLS is empty" in caplog.text
 
 
-def test_a_target_that_fails_keeps_no_other_from_being_told(
+def test_a_failing_target_does_not_prevent_the_others(
     receiver: Receiver, targets: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     targets("json://127.0.0.1:9/s3cret-path", "not a target", "slack://s3cret", receiver.target)
@@ -46,11 +46,9 @@ def test_a_target_that_fails_keeps_no_other_from_being_told(
         assert notify.send(log, "broken", "why", "failure") == 1
     assert len(receiver.got) == 1
     lines = [record.getMessage() for record in caplog.records if record.name == "test.notify"]
-    assert (
-        lines[0]
-        == "Could not tell target 1 of 6 in TIDEPOOL_NOTIFY_URLS (JSON did not take it): 'broken'; the run goes on"
-    )
-    assert "target 5 of 6 in TIDEPOOL_NOTIFY_URLS (no Apprise URL, such as slack://TokenA/TokenB/TokenC)" in lines[4]
+    setting = "6 in TIDEPOOL_NOTIFY_URLS"
+    assert lines[0] == f"could not notify target 1 of {setting} (JSON did not accept it): 'broken'; the run continues"
+    assert f"target 5 of {setting} (not an Apprise URL, such as slack://TokenA/TokenB/TokenC)" in lines[4]
     assert "s3cret" not in "".join(lines)
 
 
@@ -61,7 +59,7 @@ def test_a_target_that_answers_with_an_error_is_logged(
     targets(receiver.target)
     with caplog.at_level(logging.ERROR, "test.notify"):
         assert notify.send(log, "broken", "why") == 0
-    assert "JSON did not take it" in caplog.text
+    assert "JSON did not accept it" in caplog.text
 
 
 def test_a_long_message_is_cut(receiver: Receiver, targets: Callable[..., None]) -> None:

@@ -107,7 +107,7 @@ def test_the_most_generous_come_first_and_equal_ones_by_tip_then_time() -> None:
     assert transform.most_generous(table, 1)["ratio"].tolist() == [0.5]
 
 
-def test_of_no_rides_none_is_the_most_generous() -> None:
+def test_without_rides_there_is_no_most_generous_one() -> None:
     assert transform.records(transform.most_generous(rides(), 3)) == []
     assert transform.from_records([]).empty
 
@@ -154,5 +154,5 @@ def test_mean_tips_of_counts_above_zero_rounded_to_cents() -> None:
 
 
 def test_no_passenger_count_above_zero_is_an_error() -> None:
-    with pytest.raises(InputError, match="no ride has a passenger count above 0 and a tip"):
+    with pytest.raises(InputError, match="no ride has both a passenger count above 0 and a tip"):
         transform.tips_by_passengers(pd.DataFrame({"passengers": [0], "tip": [1.0], "rides": [1]}))

@@ -71,8 +71,8 @@ def test_the_log_is_read_however_it_is_packed(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"", "x.csv: the file is empty; a CSV with the columns sys_updated_at, closed_at, priority is wanted"),
-        (HEADER.encode(), "x.csv: there is a header, but no ticket below it"),
+        (b"", "x.csv: the file is empty; expected a CSV with the columns sys_updated_at, closed_at, priority"),
+        (HEADER.encode(), "x.csv: a header, but no tickets below it"),
         (b"number,priority\n1,2\n", "x.csv: columns 'sys_updated_at', 'closed_at' missing; found: number, priority"),
         (LOG.replace("closed_at", "shut").encode(), "x.csv: column 'closed_at' missing; found: number, opened_at, "),
         (
@@ -84,7 +84,7 @@ def test_the_log_is_read_however_it_is_packed(data: bytes) -> None:
         (zipped(incident_event_log=LOG)[:60], "x.csv: the ZIP cannot be read: File is not a zip file"),
     ],
 )
-def test_what_is_no_event_log_is_refused_in_one_sentence(data: bytes, sentence: str) -> None:
+def test_an_invalid_event_log_is_refused_in_one_sentence(data: bytes, sentence: str) -> None:
     with pytest.raises(InputError) as caught:
         transform.read(data, "x.csv")
     assert str(caught.value).startswith(sentence)
@@ -227,7 +227,7 @@ def test_the_history_is_read_from_its_own_table() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '[{"time": "x"}]', "# a page"])
-def test_what_is_no_history_is_refused(text: str) -> None:
+def test_an_invalid_history_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"Trial|JSON"):
         transform.read_history(text)
 
