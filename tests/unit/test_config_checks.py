@@ -1,4 +1,4 @@
-"""The strict manifest: malformed files and the sentence for each, with its line."""
+"""Checks of prefect.yaml and automations.yaml: invalid files and the message for each, with its line."""
 
 # ruff: noqa: E501 - rows of a table
 
@@ -24,7 +24,7 @@ from pydantic import Field
 
 
 @flow
-def sell(count: Annotated[int, Field(ge=1)] = 1, shop: str = "corner") -> None:
+def sell(count: Annotated[int, Field(ge=1)] = 1, shop: str = "corner", sizes: list[int] | None = None) -> None:
     """Sells."""
 
 
@@ -41,7 +41,7 @@ work_pools:
   - {name: kubernetes, type: kubernetes, base_job_template: template.json}
 automations:
   - name: run-failed
-    description: Tells somebody.
+    description: Notifies on-call.
     trigger:
       type: event
       posture: Reactive
@@ -179,6 +179,20 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             id="unknown parameter",
         ),
         pytest.param(
+            "parameters: {count: 2}",
+            "parameters:\n      sizes:\n        - 1\n        - big",
+            "prefect.yaml:21: deployments[sell].parameters.sizes[1]: input should be a valid integer, unable to parse "
+            "string as an integer, not 'big'",
+            id="item of a parameter",
+        ),
+        pytest.param(
+            '      cron: "15 3 * * *"\n',
+            '      cron: "15 3 * * *"\n      parameters: {count: 0}\n',
+            "prefect.yaml:10: deployments[sell].schedules[0].parameters.count: input should be greater than or equal "
+            "to 1, not 0",
+            id="parameter of a schedule",
+        ),
+        pytest.param(
             "deadline_seconds: 900",
             "deadline_seconds: soon",
             "prefect.yaml:23: deployments[sell].work_pool.job_variables.deadline_seconds: 'soon' is not of type 'integer'",
@@ -305,7 +319,7 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         ),
     ],
 )
-def test_a_malformed_file_is_told_with_its_line(repository: Path, old: str, new: str, expected: str) -> None:
+def test_a_problem_is_reported_with_its_line(repository: Path, old: str, new: str, expected: str) -> None:
     assert old in GOOD
     (repository / "prefect.yaml").write_text(GOOD.replace(old, new, 1))
     found = problems(repository)
@@ -317,27 +331,39 @@ def test_a_malformed_file_is_told_with_its_line(repository: Path, old: str, new:
     [
         ("    trigger:\n", "    triger:\n", "automations.yaml:6: automations[0].triger: unknown key; did you mean trigger?"),
         ("threshold: 1", "treshold: 1", "automations.yaml:11: automations[run-failed].trigger.treshold: unknown key; did you mean threshold?"),
-        ("posture: Reactive", "posture: Sometimes", "automations.yaml:"),
+        ("posture: Reactive", "posture: Sometimes", "automations.yaml:8: automations[run-failed].trigger.posture: input should be Posture.Reactive or Posture.Proactive"),
         ("name: run-failed", "name: run-fail", "automations.yaml:4: automations[run-fail].name: the runbook docs/runbooks/run-fail.md does not exist"),
         ("{type: notify, subject: failed, body: look}", "{type: run-deployment, deployment: sell/nope}", "automations.yaml:13: automations[run-failed].actions: unknown deployment 'sell/nope'; did you mean sell/sell?"),
         ("template.json", "templat.json", "templat.json:1: template of work pool kubernetes: "),
         ("automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", "automations.yaml:3: concurrency_limits[downloads]: the name must start with tidepool-, which marks it as managed: a limit has no tags"),
     ],
 )  # fmt: skip
-def test_automations_are_read_as_strictly(repository: Path, old: str, new: str, expected: str) -> None:
+def test_a_problem_of_automations_is_reported_with_its_line(
+    repository: Path, old: str, new: str, expected: str
+) -> None:
     assert old in SERVER
     (repository / "automations.yaml").write_text(SERVER.replace(old, new, 1))
     found = problems(repository)
     assert any(problem.startswith(expected) for problem in found), found
 
 
-def test_all_problems_are_told_at_once(repository: Path) -> None:
+@pytest.mark.parametrize("code", ["import no_such_library", "1 / 0", "raise KeyError('shop')", "def"])
+def test_a_flow_that_cannot_be_imported_is_a_problem_whatever_its_module_raises(repository: Path, code: str) -> None:
+    (repository / "manifest_flows.py").write_text(f"{code}\n")
+    found = problems(repository)
+    assert [problem.split(": ")[:3] for problem in found] == [
+        ["prefect.yaml:14", "deployments[sell].entrypoint", "cannot import flow manifest_flows.sell"],
+        ["prefect.yaml:27", "deployments[deliver].entrypoint", "cannot import flow manifest_flows.deliver"],
+    ]
+
+
+def test_all_problems_are_reported_at_once(repository: Path) -> None:
     broken = GOOD.replace("count: 2", "count: many").replace("Europe/Paris", "Mars").replace("deliver.md", "d.md")
     (repository / "prefect.yaml").write_text(broken)
     assert len(problems(repository)) == 3
 
 
-def test_a_problem_of_an_overlay_is_told_with_the_overlays_line(repository: Path) -> None:
+def test_a_problem_of_an_overlay_is_reported_with_the_overlays_line(repository: Path) -> None:
     (repository / "environments").mkdir()
     overlay = "deployments:\n  sell:\n    work_pool:\n      job_variables:\n        deadline_seconds: 1\n"
     (repository / "environments" / "staging.yaml").write_text(overlay)
@@ -350,7 +376,7 @@ def test_a_problem_of_an_overlay_is_told_with_the_overlays_line(repository: Path
     ]
 
 
-def test_an_overlay_may_leave_a_deployment_out_and_lines_stay_right(repository: Path) -> None:
+def test_lines_stay_right_when_an_overlay_removes_a_deployment(repository: Path) -> None:
     (repository / "environments").mkdir()
     (repository / "environments" / "local.yaml").write_text("deployments:\n  sell: null\n")
     (repository / "prefect.yaml").write_text(GOOD.replace("docs/runbooks/deliver.md", "docs/runbooks/d.md"))
@@ -363,17 +389,17 @@ def test_a_secret_is_not_repeated_in_the_message(repository: Path) -> None:
     assert "hunter2" not in "\n".join(problems(repository))
 
 
-def test_a_reference_to_a_secret_is_none(repository: Path) -> None:
+def test_a_reference_to_a_secret_is_accepted(repository: Path) -> None:
     text = GOOD.replace("GREETING: hello", 'API_TOKEN: "{{ prefect.blocks.secret.token }}", SHOP_SECRET_NAME: shop')
     (repository / "prefect.yaml").write_text(text)
     assert problems(repository) == []
 
 
-def test_no_file_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_is_one_problem(tmp_path: Path) -> None:
     assert next(problem.split(": ")[1] for problem in problems(tmp_path)) == "prefect.yaml cannot be read"
 
 
-def test_the_command_says_all_problems_and_exits_with_2(repository: Path) -> None:
+def test_the_command_prints_all_problems_and_exits_with_2(repository: Path) -> None:
     (repository / "prefect.yaml").write_text(GOOD.replace("count: 2", "count: many"))
     done = subprocess.run(
         [sys.executable, "-m", "tidepool.cli", "validate"], cwd=repository, capture_output=True, text=True, check=False
