@@ -329,13 +329,13 @@ def test_a_problem_is_reported_with_its_line(repository: Path, old: str, new: st
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("    trigger:\n", "    triger:\n", "automations.yaml:6: automations[0].triger: unknown key; did you mean trigger?"),
+        ("    trigger:\n", "    triger:\n", "automations.yaml:6: automations[run-failed].triger: unknown key; did you mean trigger?"),
         ("threshold: 1", "treshold: 1", "automations.yaml:11: automations[run-failed].trigger.treshold: unknown key; did you mean threshold?"),
         ("posture: Reactive", "posture: Sometimes", "automations.yaml:8: automations[run-failed].trigger.posture: input should be Posture.Reactive or Posture.Proactive"),
         ("name: run-failed", "name: run-fail", "automations.yaml:4: automations[run-fail].name: the runbook docs/runbooks/run-fail.md does not exist"),
         ("{type: notify, subject: failed, body: look}", "{type: run-deployment, deployment: sell/nope}", "automations.yaml:13: automations[run-failed].actions: unknown deployment 'sell/nope'; did you mean sell/sell?"),
         ("template.json", "templat.json", "templat.json:1: template of work pool kubernetes: "),
-        ("automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", "automations.yaml:3: concurrency_limits[downloads]: the name must start with tidepool-, which marks it as managed: a limit has no tags"),
+        ("automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", "automations.yaml:3: concurrency_limits[downloads].name: the name must start with tidepool-, which marks it as managed: a limit has no tags"),
     ],
 )  # fmt: skip
 def test_a_problem_of_automations_is_reported_with_its_line(

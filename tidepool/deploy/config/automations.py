@@ -21,7 +21,7 @@ from tidepool.deploy.config.problems import Problem, place_in
 from tidepool.errors import UsageError, did_you_mean, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from prefect.events.schemas.automations import AutomationCore
@@ -37,64 +37,96 @@ _SETS = ("expect", "after", "for_each")
 _LATER = ("name", "enabled", "tags", "owner_resource")
 
 
-def read(repository: Path) -> YamlFile | None:
-    """Read the file with its lines; None if the repository does not have it.
+def load(repository: Path) -> ServerFile:
+    """Return the file's content; empty if the repository does not have the file.
 
     Raises:
         UsageError: the file is not valid YAML.
+        pydantic.ValidationError: it does not fit the models. `check` reports this with the lines.
     """
-    path = repository / FILE
-    return yaml_source.read(path, FILE) if path.is_file() else None
+    file = _read(repository)
+    return ServerFile() if file.data is None else ServerFile.model_validate(file.data)
 
 
-def read_checked(repository: Path, owner: str) -> tuple[YamlFile | None, ServerFile, list[Problem]]:
-    """Read the file and check all that does not depend on the deployments.
+def check(repository: Path, owner: str, deployments: Collection[str] | None) -> list[Problem]:
+    """Return all problems of the file.
 
     Args:
         repository: The folder that holds automations.yaml.
         owner: Owner of the managed resources.
-
-    Returns:
-        The file, or None if it does not exist or has another shape; its content, empty in that case; its problems.
+        deployments: `flow/name` of each deployment in Git; None if they are not known.
     """
     try:
-        file = read(repository)
+        file = _read(repository)
     except UsageError as error:
-        return None, ServerFile(), [Problem(FILE, 1, str(error))]
-    if file is None or file.data is None:
-        return None, ServerFile(), []
+        return [Problem(FILE, 1, str(error))]
+    if file.data is None:
+        return []
     if found := models.problems(ServerFile, file):
-        return None, ServerFile(), found
+        return found
     content = ServerFile.model_validate(file.data)
+    found = list(_problems(repository, owner, file, content))
+    ids = {name: stand_in(name) for name in [*(deployments or ()), NOTIFY]}
+    for index, entry in enumerate(content.automations if deployments is not None else []):
+        for place, message in _entry_problems(repository, owner, entry, ids):
+            found.append(file.problem(("automations", index, *place), message))
+    return found
+
+
+def _problems(repository: Path, owner: str, file: YamlFile, content: ServerFile) -> Iterator[Problem]:
+    """Yield the problems that do not depend on the deployments."""
     for key in ServerFile.model_fields:
         names = [each.name for each in getattr(content, key)]
-        found += [
-            Problem(file.name, file.line((key, index)), f"{key}[{name}]: duplicate name")
-            for index, name in enumerate(names)
-            if name in names[:index]
-        ]
-    found += [
-        Problem(
-            file.name,
-            file.line(("concurrency_limits", index, "name")),
-            f"concurrency_limits[{limit.name}]: the name must start with {owner}-, which marks it as managed: a limit "
-            "has no tags",
-        )
-        for index, limit in enumerate(content.concurrency_limits)
-        if not limit.name.startswith(f"{owner}-")
-    ]
-    return file, content, found
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield file.problem((key, index), "duplicate name")
+    for index, limit in enumerate(content.concurrency_limits):
+        if not limit.name.startswith(f"{owner}-"):
+            message = f"the name must start with {owner}-, which marks it as managed: a limit has no tags"
+            yield file.problem(("concurrency_limits", index, "name"), message)
+    for pool in content.work_pools:
+        try:
+            template(repository, pool)
+        except (OSError, ValueError) as error:
+            yield Problem(pool.base_job_template, 1, f"template of work pool {pool.name}: {error}")
 
 
-def load(repository: Path) -> ServerFile:
-    """Return the file's content.
+def _read(repository: Path) -> YamlFile:
+    path = repository / FILE
+    return yaml_source.read(path, FILE) if path.is_file() else yaml_source.YamlFile(FILE, data=None)
 
-    Raises:
-        UsageError: the file is not valid YAML.
-        pydantic.ValidationError: it does not fit the models. `checks.check` reports this with the lines.
-    """
-    found = read(repository)
-    return ServerFile() if found is None or found.data is None else ServerFile.model_validate(found.data)
+
+def _entry_problems(repository: Path, owner: str, entry: Automation, ids: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield the problems of an automation: Prefect refuses it, its runbook or a deployment does not exist."""
+    try:
+        core = model(entry, owner, ids)
+    except ValidationError as error:
+        first = error.errors()[0]
+        yield place_in(entry.model_dump(), first["loc"]), reason(first, show_input=False)
+    except ValueError as error:
+        yield ("actions",), str(error)
+    else:
+        yield from _unknown_keys(entry.trigger, core.trigger, ("trigger",))
+        for position, (raw, action) in enumerate(zip(entry.actions, core.actions, strict=True)):
+            rest = {key: value for key, value in raw.items() if key != "deployment"}
+            yield from _unknown_keys(rest, action, ("actions", position))
+    runbook = f"docs/runbooks/{entry.name}.md"
+    if (repository / "docs").is_dir() and not (repository / runbook).is_file():
+        yield ("name",), f"the runbook {runbook} does not exist"
+
+
+def _unknown_keys(raw: Any, model: Any, place: Place) -> Iterator[Finding]:
+    """Yield the keys that a Prefect model has ignored."""
+    if isinstance(raw, dict) and isinstance(model, BaseModel) and not isinstance(model, RootModel):
+        known = list(type(model).model_fields)
+        for key, value in raw.items():
+            if key not in known:
+                yield (*place, key), f"unknown key{did_you_mean(str(key), known)}"
+            else:
+                yield from _unknown_keys(value, getattr(model, key), (*place, key))
+    elif isinstance(raw, list) and isinstance(model, list):
+        for index, (left, right) in enumerate(zip(raw, model, strict=False)):
+            yield from _unknown_keys(left, right, (*place, index))
 
 
 def owner_tag(owner: str) -> str:
@@ -206,57 +238,3 @@ def template(repository: Path, pool: WorkPool) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it must be a JSON object")  # noqa: TRY004 - of the file, not of an argument
     return content
-
-
-def problems(repository: Path, owner: str, file: YamlFile, content: ServerFile, deployments: set[str]) -> list[Problem]:
-    """Check the automations: Prefect accepts them, they have a runbook, and the deployments that they name exist.
-
-    Args:
-        repository: The folder that holds automations.yaml.
-        owner: Owner of the managed resources.
-        file: The file, for its lines.
-        content: Its content.
-        deployments: `flow/name` of each deployment in Git.
-    """
-    ids = {name: stand_in(name) for name in [*deployments, NOTIFY]}
-    return [
-        Problem(
-            file.name,
-            file.line(("automations", index, *place)),
-            f"automations[{entry.name}]{''.join(f'.{part}' for part in place)}: {message}",
-        )
-        for index, entry in enumerate(content.automations)
-        for place, message in _automation_problems(repository, owner, entry, ids)
-    ]
-
-
-def _automation_problems(repository: Path, owner: str, entry: Automation, ids: Mapping[str, str]) -> Iterator[Finding]:
-    try:
-        core = model(entry, owner, ids)
-    except ValidationError as error:
-        first = error.errors()[0]
-        yield place_in(entry.model_dump(), first["loc"]), reason(first, show_input=False)
-    except ValueError as error:
-        yield ("actions",), str(error)
-    else:
-        yield from _unknown_keys(entry.trigger, core.trigger, ("trigger",))
-        for position, (raw, action) in enumerate(zip(entry.actions, core.actions, strict=True)):
-            rest = {key: value for key, value in raw.items() if key != "deployment"}
-            yield from _unknown_keys(rest, action, ("actions", position))
-    runbook = f"docs/runbooks/{entry.name}.md"
-    if (repository / "docs").is_dir() and not (repository / runbook).is_file():
-        yield ("name",), f"the runbook {runbook} does not exist"
-
-
-def _unknown_keys(raw: Any, model: Any, place: Place) -> Iterator[Finding]:
-    """Yield the keys that a Prefect model has ignored."""
-    if isinstance(raw, dict) and isinstance(model, BaseModel) and not isinstance(model, RootModel):
-        known = list(type(model).model_fields)
-        for key, value in raw.items():
-            if key not in known:
-                yield (*place, key), f"unknown key{did_you_mean(str(key), known)}"
-            else:
-                yield from _unknown_keys(value, getattr(model, key), (*place, key))
-    elif isinstance(raw, list) and isinstance(model, list):
-        for index, (left, right) in enumerate(zip(raw, model, strict=False)):
-            yield from _unknown_keys(left, right, (*place, index))

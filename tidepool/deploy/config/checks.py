@@ -67,17 +67,14 @@ def check(
         base = yaml_source.read(file or repository / FILE, file.name if file else FILE)
     except UsageError as error:
         return [Problem(FILE, 1, str(error))]
-    found = models.problems(models.PrefectFile, base, _deployment_names(base))
-    server_file, content, problems = automations.read_checked(repository, owner)
-    found += problems
-    in_git, problems = _read_templates(repository, content)
-    found += problems
-    if _has_deployments(base):
-        checker = _Deployments(repository, owner, {**in_git, **(templates or {})})
+    found = models.problems(models.PrefectFile, base)
+    names: set[str] | None = None
+    listed = _dict(base.data).get("deployments")
+    if isinstance(listed, list) and all(_dict(each).get("name") for each in listed):
+        checker = _Deployments(repository, owner, {**_templates_in_git(repository), **(templates or {})})
         found += checker.check(base, environment if file is None else environments.PRODUCTION)
-        if server_file is not None:
-            found += automations.problems(repository, owner, server_file, content, checker.names)
-    return sorted(set(found))
+        names = checker.names
+    return sorted({*found, *automations.check(repository, owner, names)})
 
 
 def pools(manifest: Any) -> set[str]:
@@ -87,26 +84,12 @@ def pools(manifest: Any) -> set[str]:
     return {name for name in names if isinstance(name, str) and not placeholders.find(name)}
 
 
-def _deployment_names(file: YamlFile) -> dict[int, str]:
-    listed = enumerate(_list(_dict(file.data).get("deployments")))
-    return {index: str(each["name"]) for index, each in listed if isinstance(each, dict) and each.get("name")}
-
-
-def _has_deployments(file: YamlFile) -> bool:
-    """Return whether the deployments are a list of named mappings; nothing further can be checked otherwise."""
-    listed = _dict(file.data).get("deployments")
-    return isinstance(listed, list) and len(_deployment_names(file)) == len(listed)
-
-
-def _read_templates(repository: Path, content: models.ServerFile) -> tuple[Templates, list[Problem]]:
-    result: Templates = {}
-    found = []
-    for pool in content.work_pools:
-        try:
-            result[pool.name] = automations.template(repository, pool)
-        except (OSError, ValueError) as error:
-            found.append(Problem(pool.base_job_template, 1, f"template of work pool {pool.name}: {error}"))
-    return result, found
+def _templates_in_git(repository: Path) -> Templates:
+    try:
+        pools = automations.load(repository).work_pools
+        return {pool.name: automations.template(repository, pool) for pool in pools}
+    except (UsageError, ValueError, OSError):
+        return {}  # automations.check reports it
 
 
 @dataclass
@@ -144,7 +127,7 @@ class _Deployments:
         overlay: YamlFile | None = None
         found: list[Problem] = []
         if environment == environments.PRODUCTION:
-            found += [Problem(base.name, base.line(place), message) for place, message in _first_step(manifest)]
+            found += [base.problem(place, message) for place, message in _first_step(manifest)]
         else:
             name = f"environments/{environment}.yaml"
             try:
@@ -152,13 +135,13 @@ class _Deployments:
             except UsageError as error:
                 return [Problem(name, 1, str(error))]
             overlay = yaml_source.read(self._repository / name, name)
-            found += models.duplicate_keys(overlay)
+            found += overlay.duplicates
         seen: set[str] = set()
         for index, config in enumerate(manifest["deployments"]):
             at = _Deployment(index, placeholders.fill_from_environment(config))
             for place, message in self._deployment(at, seen):
                 file, line = _locate(base, overlay, at.name, place)
-                found.append(Problem(file, line, f"{path(place, {index: at.name})}: {message}"))
+                found.append(Problem(file, line, f"{path(place, manifest)}: {message}"))
         return found
 
     def _deployment(self, at: _Deployment, seen: set[str]) -> Iterator[Finding]:
@@ -282,7 +265,7 @@ def _first_step(manifest: Mapping[str, Any]) -> Iterator[Finding]:
     build = manifest.get("build") or []
     first = next(iter(build[0]), "") if build and isinstance(build[0], dict) else ""
     if first != STEP:
-        yield ("build",), f"build: the first step must be {STEP}: it refuses an invalid file before the first write"
+        yield ("build",), f"the first step must be {STEP}: it refuses an invalid file before the first write"
 
 
 def _locate(base: YamlFile, overlay: YamlFile | None, name: str, place: Place) -> tuple[str, int]:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tidepool.deploy.config.problems import Problem, path, place_in
+from tidepool.deploy.config.problems import place_in
 from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pydantic_core import ErrorDetails
 
+    from tidepool.deploy.config.problems import Problem
     from tidepool.deploy.config.yaml_source import Place, YamlFile
 
 NOT_ALLOWED = {
@@ -156,33 +155,23 @@ class ServerFile(_Strict):
 # --- a file that does not fit its model ----------------------------------------------------------------------------
 
 
-def problems(model: type[BaseModel], file: YamlFile, names: Mapping[int, str] | None = None) -> list[Problem]:
+def problems(model: type[BaseModel], file: YamlFile) -> list[Problem]:
     """Return the duplicate keys, unknown keys, missing keys and wrong types of a file.
 
     Args:
         model: Model of the whole file.
         file: The file.
-        names: Names of the deployments, by position, for the messages.
     """
-    found = duplicate_keys(file, names)
     if not isinstance(file.data, dict):
-        return [*found, Problem(file.name, 1, f"the file must be a mapping, not {type(file.data).__name__}")]
+        return [file.problem((), f"it must be a mapping, not {type(file.data).__name__}")]
+    found = list(file.duplicates)
     try:
         model.model_validate(file.data)
     except ValidationError as error:
         for each in error.errors():
             place = place_in(file.data, each["loc"])
-            message = f"{path(place, names)}: {_message(model, place, each)}"
-            found.append(Problem(file.name, file.line(place), message))
+            found.append(file.problem(place, _message(model, place, each)))
     return list(dict.fromkeys(found))  # the branches of a union report the same problem of the same place
-
-
-def duplicate_keys(file: YamlFile, names: Mapping[int, str] | None = None) -> list[Problem]:
-    """Return the keys that a mapping of the file has more than once."""
-    return [
-        Problem(file.name, file.line(place), f"{path(place, names)}: duplicate key (first at line {first})")
-        for place, first in file.duplicates.items()
-    ]
 
 
 def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from tidepool.deploy.config.yaml_source import Place
 
@@ -45,18 +45,19 @@ def raise_if_any(problems: Collection[Problem]) -> None:
         raise UsageError("\n".join([count, *(f"  {problem}" for problem in problems)]))
 
 
-def path(place: Place, names: Mapping[int, str] | None = None) -> str:
+def path(place: Place, data: Any = None) -> str:
     """Return a place as people write it: `deployments[csv-etl].work_pool.name`.
 
     Args:
         place: The place.
-        names: Names of the deployments, by position.
+        data: The data; an item of a list that has a name is shown with it instead of its position.
     """
     text = ""
-    for index, part in enumerate(place):
+    for part in place:
+        inside = (isinstance(data, dict) and part in data) or (isinstance(data, list) and part in range(len(data)))
+        data = data[part] if inside else None
         if isinstance(part, int):
-            name = (names or {}).get(part) if index == 1 and place[0] == "deployments" else None
-            text += f"[{name or part}]"
+            text += f"[{(data.get('name') if isinstance(data, dict) else None) or part}]"
         else:
             text += f".{part}" if text else str(part)
     return text or "the file"

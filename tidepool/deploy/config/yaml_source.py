@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tidepool.deploy.config.problems import Problem, path
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,17 +33,21 @@ class YamlFile:
         name: The file's path from the repository's root, as shown in messages.
         data: The content, as `yaml.safe_load` returns it.
         lines: Line (from 1) of each key and list item; of a value that came by an anchor, the line at the anchor.
-        duplicates: Keys that a mapping has more than once, with the line of the first. YAML keeps the last silently.
+        duplicates: A problem for each key that its mapping has already. YAML keeps the last one silently.
     """
 
     name: str
     data: Any
     lines: dict[Place, int] = field(default_factory=dict)
-    duplicates: dict[Place, int] = field(default_factory=dict)
+    duplicates: list[Problem] = field(default_factory=list)
 
     def line(self, place: Place) -> int:
         """Return the line of a value; of what would hold it, if it does not exist."""
         return next((self.lines[place[:end]] for end in range(len(place), -1, -1) if place[:end] in self.lines), 1)
+
+    def problem(self, place: Place, message: str) -> Problem:
+        """Return a problem of a value, with its line and its path."""
+        return Problem(self.name, self.line(place), f"{path(place, self.data)}: {message}")
 
 
 def read(path: Path, name: str) -> YamlFile:
@@ -87,7 +92,7 @@ def _find_lines(file: YamlFile, node: yaml.Node, place: Place, visited: set[int]
             here = (*place, yaml.constructor.SafeConstructor().construct_object(key, deep=True))
             file.lines[here] = key.start_mark.line + 1
             if here in first and id(node) not in visited:  # an anchor's node is visited at each alias
-                file.duplicates[here] = first[here]
+                file.duplicates.append(file.problem(here, f"duplicate key (first at line {first[here]})"))
             first.setdefault(here, file.lines[here])
             _find_lines(file, value, here, visited)
         visited.add(id(node))
