@@ -52,10 +52,10 @@ def find_drift(environment: str, *, end_pauses: bool) -> dict[str, Any]:
     from prefect.events import emit_event
 
     from tidepool.deploy import drift
-    from tidepool.deploy.reconcile import actual
+    from tidepool.deploy.client import connect
 
     log, deploy = get_run_logger(), settings().deploy
-    with actual.connect(retries=5) as client:
+    with connect(retries=5) as client:
         found = drift.find(
             client,
             repository(),
@@ -65,7 +65,7 @@ def find_drift(environment: str, *, end_pauses: bool) -> dict[str, Any]:
             runs_per_hour=deploy.runs_per_hour,
             end_pauses=end_pauses,
         )
-    text = drift.markdown(found)
+    text = found.markdown()
     report.page(NAME, text.encode()[: report.LIMIT_BYTES].decode(errors="ignore"), found.summary)
     log.info("%s", found.summary)
     if found:

@@ -1,11 +1,9 @@
-"""A small repository to deploy from, and a proxy that writes down what a Prefect server is asked."""
+"""A small repository to deploy from, and a proxy that records the requests to a Prefect server."""
 
 # ruff: noqa: N815 - JSON; names that http.server wants
 
 from __future__ import annotations
 
-import asyncio
-import io
 import re
 import subprocess
 import sys
@@ -19,19 +17,24 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import httpx
+import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tidepool import settings as settings_module
-from tidepool.deploy.reconcile import actual, apply, comparison
+from tidepool.deploy.client import connect, pages
+from tidepool.deploy.config import environments
+from tidepool.deploy.reconcile import apply, comparison
+from tidepool.deploy.reconcile.actual import read_deployments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import pytest
     from prefect.client.orchestration import SyncPrefectClient
 
-# Calls that read, although they are POSTs.
+    from tidepool.deploy.reconcile.plan import Plan
+
+# Requests that read, although they are POSTs.
 _READS = re.compile(r"/(filter|paginate|count|get_scheduled_flow_runs|history)(/|$)|/csrf-token|/logs/|/events")
 _FLOWS = '''"""Flows of a test."""
 
@@ -40,13 +43,13 @@ from prefect import flow
 
 @flow(name="{name}")
 def sell(count: int = 1, shop: str = "corner") -> int:
-    """Sells something."""
+    """Sell something."""
     return count
 '''
 
 
 class Proxy:
-    """Passes requests on to a server and writes them down."""
+    """Passes requests on to a server and records them."""
 
     def __init__(self, target: str) -> None:
         self.requests: list[tuple[str, str, int]] = []
@@ -89,7 +92,7 @@ class Proxy:
 
     @property
     def writes(self) -> list[tuple[str, str, int]]:
-        """The requests that changed something, or tried to."""
+        """Requests that wrote something, or tried to."""
         return [each for each in self.requests if each[0] != "GET" and not _READS.search(each[1])]
 
     def close(self) -> None:
@@ -100,7 +103,7 @@ class Proxy:
 
 @contextmanager
 def recorded(api: str) -> Iterator[Proxy]:
-    """A proxy in front of the server, which PREFECT_API_URL points to meanwhile."""
+    """Put a proxy in front of the server, and point PREFECT_API_URL to it."""
     proxy = Proxy(api)
     try:
         with temporary_settings({PREFECT_API_URL: proxy.url}):
@@ -110,7 +113,7 @@ def recorded(api: str) -> Iterator[Proxy]:
 
 
 class Shop:
-    """A repository of its own owner, flow and work pool: tests share one server and do not meet."""
+    """A repository with its own owner, flow and work pool, so that tests can share one server."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
         self.root = root
@@ -135,7 +138,7 @@ class Shop:
             settings_module.settings.cache_clear()
 
     def deployment(self, name: str, *schedules: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        """Adds a deployment to the manifest."""
+        """Add a deployment to the manifest."""
         (self.root / "docs" / "runbooks" / f"{name}.md").touch()
         config = {
             "name": name,
@@ -151,54 +154,53 @@ class Shop:
         return config
 
     def write(self) -> Shop:
-        """Writes the files."""
+        """Write the files."""
         (self.root / "prefect.yaml").write_text(yaml.safe_dump(self.manifest, sort_keys=False))
         for entry in self.server_file.get("automations", []):
             (self.root / "docs" / "runbooks" / f"{entry['name']}.md").touch()
         (self.root / "automations.yaml").write_text(yaml.safe_dump(self.server_file, sort_keys=False))
         return self
 
-    def look(self, client: SyncPrefectClient) -> comparison.Situation:
-        """The plan."""
-        return comparison.look(client, self.root, "production", self.owner)
+    def compare(self, client: SyncPrefectClient) -> comparison.Comparison:
+        """Compare the files with the server."""
+        return comparison.compare(client, self.root, "production", self.owner)
 
-    def apply(self, deploy: Any = None, say: Callable[[str], None] = lambda _: None) -> list[str]:
-        """Writes the files and applies them; what was written."""
+    def apply(self, report: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Write the files and apply them; return what was written."""
         self.write()
-        with actual.connect() as client:
-            found = self.look(client)
+        with connect() as client:
             return apply.apply(
-                client, found.plan, found.desired, found.state, self.owner, deploy=deploy or in_process, say=say
+                client, self.compare(client), self.root, self.owner, report=report, deploy=deploy_in_process
             )
 
-    def plan(self) -> Any:
-        """Writes the files and compares."""
+    def plan(self) -> Plan:
+        """Write the files and compare."""
         self.write()
-        with actual.connect() as client:
-            return self.look(client).plan
+        with connect() as client:
+            return self.compare(client).plan
 
-    def live(self) -> dict[str, dict[str, Any]]:
-        """The deployments of this owner, by name, as the API has them."""
-        with actual.connect() as client:
-            found = actual.read_deployments(client, f"managed-by:{self.owner}", [])
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        """Return the deployments of this owner, by name, as the API returns them."""
+        with connect() as client:
+            found = read_deployments(client, f"managed-by:{self.owner}", [])
             return {each["name"]: each for each in found.values()}
 
     def create_pool(self) -> None:
         from prefect.client.schemas.actions import WorkPoolCreate
         from prefect.workers.process import ProcessWorker
 
-        with actual.connect() as client:
+        with connect() as client:
             template = ProcessWorker.get_default_base_job_template()
             client.create_work_pool(WorkPoolCreate(name=self.pool, type="process", base_job_template=template))
 
     def future_runs(self) -> set[str]:
-        """Ids of this flow's scheduled runs."""
-        with actual.connect() as client:
+        """Return ids of this flow's scheduled runs."""
+        with connect() as client:
             body = {"flows": {"name": {"any_": [self.flow]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-            return {each["id"] for each in actual.pages(client, "/flow_runs/filter", body)}
+            return {each["id"] for each in pages(client, "/flow_runs/filter", body)}
 
     def stock(self) -> subprocess.CompletedProcess[str]:
-        """A bare `prefect deploy --all` on the written file, as the command."""
+        """Run a bare `prefect deploy --all` on the written file, as a process."""
         self.write()
         return subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
@@ -216,30 +218,20 @@ class Shop:
         )
 
 
-def in_process(manifest: dict[str, Any], written: Callable[[str], None]) -> str:
-    """What `prefect deploy --all` runs, in this process: a start of the command costs seconds."""
-    from prefect.cli.deploy._config import _load_deploy_configs_and_actions
-    from prefect.cli.deploy._core import _run_multi_deploy
-    from rich.console import Console
+def deploy_in_process(repository: Path, manifest: environments.Manifest, written: Callable[[str], None]) -> str:
+    """Run `prefect deploy --all` in this process: starting the command takes seconds. See `apply.Deploy`."""
+    from prefect.testing.cli import CycloptsCliRunner
 
-    output = io.StringIO()
-    console = Console(file=output, width=1000)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         path = Path(folder) / "prefect.yaml"
-        path.write_text(yaml.safe_dump(manifest, sort_keys=False))
-        configs, actions = _load_deploy_configs_and_actions(path, console=console)
-        reason = ""
-        try:
-            asyncio.run(
-                _run_multi_deploy(
-                    configs, actions, deploy_all=True, prefect_file=path, console=console, is_interactive=lambda: False
-                )
-            )
-        except Exception as error:  # noqa: BLE001 - as the command: any error becomes its last line
-            reason = str(error)
-    for name in re.findall(r"Deployment '([^']+)' successfully created with id", output.getvalue()):
+        path.write_text(environments.to_yaml(manifest))
+        patched.chdir(repository)
+        patched.syspath_prepend(repository)
+        patched.setenv("COLUMNS", "1000")
+        done = CycloptsCliRunner().invoke(["--no-prompt", "deploy", "--all", "--prefect-file", str(path)])
+    for name in re.findall(r"Deployment '([^']+)' successfully created with id", done.output):
         written(name)
-    return reason
+    return "" if done.exit_code == 0 else f"{done.exception or done.output[-500:]}"
 
 
 NIGHTLY = {"slug": "nightly", "cron": "15 3 * * *", "timezone": "Europe/Paris"}
@@ -251,5 +243,5 @@ def now() -> datetime:
 
 
 def paths(writes: Sequence[tuple[str, str, int]]) -> list[str]:
-    """`PATCH /deployments/{id}`: requests without their ids."""
+    """Return requests without their ids: `PATCH /deployments/{id}`."""
     return [f"{method} {re.sub('[0-9a-f-]{36}', '{id}', path)}" for method, path, _ in writes]

@@ -1,9 +1,8 @@
-"""Plan and apply against a real server: what is written, what stays, what is refused."""
+"""Plan and apply against a real server: writes, what stays, and refusals."""
 
 from __future__ import annotations
 
 import re
-import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -11,12 +10,14 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, in_process, now, paths, recorded
+from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, deploy_in_process, now, paths, recorded
 from tests.polling import until
-from tidepool.deploy import pauses
+from tidepool.deploy import drift, pauses
+from tidepool.deploy.client import connect, pages
 from tidepool.deploy.config import schedules
-from tidepool.deploy.reconcile import actual, apply
-from tidepool.deploy.reconcile.plan import Action, Kind, excess
+from tidepool.deploy.reconcile import apply
+from tidepool.deploy.reconcile.actual import Pause, read_pauses
+from tidepool.deploy.reconcile.plan import Action, Kind, excessive_deletions
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,9 +44,7 @@ def proxy(prefect_server: str) -> Iterator[Proxy]:
         yield each
 
 
-def test_what_is_new_is_created_and_a_second_apply_writes_nothing_and_keeps_future_runs(
-    shop: Shop, proxy: Proxy
-) -> None:
+def test_an_apply_creates_and_a_second_one_writes_nothing_and_keeps_future_runs(shop: Shop, proxy: Proxy) -> None:
     shop.deployment("one", NIGHTLY, HOURLY, concurrency_limit={"limit": 1, "collision_strategy": "CANCEL_NEW"})
     shop.deployment("two", HOURLY, enforce_parameter_schema=False, parameters={"count": 3, "shop": "harbour"})
     assert len(shop.apply()) == 5
@@ -61,7 +60,7 @@ def test_what_is_new_is_created_and_a_second_apply_writes_nothing_and_keeps_futu
 def test_only_what_changed_is_written(shop: Shop, proxy: Proxy) -> None:
     one, two = shop.deployment("one", NIGHTLY), shop.deployment("two", NIGHTLY)
     shop.apply()
-    before = shop.live()
+    before = shop.deployments()
     two["schedules"] = [{**NIGHTLY, "cron": "30 4 * * *"}]
     proxy.requests.clear()
     assert shop.apply() == [f"schedule {shop.flow}/two#nightly"]
@@ -69,7 +68,7 @@ def test_only_what_changed_is_written(shop: Shop, proxy: Proxy) -> None:
     one["parameters"] = {"count": 9}
     proxy.requests.clear()
     assert shop.apply() == [f"deployment {shop.flow}/one"]
-    after = shop.live()
+    after = shop.deployments()
     assert after["one"]["parameters"] == {"count": 9}
     for name in ("one", "two"):
         assert [each["id"] for each in before[name]["schedules"]] == [each["id"] for each in after[name]["schedules"]]
@@ -78,18 +77,18 @@ def test_only_what_changed_is_written(shop: Shop, proxy: Proxy) -> None:
 def test_schedules_are_reconciled_in_place(shop: Shop) -> None:
     one = shop.deployment("one", NIGHTLY, HOURLY)
     shop.apply()
-    ids = {each["slug"]: each["id"] for each in shop.live()["one"]["schedules"]}
+    ids = {each["slug"]: each["id"] for each in shop.deployments()["one"]["schedules"]}
     one["schedules"] = [{**NIGHTLY, "slug": "early", "replaces": "nightly", "cron": "0 5 * * *"}]
     shop.apply()
-    (left,) = shop.live()["one"]["schedules"]
+    (left,) = shop.deployments()["one"]["schedules"]
     assert (left["slug"], left["id"], left["schedule"]["cron"]) == ("early", ids["nightly"], "0 5 * * *")
     one["schedules"] = []
     shop.apply()
-    assert shop.live()["one"]["schedules"] == []
+    assert shop.deployments()["one"]["schedules"] == []
     assert not shop.plan()
 
 
-def test_what_left_git_leaves_the_server_and_what_is_not_ours_stays(shop: Shop, tmp_path: Path) -> None:
+def test_what_left_git_is_deleted_and_what_is_unmanaged_stays(shop: Shop, tmp_path: Path) -> None:
     other = Shop(tmp_path / "other")
     other.create_pool()
     other.deployment("theirs", NIGHTLY)
@@ -108,21 +107,21 @@ def test_what_left_git_leaves_the_server_and_what_is_not_ours_stays(shop: Shop, 
         f"variable {shop.owner}_v",
         f"concurrency limit {shop.owner}-l",
     }
-    assert set(shop.live()) == {"one"}
-    assert set(other.live()) == {"theirs"}
+    assert set(shop.deployments()) == {"one"}
+    assert set(other.deployments()) == {"theirs"}
 
 
 def test_a_deployment_that_a_person_made_is_neither_overwritten_nor_deleted(shop: Shop, proxy: Proxy) -> None:
     shop.deployment("one")["tags"] = []
     shop.write()
-    sys.path.insert(0, str(shop.root))
-    assert in_process(shop.manifest | {"build": []}, lambda _: None) == ""  # by hand: no tag
+    assert deploy_in_process(shop.root, shop.manifest | {"build": []}, lambda _: None) == ""  # by hand: no tag
     shop.manifest["deployments"].clear()
     shop.deployment("one")
     shop.deployment("two")
     proxy.requests.clear()
     with pytest.raises(
-        UsageError, match=f"not ours, so not touched, and nothing else was written: deployment {shop.flow}/one"
+        UsageError,
+        match=f"these resources are not managed by tidepool; nothing was written: deployment {shop.flow}/one",
     ):
         shop.apply()
     assert proxy.writes == []
@@ -131,37 +130,39 @@ def test_a_deployment_that_a_person_made_is_neither_overwritten_nor_deleted(shop
 def test_a_pause_survives_changes_of_the_deployment_and_of_the_schedule(shop: Shop) -> None:
     one, two = shop.deployment("one", NIGHTLY), shop.deployment("two", NIGHTLY)
     shop.apply()
-    live = shop.live()
-    with actual.connect() as client:
+    live = shop.deployments()
+    with connect() as client:
         client.pause_deployment(live["one"]["id"])
         client.update_deployment_schedule(live["two"]["id"], live["two"]["schedules"][0]["id"], active=False)
     one["parameters"], one["schedules"] = {"count": 5}, [{**NIGHTLY, "cron": "0 6 * * *"}, HOURLY]
     two["parameters"], two["schedules"] = {"count": 5}, [{**NIGHTLY, "slug": "late", "replaces": "nightly"}]
     shop.apply()
-    live = shop.live()
+    live = shop.deployments()
     assert live["one"]["paused"] is True
     assert live["one"]["parameters"] == live["two"]["parameters"] == {"count": 5}
     assert [each["active"] for each in live["two"]["schedules"]] == [False]
     plan = shop.plan()
     assert not plan
-    assert {thing.name for thing in plan.paused} == {f"{shop.flow}/one", f"{shop.flow}/two#late"}
+    assert {each.name for each in plan.paused} == {f"{shop.flow}/one", f"{shop.flow}/two#late"}
 
 
-def test_a_schedule_that_a_person_added_survives(shop: Shop) -> None:
+def test_a_schedule_that_was_added_on_the_server_survives(shop: Shop) -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     one = shop.deployment("one", NIGHTLY)
     shop.apply()
-    with actual.connect() as client:
-        added = client.create_deployment_schedules(shop.live()["one"]["id"], [(CronSchedule(cron="0 0 1 1 *"), True)])
+    with connect() as client:
+        added = client.create_deployment_schedules(
+            shop.deployments()["one"]["id"], [(CronSchedule(cron="0 0 1 1 *"), True)]
+        )
     one["parameters"], one["schedules"] = {"count": 2}, [HOURLY]
     shop.apply()
-    left = {each["slug"]: each["id"] for each in shop.live()["one"]["schedules"]}
+    left = {each["slug"]: each["id"] for each in shop.deployments()["one"]["schedules"]}
     assert left[None] == str(added[0].id)
     assert set(left) == {None, "hourly"}
     plan = shop.plan()
     assert not plan
-    assert len(plan.foreign) == 1
+    assert len(plan.unmanaged) == 1
 
 
 def test_a_server_that_fails_half_way_is_reported_exactly_and_the_next_apply_completes_it(
@@ -174,29 +175,29 @@ def test_a_server_that_fails_half_way_is_reported_exactly_and_the_next_apply_com
     with pytest.raises(apply.PartialApplyError) as caught:
         shop.apply()
     proxy.refuse_after = None
-    written, doubtful, rest = (
+    written, unknown, rest = (
         set(re.findall(rf"deployment {shop.flow}/(d\d)", part))
-        for part in re.split(r"in doubt|not written", str(caught.value))
+        for part in re.split(r"outcome unknown|not written", str(caught.value))
     )
     assert written
-    assert len(doubtful) == 1
-    assert written | doubtful | rest == {f"d{index}" for index in range(6)}
-    assert written <= set(shop.live()) <= written | doubtful
+    assert len(unknown) == 1
+    assert written | unknown | rest == {f"d{index}" for index in range(6)}
+    assert written <= set(shop.deployments()) <= written | unknown
     shop.apply()
-    assert set(shop.live()) == {f"d{index}" for index in range(6)}
+    assert set(shop.deployments()) == {f"d{index}" for index in range(6)}
     assert not shop.plan()
 
 
-def test_deleting_more_than_a_share_is_seen(shop: Shop) -> None:
+def test_deleting_more_than_a_share_is_detected(shop: Shop) -> None:
     for index in range(4):
         shop.deployment(f"d{index}")
     shop.apply()
     shop.manifest["deployments"] = shop.manifest["deployments"][:2]
     shop.write()
-    with actual.connect() as client:
-        found = shop.look(client)
-    assert excess(found.plan, found.state.live, 0.3) == ["2 of 4 deployments"]
-    assert excess(found.plan, found.state.live, 0.5) == []
+    with connect() as client:
+        found = shop.compare(client)
+    assert excessive_deletions(found.plan, found.actual.resources, 0.3) == ["2 of 4 deployments"]
+    assert excessive_deletions(found.plan, found.actual.resources, 0.5) == []
 
 
 def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, proxy: Proxy) -> None:
@@ -230,7 +231,7 @@ def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, prox
     assert shop.apply() == []
     assert proxy.writes == []
 
-    with actual.connect() as client:  # what an installation sets stays
+    with connect() as client:  # what an installation sets stays
         template = client.read_work_pool(pool).base_job_template
         template["variables"]["properties"]["image"]["default"] = "ours"
         from prefect.client.schemas.actions import WorkPoolUpdate
@@ -247,7 +248,7 @@ def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, prox
     shop.server_file["concurrency_limits"][0]["limit"] = 5
     shop.server_file["variables"][0]["value"] = "b"
     assert len(shop.apply()) == 4
-    with actual.connect() as client:
+    with connect() as client:
         template = client.read_work_pool(pool).base_job_template
         assert template["job_configuration"]["command"] == "run"
         assert template["variables"]["properties"]["image"]["default"] == "ours"
@@ -260,14 +261,11 @@ def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, prox
 
 
 def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
-    from tidepool.deploy import drift
-    from tidepool.deploy.view import table
-
     shop.deployment("one", NIGHTLY)
     shop.apply()
     start = now()
-    with actual.connect() as client:
-        wanted = pauses.Pause(
+    with connect() as client:
+        wanted = Pause(
             deployment="one",
             by="ann@example.com",
             reason="the till is broken",
@@ -275,8 +273,8 @@ def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
             until=start + timedelta(hours=2),
         )
         pauses.pause(client, wanted, shop.owner)
-        assert shop.live()["one"]["paused"] is True
-        assert not shop.plan(), "a pause on record is no drift"
+        assert shop.deployments()["one"]["paused"] is True
+        assert not shop.plan(), "a recorded pause is not drift"
 
         def look(hours: float) -> drift.Drift:
             return drift.find(
@@ -291,29 +289,28 @@ def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
 
         early = look(1)
         assert not early.resumed
-        (line,) = table.paused_lines(early.view)
+        (line,) = early.view.paused_lines
         assert "is paused for 1 h by ann@example.com, until " in line
         assert line.endswith(": the till is broken")
         late = look(3)
         assert [each.deployment for each in late.resumed] == [f"{shop.flow}/one"]
-        assert shop.live()["one"]["paused"] is False
-        assert pauses.recorded(client, shop.owner) == []
+        assert shop.deployments()["one"]["paused"] is False
+        assert read_pauses(client, shop.owner) == []
 
         pauses.pause(client, wanted, shop.owner)
-        client.resume_deployment(shop.live()["one"]["id"])  # by hand, in the UI
+        client.resume_deployment(shop.deployments()["one"]["id"])  # by hand, in the UI
         assert look(1).resumed == ()
-        assert pauses.recorded(client, shop.owner) == []
-        with pytest.raises(UsageError, match="deployment 'oen' is not on the server: known: "):
+        assert read_pauses(client, shop.owner) == []
+        with pytest.raises(UsageError, match="deployment 'oen' is not on the server; managed: "):
             pauses.find(client, "oen", shop.owner)
 
 
-def test_drift_says_what_differs_and_since_when(shop: Shop) -> None:
-    from tidepool.deploy import drift
+def test_drift_lists_what_differs_and_since_when(shop: Shop) -> None:
 
     shop.deployment("one", NIGHTLY, HOURLY)
     shop.apply()
-    live = shop.live()["one"]
-    with actual.connect() as client:
+    live = shop.deployments()["one"]
+    with connect() as client:
         client.update_deployment_schedule(
             live["id"],
             next(each["id"] for each in live["schedules"] if each["slug"] == "nightly"),
@@ -323,9 +320,9 @@ def test_drift_says_what_differs_and_since_when(shop: Shop) -> None:
             client, shop.root, "production", shop.owner, now=now() + timedelta(hours=5), runs_per_hour=60
         )
     (change,) = found.view.plan.changes
-    assert (change.action, change.thing.kind) == (Action.UPDATE, Kind.SCHEDULE)
+    assert (change.action, change.resource.kind) == (Action.UPDATE, Kind.SCHEDULE)
     row = f"| `~` | schedule `{shop.flow}/one#nightly` | schedule.cron | `0 12 * * *` | `15 3 * * *` | 5 h at most |"
-    assert row in drift.markdown(found)
+    assert row in found.markdown()
     assert found.summary == "production: 1 differ from Git"
 
 
@@ -398,7 +395,7 @@ def test_a_notification_reaches_the_target_of_the_settings(
     finally:
         receiver.shutdown()
         receiver.server_close()
-        with actual.connect() as client:
+        with connect() as client:
             for each in client.read_automations():
                 if f"managed-by:{shop.owner}" in each.tags:
                     client.delete_automation(each.id)
@@ -410,17 +407,17 @@ def test_the_next_runs_are_those_that_the_scheduler_makes(shop: Shop) -> None:
     expected = {
         each.timestamp()
         for config in (NIGHTLY, HOURLY)
-        for each in schedules.next_fires(schedules.parse(config), now(), 3)
+        for each in schedules.next_runs(schedules.parse(config), now(), 3)
     }
 
     def starts() -> set[float]:
         from datetime import datetime
 
-        with actual.connect() as client:
+        with connect() as client:
             body = {"flows": {"name": {"any_": [shop.flow]}}}
             return {
                 datetime.fromisoformat(each["expected_start_time"]).timestamp()
-                for each in actual.pages(client, "/flow_runs/filter", body)
+                for each in pages(client, "/flow_runs/filter", body)
             }
 
     until(lambda: expected <= starts())

@@ -1,4 +1,4 @@
-"""The commands, as CI and people call them: the veto of a bare `prefect deploy --all`, apply, prune, rollback."""
+"""The commands as CI and users call them: the veto of a bare `prefect deploy --all`, apply, prune, rollback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.deploy_support import NIGHTLY, Shop, recorded
 from tidepool import settings as settings_module
-from tidepool.deploy.reconcile import actual
+from tidepool.deploy.client import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def shop(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
 
 
 def tidepool(shop: Shop, proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command, in the shop's folder, against the server behind the proxy."""
+    """Run the command in the shop's folder, against the server behind the proxy."""
     return subprocess.run(
         [sys.executable, "-m", "tidepool.cli", *arguments],
         cwd=shop.root,
@@ -68,21 +68,21 @@ def test_a_bare_deploy_is_vetoed_before_the_first_write(shop: Shop, proxy: Proxy
     assert "has no such job variable; did you mean working_dir?" in done.stderr
 
 
-def test_a_bare_deploy_keeps_a_pause_and_does_not_take_what_is_not_ours(shop: Shop, proxy: Proxy) -> None:
+def test_a_bare_deploy_keeps_a_pause_and_leaves_what_is_unmanaged_alone(shop: Shop, proxy: Proxy) -> None:
     shop.deployment("one", NIGHTLY)
     assert shop.stock().returncode == 0
-    with actual.connect() as client:
-        client.pause_deployment(shop.live()["one"]["id"])
+    with connect() as client:
+        client.pause_deployment(shop.deployments()["one"]["id"])
     assert shop.stock().returncode == 0
-    live = shop.live()["one"]
+    live = shop.deployments()["one"]
     # Prefect itself resumed the deployment; its schedules were paused before that.
     assert [each["active"] for each in live["schedules"]] == [False]
-    with actual.connect() as client:
-        client.request("PATCH", "/deployments/{id}", path_params={"id": live["id"]}, json={"tags": ["somebody"]})
+    with connect() as client:
+        client.request("PATCH", "/deployments/{id}", path_params={"id": live["id"]}, json={"tags": ["theirs"]})
     proxy.requests.clear()
     done = shop.stock()
     assert done.returncode != 0
-    assert "exists on the server and is not ours (tags: somebody)" in done.stderr
+    assert "exists on the server and is unmanaged (tags: theirs)" in done.stderr
     assert proxy.writes == []
 
 
@@ -102,12 +102,15 @@ def test_plan_apply_and_prune_as_commands(shop: Shop, proxy: Proxy) -> None:
     shop.write()
     refused = tidepool(shop, proxy, "prune")
     assert refused.returncode == 2
-    assert "it would delete 1 of 3 deployments, more than 30%; nothing was written" in refused.stderr
+    assert (
+        "this would delete 1 of 3 deployments, above TIDEPOOL_DEPLOY_DELETE_SHARE=0.3; nothing was written"
+        in refused.stderr
+    )
     dry = tidepool(shop, proxy, "prune", "--dry-run")
     assert f"would delete deployment {shop.flow}/one" in dry.stdout
-    assert set(shop.live()) == {"one", "two", "three"}
+    assert set(shop.deployments()) == {"one", "two", "three"}
     assert tidepool(shop, proxy, "prune", "--yes-delete", "1").returncode == 0
-    assert set(shop.live()) == {"two", "three"}
+    assert set(shop.deployments()) == {"two", "three"}
 
 
 def test_a_server_that_does_not_answer_is_one_sentence(shop: Shop, proxy: Proxy) -> None:
@@ -140,7 +143,7 @@ def test_a_rollback_applies_what_git_knows_of_an_older_version(shop: Shop, proxy
     shop.write()
     git(shop, "commit", "--quiet", "-am", "New prices")
     assert tidepool(shop, proxy, "apply").returncode == 0
-    assert shop.live()["one"]["parameters"] == {"count": 7}
+    assert shop.deployments()["one"]["parameters"] == {"count": 7}
 
     listed = tidepool(shop, proxy, "rollback").stdout.splitlines()
     assert [line.split("  ")[-1] for line in listed] == ["New prices", "First prices"]
@@ -149,7 +152,7 @@ def test_a_rollback_applies_what_git_knows_of_an_older_version(shop: Shop, proxy
     assert "version 'abcdef0' was not deployed; known: " in wrong.stderr
     back = tidepool(shop, proxy, "rollback", "--to", first[:10])
     assert back.returncode == 0, back.stderr
-    live = shop.live()["one"]
+    live = shop.deployments()["one"]
     assert live["parameters"] == {"count": 1}
     assert live["schedules"][0]["schedule"]["cron"] == NIGHTLY["cron"]
     assert git(shop, "worktree", "list").count("\n") == 0

@@ -1,4 +1,4 @@
-"""Whatever Git wants and whatever people did on the server: an apply reaches Git, a second has nothing to do."""
+"""Property of an apply: it reaches the state in Git from any actual state, and a second one has nothing to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.deploy_support import Shop
-from tidepool.deploy.reconcile import actual
+from tidepool.deploy.client import connect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ TAMPERINGS = st.sets(st.sampled_from(["pause", "delete", "parameters", "cron"]),
 
 @pytest.fixture
 def shops(prefect_server: str, tmp_path: Path) -> tuple[Shop, Shop]:
-    """Ours, and one of another owner, on the same server."""
+    """Return our repository, and one of another owner, on the same server."""
     del prefect_server
     ours, theirs = Shop(tmp_path / "ours"), Shop(tmp_path / "theirs")
     for shop in (ours, theirs):
@@ -49,7 +49,7 @@ def test_an_apply_reaches_git_and_a_second_plan_is_empty(
     tampered: set[str],
 ) -> None:
     ours, theirs = shops
-    others = theirs.live()
+    others = theirs.deployments()
     tamper(ours, tampered)
     ours.manifest["deployments"] = []
     for name, (count, schedules) in wanted.items():
@@ -60,25 +60,25 @@ def test_an_apply_reaches_git_and_a_second_plan_is_empty(
     }
     ours.apply()
 
-    live = ours.live()
+    live = ours.deployments()
     assert {name: each["parameters"]["count"] for name, each in live.items()} == {n: c for n, (c, _) in wanted.items()}
     for name, (_, schedules) in wanted.items():
         assert {each["slug"]: each["schedule"]["cron"] for each in live[name]["schedules"]} == schedules
     assert not ours.plan()
-    assert {name: each["schedules"] for name, each in theirs.live().items()} == {
+    assert {name: each["schedules"] for name, each in theirs.deployments().items()} == {
         name: each["schedules"] for name, each in others.items()
     }
     assert not theirs.plan()
 
 
 def tamper(shop: Shop, how: set[str]) -> None:
-    """What people do in the UI to the first deployment."""
-    live = shop.live() if how else {}
+    """Change the first deployment, as users do in the UI."""
+    live = shop.deployments() if how else {}
     if not live:
         return
     first: dict[str, Any] = next(iter(live.values()))
     identity = first["id"]
-    with actual.connect() as client:
+    with connect() as client:
         if "pause" in how:
             client.pause_deployment(identity)
         if "parameters" in how:

@@ -1,4 +1,4 @@
-"""The steps of the deploy workflow, in its order, against a real server and a process worker; and the drift report."""
+"""Steps of the deploy workflow, in its order, against a real server and a process worker; and the drift report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from tests.integration.deploy_support import NIGHTLY, Shop
-from tidepool.deploy.reconcile import actual
+from tidepool.deploy.client import connect
+from tidepool.deploy.reconcile.actual import read_deployments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,20 +25,20 @@ pytestmark = pytest.mark.timeout(290)
 
 @pytest.fixture
 def pool(prefect_server: str) -> None:
-    """The pool that the environment `local` uses."""
+    """Create the pool that the environment `local` uses."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
 
     del prefect_server
-    with actual.connect() as client, suppress(ObjectAlreadyExists):
+    with connect() as client, suppress(ObjectAlreadyExists):
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name="local", type="process", base_job_template=template))
 
 
 @pytest.fixture
 def worker(pool: None, prefect_server: str, storage_root: str, tmp_path: Path) -> Iterator[None]:
-    """A process worker of that pool."""
+    """Run a process worker of that pool."""
     del pool, storage_root
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--type", "process"]
     log = (tmp_path / "worker.log").open("wb")
@@ -59,8 +60,8 @@ def worker(pool: None, prefect_server: str, storage_root: str, tmp_path: Path) -
 def _leave_nothing(prefect_server: str) -> Iterator[None]:
     del prefect_server
     yield
-    with actual.connect() as client:
-        for each in actual.read_deployments(client, "managed-by:tidepool", []).values():
+    with connect() as client:
+        for each in read_deployments(client, "managed-by:tidepool", []).values():
             client.delete_deployment(each["id"])
         for automation in client.read_automations():
             if "managed-by:tidepool" in automation.tags:
@@ -74,7 +75,7 @@ def test_the_steps_of_the_workflow_deploy_this_repository_and_run_the_canary(pre
     assert calls == ["make plan", "make deploy", "make prune", "make canary"]
     outputs = []
     for call in [*calls, "make drift"]:
-        # The environment of this machine in the place of staging's: processes, no image.
+        # This machine's environment instead of staging: processes, no image.
         variables = {**os.environ, "PREFECT_API_URL": prefect_server, "ENVIRONMENT": "local", "IMAGE": ""}
         # `-o setup`: the environment that runs the tests is ready.
         command = [*call.split(), "-o", "setup", f"BIN={Path(sys.executable).parent}"]
@@ -126,7 +127,7 @@ def test_the_record_of_a_deploy_is_pushed(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect.*")
-def test_the_drift_report_publishes_what_it_finds_and_tells_of_it(
+def test_the_drift_report_publishes_and_returns_what_it_finds(
     prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.operations.flow import drift_report
@@ -138,8 +139,8 @@ def test_the_drift_report_publishes_what_it_finds_and_tells_of_it(
     shop.apply()
     monkeypatch.chdir(shop.root)
     assert drift_report() == {"differences": 0, "paused": 0, "resumed": 0}
-    with actual.connect() as client:
-        identity = shop.live()["one"]["id"]
+    with connect() as client:
+        identity = shop.deployments()["one"]["id"]
         client.request("PATCH", "/deployments/{id}", path_params={"id": identity}, json={"description": "Mine."})
         client.pause_deployment(identity)
         assert drift_report() == {"differences": 1, "paused": 1, "resumed": 0}

@@ -1,4 +1,4 @@
-"""The commands from Git to the server: validate, plan, apply, prune, drift, pause, resume, rollback."""
+"""Commands from Git to the server: validate, plan, apply, prune, drift, pause, resume, rollback."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tidepool.deploy.client import connect
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import repository, settings
 
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import SyncPrefectClient
 
-    from tidepool.deploy.reconcile import comparison
-    from tidepool.deploy.reconcile import plan as plan_module
-    from tidepool.deploy.view import table
+    from tidepool.deploy.reconcile.comparison import Comparison
+    from tidepool.deploy.reconcile.plan import Change
+    from tidepool.deploy.view.plan_view import PlanView
 
 CHANGES, ERROR = 2, 1
+# Writes wait for a server that is restarting: 2 + 4 + 8 + 16 + 32 s.
+_PATIENT = 5
 
 Environment = Annotated[
     str | None,
@@ -32,16 +35,23 @@ Environment = Annotated[
 ]
 Image = Annotated[
     str | None,
-    typer.Option(metavar="NAME@sha256:…", help="The image to run. A plan without it leaves the image out."),
+    typer.Option(metavar="NAME@sha256:…", help="Image to run. A plan without it does not compare the image."),
 ]
-Version = Annotated[str | None, typer.Option(help="Version of the deployments, where there is no Git checkout to ask.")]
+Version = Annotated[
+    str | None, typer.Option(help="Version of the deployments. Default: the commit of the Git checkout.")
+]
 YesDelete = Annotated[
-    int | None, typer.Option(metavar="N", help="Yes, delete exactly N things, more than the allowed share.")
+    int | None,
+    typer.Option(metavar="N", help="Confirm the deletion of exactly N resources, above TIDEPOOL_DEPLOY_DELETE_SHARE."),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull-request comment.")]
+Output = Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")]
+Name = Annotated[str, typer.Argument(help="Name of the deployment, or flow/deployment.")]
 
 
 class Format(StrEnum):
-    """How something is shown."""
+    """Format of a plan."""
 
     TABLE = "table"
     JSON = "json"
@@ -49,27 +59,27 @@ class Format(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the main one."""
+    """Add the commands to the main one."""
     for command in (validate, plan, apply, prune, drift, pause, resume, rollback):
         app.command()(command)
 
 
 def validate(environment: Environment = None) -> None:
-    """Check prefect.yaml, automations.yaml and an environment: every problem at once, with its line.
+    """Check prefect.yaml, automations.yaml and an environment: report all problems at once, with their lines.
 
-    Without PREFECT_API_URL it works offline; with it, job variables are checked against the server's work pools too.
+    Works offline. With PREFECT_API_URL, job variables are also checked against the server's work pools.
 
     Exit code: 0 no problem, 2 problems.
     """
     from prefect.settings import PREFECT_API_URL
 
     from tidepool.deploy.config import environments
-    from tidepool.deploy.reconcile import actual, comparison
+    from tidepool.deploy.reconcile import comparison
 
     root, owner = repository(), settings().deploy.owner
     names = [environment] if environment else environments.names(root)
     if PREFECT_API_URL.value():
-        with actual.connect() as client:
+        with connect() as client:
             for name in names:
                 comparison.check(client if environment else None, root, name, owner)
     else:
@@ -82,23 +92,21 @@ def plan(
     environment: Environment = None,
     image: Image = None,
     version: Version = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull-request comment.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write it to this file in the place of printing.")] = None,
+    json: Json = False,
+    markdown: Markdown = False,
+    output: Output = None,
 ) -> None:
-    """Show what an apply would change: field by field, with the next runs of each schedule before and after.
+    """Dry run: show what an apply would change, field by field, with the next runs of each schedule before and after.
 
     Exit code: 0 nothing to do, 2 changes, 1 error.
     """
 
     def run() -> bool:
-        from tidepool.deploy.reconcile import actual
-
         name = environment or settings().deploy.environment
-        with actual.connect() as client:
-            found = _look(client, name, image, version)
-            shown = _view(client, found, name)
-        _emit(shown, _format(json=json, markdown=markdown), output)
+        with connect() as client:
+            found = _compare(client, name, image, version)
+            view = _view(client, found, name)
+        _emit(view, _format(json=json, markdown=markdown), output)
         return bool(found.plan)
 
     _exit(run)
@@ -110,21 +118,20 @@ def apply(
     version: Version = None,
     yes_delete: YesDelete = None,
     record: Annotated[
-        bool, typer.Option(help="Note the deployed version as a Git tag, for `tidepool rollback`.")
+        bool, typer.Option(help="Record the deployed version as a Git tag, for `tidepool rollback`.")
     ] = True,
 ) -> None:
-    """Make the server as Git wants it: only what the plan says. A second apply writes nothing.
+    """Apply the plan: bring the server to the state in Git. Idempotent.
 
-    Exit code: 0 done, 1 the server failed half-way (what was written is said; run it again), 2 bad usage.
+    Exit code: 0 done, 1 the server failed half-way (the error lists what was written; run it again), 2 bad usage.
     """
     from tidepool.deploy import history
-    from tidepool.deploy.reconcile import actual
 
     name = environment or settings().deploy.environment
-    with actual.connect(retries=5) as client:
-        found = _look(client, name, image, version)
+    with connect(retries=_PATIENT) as client:
+        found = _compare(client, name, image, version)
         _guard(found, yes_delete)
-        written = _write(client, found, lambda _: True)
+        written = _write(client, found)
     typer.echo(f"{name}: {len(written)} written" if written else f"{name}: nothing to do")
     if written and record and (tag := history.record(repository(), name, image, datetime.now(UTC))):
         typer.echo(f"recorded as {tag}")
@@ -132,49 +139,47 @@ def apply(
 
 def prune(
     environment: Environment = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
     yes_delete: YesDelete = None,
 ) -> None:
-    """Delete what Git no longer has. Only what carries this repository's ownership tag, never anything else.
+    """Delete managed resources that are no longer in Git. Unmanaged resources are never deleted.
 
-    Exit code: 0 done, 1 the server failed half-way, 2 bad usage, or too much to delete without --yes-delete.
+    Exit code: 0 done, 1 the server failed half-way, 2 bad usage, or too many deletions without --yes-delete.
     """
-    from tidepool.deploy.reconcile import actual
     from tidepool.deploy.reconcile.plan import Action
 
     name = environment or settings().deploy.environment
-    with actual.connect(retries=5) as client:
-        found = _look(client, name, None, None)
+    with connect(retries=_PATIENT) as client:
+        found = _compare(client, name, None, None)
         deletions = found.plan.of(Action.DELETE)
         if dry_run:
             for change in deletions:
-                typer.echo(f"would delete {change.thing.kind} {change.thing.name}")
+                typer.echo(f"would delete {change.label}")
         else:
             _guard(found, yes_delete)
-            _write(client, found, lambda change: change.action is Action.DELETE)
+            _write(client, found, deletions)
     typer.echo(f"{name}: {len(deletions)} {'to delete' if dry_run else 'deleted'}")
 
 
 def drift(
     environment: Environment = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write it to this file in the place of printing.")] = None,
+    json: Json = False,
+    markdown: Markdown = False,
+    output: Output = None,
     end_pauses: Annotated[
-        bool, typer.Option("--end-pauses", help="Resume what was paused until now, as the drift job does.")
+        bool, typer.Option("--end-pauses", help="Resume deployments whose pause has expired, as the drift job does.")
     ] = False,
 ) -> None:
-    """Report what differs between Git and the server and since when, and what is paused by whom.
+    """Report differences between Git and the server and since when, and pauses with their author and reason.
 
     Exit code: 0 no drift, 2 drift, 1 error.
     """
 
     def run() -> bool:
         from tidepool.deploy import drift as drift_module
-        from tidepool.deploy.reconcile import actual
 
         name, deploy = environment or settings().deploy.environment, settings().deploy
-        with actual.connect() as client:
+        with connect() as client:
             found = drift_module.find(
                 client,
                 repository(),
@@ -186,7 +191,7 @@ def drift(
             )
         shape = _format(json=json, markdown=markdown)
         if shape is Format.MARKDOWN:
-            _print(drift_module.markdown(found), output)
+            _print(found.markdown(), output)
         else:
             _emit(found.view, shape, output)
         for each in found.resumed:
@@ -197,41 +202,42 @@ def drift(
 
 
 def pause(
-    name: Annotated[str, typer.Argument(help="Name of the deployment, or flow/deployment.")],
+    name: Name,
     until: Annotated[str, typer.Option(help="4h, 30min, 2d, or a time such as 2026-11-30T09:00+01:00.")],
-    reason: Annotated[str, typer.Option(help="Why, for whoever is on call next.")],
-    by: Annotated[str | None, typer.Option(help="Who; default: Git's user, or this machine's.")] = None,
+    reason: Annotated[str, typer.Option(help="Reason, for the next person on call.")],
+    by: Annotated[str | None, typer.Option(help="Author. Default: Git's user, or this machine's.")] = None,
 ) -> None:
-    """Pause a deployment's schedules until a time. The drift job resumes it then; deploys leave it alone."""
+    """Pause a deployment's schedules until a time, at which the drift job resumes them. Deploys keep the pause."""
     from tidepool.deploy import pauses
-    from tidepool.deploy.reconcile import actual
+    from tidepool.deploy.reconcile.actual import Pause
 
     now = datetime.now(UTC)
     if not reason.strip():
-        raise UsageError("--reason is empty: say why, for whoever is on call next")
+        raise UsageError("--reason is empty; state a reason for the next person on call")
     end = pauses.parse_until(until, now)
-    with actual.connect(retries=5) as client:
-        wanted = pauses.Pause(deployment=name, by=by or _person(), reason=reason, at=now, until=end)
+    with connect(retries=_PATIENT) as client:
+        wanted = Pause(deployment=name, by=by or _person(), reason=reason, at=now, until=end)
         pauses.pause(client, wanted, settings().deploy.owner)
     typer.echo(f"paused {name} until {end:%Y-%m-%d %H:%M %Z}; `tidepool resume {name}` ends it earlier")
 
 
-def resume(name: Annotated[str, typer.Argument(help="Name of the deployment, or flow/deployment.")]) -> None:
-    """Resume a deployment and all its schedules, and forget the pause."""
+def resume(name: Name) -> None:
+    """Resume a deployment and all its schedules, and delete the record of the pause."""
     from tidepool.deploy import pauses
-    from tidepool.deploy.reconcile import actual
 
-    with actual.connect(retries=5) as client:
+    with connect(retries=_PATIENT) as client:
         full = pauses.resume(client, name, settings().deploy.owner)
     typer.echo(f"resumed {full}")
 
 
 def rollback(
-    to: Annotated[str | None, typer.Option(metavar="COMMIT", help="Apply this version. Without it: list them.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="Version to apply. Without it, the versions are listed.")
+    ] = None,
     environment: Environment = None,
     yes_delete: YesDelete = None,
 ) -> None:
-    """List the versions that were deployed, or apply an older one: its image, schedules, all.
+    """List the deployed versions, or apply an older one: its image, schedules and everything else.
 
     Exit code: 0 listed or applied, else as for `tidepool apply`.
     """
@@ -244,7 +250,7 @@ def rollback(
             image = version.image or "no image"
             typer.echo(f"{version.at:%Y-%m-%d %H:%M}Z  {version.commit[:12]}  {image}  {version.subject}")
         if not found:
-            typer.echo(f"{name}: nothing was deployed from here yet", err=True)
+            typer.echo(f"{name}: there is no record of a deploy in this checkout", err=True)
         return
     version = history.choose(found, to)
     options = [] if yes_delete is None else ["--yes-delete", str(yes_delete)]
@@ -257,62 +263,57 @@ def rollback(
     raise typer.Exit(code)
 
 
-def _look(client: SyncPrefectClient, name: str, image: str | None, version: str | None) -> comparison.Situation:
-    from tidepool.deploy.reconcile import comparison
+def _compare(client: SyncPrefectClient, name: str, image: str | None, version: str | None) -> Comparison:
+    from tidepool.deploy.reconcile.comparison import compare
 
-    return comparison.look(client, repository(), name, settings().deploy.owner, image=image, version=version)
+    return compare(client, repository(), name, settings().deploy.owner, image=image, version=version)
 
 
-def _view(client: SyncPrefectClient, found: comparison.Situation, name: str) -> table.View:
-    from tidepool.deploy import pauses
-    from tidepool.deploy.view import table
+def _view(client: SyncPrefectClient, found: Comparison, name: str) -> PlanView:
+    from tidepool.deploy.reconcile.actual import read_pauses
+    from tidepool.deploy.view.plan_view import prepare
 
     deploy = settings().deploy
-    recorded = pauses.recorded(client, deploy.owner)
-    return table.view(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, notes=found.notes, pauses=recorded)
+    recorded = read_pauses(client, deploy.owner)
+    return prepare(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, notes=found.notes, pauses=recorded)
 
 
-def _guard(found: comparison.Situation, yes_delete: int | None) -> None:
-    """Refuses to delete too much.
+def _guard(found: Comparison, yes_delete: int | None) -> None:
+    """Refuse to delete more than the allowed share.
 
     Raises:
-        UsageError: it is more than the allowed share, and not exactly what was said yes to.
+        UsageError: it is more, and not exactly the confirmed number.
     """
-    from tidepool.deploy.reconcile.plan import Action, excess
+    from tidepool.deploy.reconcile.plan import Action, excessive_deletions
 
     count, share = len(found.plan.of(Action.DELETE)), settings().deploy.delete_share
-    too_much = excess(found.plan, found.state.live, share)
+    excess = excessive_deletions(found.plan, found.actual.resources, share)
     if yes_delete is not None and yes_delete != count:
         raise UsageError(f"--yes-delete {yes_delete}, but {count} would be deleted; nothing was written")
-    if too_much and yes_delete is None:
+    if excess and yes_delete is None:
         raise UsageError(
-            f"it would delete {', '.join(too_much)}, more than {share:.0%}; nothing was written. If that is meant: "
-            f"--yes-delete {count}"
+            f"this would delete {', '.join(excess)}, above TIDEPOOL_DEPLOY_DELETE_SHARE={share}; nothing was written. "
+            f"To confirm it: --yes-delete {count}"
         )
 
 
-def _write(
-    client: SyncPrefectClient,
-    found: comparison.Situation,
-    wanted: Callable[[plan_module.Change], bool],
-) -> list[str]:
+def _write(client: SyncPrefectClient, found: Comparison, changes: list[Change] | None = None) -> list[str]:
+    """Apply all changes of the plan, or only the given ones."""
     from dataclasses import replace
 
     from tidepool.deploy.reconcile import apply as apply_module
 
-    root, owner = repository(), settings().deploy.owner
-    some = replace(found.plan, changes=tuple(change for change in found.plan.changes if wanted(change)))
+    if changes is not None:
+        found = replace(found, plan=replace(found.plan, changes=tuple(changes)))
     try:
-        return apply_module.apply(
-            client, some, found.desired, found.state, owner, deploy=apply_module.PrefectDeploy(root), say=typer.echo
-        )
+        return apply_module.apply(client, found, repository(), settings().deploy.owner, report=typer.echo)
     except apply_module.PartialApplyError as error:
         typer.echo(f"tidepool: {error}", err=True)
         raise typer.Exit(ERROR) from None
 
 
 def _exit(run: Callable[[], bool]) -> None:
-    """Exit code 0 or 2 by what `run` says, 1 for an error: 2 means changes here."""
+    """Exit with 2 if `run` finds changes, with 1 after an error: the usual 2 for bad usage would mean changes here."""
     try:
         found = run()
     except TidepoolError as error:
@@ -323,26 +324,24 @@ def _exit(run: Callable[[], bool]) -> None:
 
 def _format(*, json: bool, markdown: bool) -> Format:
     if json and markdown:
-        raise UsageError("give --json or --markdown, not both")
+        raise UsageError("--json and --markdown exclude each other; use one of them")
     return Format.JSON if json else Format.MARKDOWN if markdown else Format.TABLE
 
 
-def _emit(shown: table.View, shape: Format, output: Path | None) -> None:
-    from tidepool.deploy.view import table
+def _emit(view: PlanView, shape: Format, output: Path | None) -> None:
+    from rich.console import Console
+
+    from tidepool.deploy.view import json, markdown, table
 
     if shape is Format.JSON:
-        _print(table.as_json(shown) + "\n", output)
+        _print(json.render(view) + "\n", output)
     elif shape is Format.MARKDOWN:
-        _print(table.markdown(shown), output)
+        _print(markdown.render(view), output)
     elif output is None:
-        from rich.console import Console
-
-        table.table(shown, Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
+        table.show(view, Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
     else:
-        from rich.console import Console
-
         with output.open("w", encoding="utf-8") as file:
-            table.table(shown, Console(file=file, highlight=False, width=200))
+            table.show(view, Console(file=file, highlight=False, width=200))
 
 
 def _print(text: str, output: Path | None) -> None:
@@ -362,4 +361,4 @@ def _person() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without an entry in the password file, as in a container
-        raise UsageError("--by is needed: neither Git nor this machine says who you are") from None
+        raise UsageError("--by is missing: neither Git nor this machine has the name of a user") from None

@@ -1,4 +1,4 @@
-"""Drift: what differs between Git and the server, and since when; and the end of pauses whose time is over."""
+"""Drift: differences between Git and the server, and since when; and the expiry of pauses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tidepool.deploy import pauses
-from tidepool.deploy.reconcile import comparison
-from tidepool.deploy.view import table
+from tidepool.deploy.reconcile.actual import read_pauses
+from tidepool.deploy.reconcile.comparison import compare
+from tidepool.deploy.view import markdown, plan_view
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -15,33 +16,53 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import SyncPrefectClient
 
+    from tidepool.deploy.reconcile.actual import Pause
+
 
 @dataclass(frozen=True)
 class Drift:
-    """What was found.
+    """Drift of an environment.
 
     Attributes:
         view: The differences: "before" is the server, "after" is Git.
-        resumed: Pauses that ended now.
+        resumed: Pauses that have just expired.
     """
 
-    view: table.View
-    resumed: tuple[pauses.Pause, ...]
+    view: plan_view.PlanView
+    resumed: tuple[Pause, ...]
 
     def __bool__(self) -> bool:
-        """Something differs from Git. A pause is no drift: it is on record or the plan names it."""
+        """Return True if a resource differs from Git. A pause does not count: it is recorded or listed in the plan."""
         return bool(self.view.plan)
 
     @property
     def summary(self) -> str:
         """One line for a list of artifacts or a phone."""
-        found = self.view.plan
-        parts = [f"{len(found.changes)} differ from Git" if found else "as in Git"]
-        if found.paused:
-            parts.append(f"{len(found.paused)} paused")
+        plan = self.view.plan
+        parts = [f"{len(plan.changes)} differ from Git" if plan else "as in Git"]
+        if plan.paused:
+            parts.append(f"{len(plan.paused)} paused")
         if self.resumed:
-            parts.append(f"{len(self.resumed)} resumed, their time was over")
+            parts.append(f"{len(self.resumed)} resumed, as their pause expired")
         return f"{self.view.environment}: {', '.join(parts)}"
+
+    def markdown(self) -> str:
+        """Return the report: differences, pauses, and resumed deployments."""
+        lines = [f"# Drift of {self.view.environment}", "", f"**{self.summary}**", ""]
+        if self:
+            lines += ["| | resource | field | on the server | in Git | since |", "|---|---|---|---|---|---|"]
+            lines += markdown.drift_rows(self.view)
+            lines += [
+                "",
+                "`tidepool apply` brings the server to the state in Git. To keep a difference, commit it.",
+                "",
+            ]
+        lines += [f"- {line}" for line in self.view.paused_lines]
+        lines += [
+            f"- resumed {each.deployment}: {each.by} paused it until {each.until:%Y-%m-%d %H:%M %Z} ({each.reason})"
+            for each in self.resumed
+        ]
+        return "\n".join(lines).rstrip() + "\n"
 
 
 def find(
@@ -54,36 +75,19 @@ def find(
     runs_per_hour: int,
     end_pauses: bool = False,
 ) -> Drift:
-    """Looks for drift.
+    """Find the drift of an environment.
 
     Args:
         client: A client of the server.
         repository: The folder that holds prefect.yaml.
-        environment: What the server should be like.
-        owner: Whose the things are.
-        now: The time.
+        environment: The desired environment.
+        owner: Owner of the managed resources.
+        now: The current time.
         runs_per_hour: As for a plan.
-        end_pauses: Resume what was paused until now.
+        end_pauses: Resume deployments whose pause has expired.
     """
     resumed = pauses.expire(client, owner, now) if end_pauses else []
-    found = comparison.look(client, repository, environment, owner, checked=True)
-    view = table.view(
-        found.plan, environment, now, runs_per_hour, notes=found.notes, pauses=pauses.recorded(client, owner)
-    )
+    found = compare(client, repository, environment, owner, checked=True)
+    recorded = read_pauses(client, owner)
+    view = plan_view.prepare(found.plan, environment, now, runs_per_hour, notes=found.notes, pauses=recorded)
     return Drift(view=view, resumed=tuple(resumed))
-
-
-def markdown(found: Drift) -> str:
-    """The report: what differs, what is paused, what was resumed."""
-    lines = [f"# Drift of {found.view.environment}", "", f"**{found.summary}**", ""]
-    if found:
-        lines += ["| | what | field | on the server | in Git | since |", "|---|---|---|---|---|---|"]
-        lines += table.drift_rows(found.view)
-        lines.append("")
-        lines += ["`tidepool apply` makes the server as Git wants it. To keep what is there, put it into Git.", ""]
-    lines += [f"- {line}" for line in table.paused_lines(found.view)]
-    lines += [
-        f"- resumed {each.deployment}: {each.by} paused it until {each.until:%Y-%m-%d %H:%M %Z} ({each.reason})"
-        for each in found.resumed
-    ]
-    return "\n".join(lines).rstrip() + "\n"

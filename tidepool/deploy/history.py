@@ -1,7 +1,7 @@
-"""Which versions were deployed, and going back to one.
+"""History of deployed versions, and rollback to one.
 
-Self-hosted Prefect keeps no history of deployments. Git does: each apply that changed something leaves an annotated tag
-`deployed/<environment>/<time>` on its commit, with the image in the message.
+Self-hosted Prefect keeps no history of deployments. Git does: each apply that changes the server adds an annotated tag
+`deployed/<environment>/<time>` to its commit, with the image in the message.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _IMAGE = re.compile(r"^image: (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Version:
-    """A version that was deployed.
+    """A deployed version.
 
     Attributes:
         tag: Git tag that records it.
         commit: Full hash.
         subject: First line of the commit's message.
-        image: As name@sha256:…; empty: the environment runs without one.
-        at: When it was deployed.
+        image: As name@sha256:…; empty if the environment runs without one.
+        at: Time of the deploy.
     """
 
     tag: str
@@ -47,10 +47,10 @@ class Version:
 
 
 def record(repository: Path, environment: str, image: str | None, now: datetime) -> str:
-    """Notes in Git that the current commit was deployed.
+    """Record in Git that the current commit was deployed.
 
     Returns:
-        The tag; empty where there is no Git checkout, or it has changes that no commit holds.
+        The tag; empty without a Git checkout, or if it has uncommitted changes.
     """
     if not is_clean(repository):
         return ""
@@ -65,7 +65,7 @@ def record(repository: Path, environment: str, image: str | None, now: datetime)
 
 
 def is_clean(repository: Path) -> bool:
-    """The folder is a Git checkout, and all that it holds is in its commit."""
+    """Return True if the folder is a Git checkout without uncommitted changes."""
     try:
         return not _git(repository, "status", "--porcelain", "--untracked-files=no").strip()
     except (TidepoolError, FileNotFoundError):
@@ -73,7 +73,7 @@ def is_clean(repository: Path) -> bool:
 
 
 def versions(repository: Path, environment: str) -> list[Version]:
-    """The versions of an environment that Git knows, newest first."""
+    """Return the recorded versions of an environment, newest first."""
     text = _git(repository, "for-each-ref", f"--format={_FIELDS}", f"refs/tags/deployed/{environment}/")
     found = []
     for entry in filter(None, (part.strip("\n") for part in text.split("\x01"))):
@@ -86,21 +86,23 @@ def versions(repository: Path, environment: str) -> list[Version]:
 
 
 def choose(found: list[Version], wanted: str) -> Version:
-    """The version of that commit (or its beginning) or tag.
+    """Return the version of a commit (or its first characters) or tag.
 
     Raises:
-        UsageError: none of them is it.
+        UsageError: it was not deployed.
     """
     for version in found:
         if wanted == version.tag or wanted == version.tag.rsplit("/", 1)[1] or version.commit.startswith(wanted):
             return version
-    known = ", ".join(version.commit[:12] for version in found) or "none: nothing was deployed from here yet"
+    known = (
+        ", ".join(version.commit[:12] for version in found) or "none: there is no record of a deploy in this checkout"
+    )
     raise UsageError(f"version {wanted!r} was not deployed; known: {known}")
 
 
 @contextmanager
 def checked_out(repository: Path, commit: str) -> Iterator[Path]:
-    """A folder with the files of a commit, for as long as it is needed."""
+    """Check a commit out into a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="tidepool-rollback-") as folder:
         path = Path(folder) / "repository"
         _git(repository, "worktree", "add", "--detach", "--quiet", str(path), commit)
@@ -111,29 +113,26 @@ def checked_out(repository: Path, commit: str) -> Iterator[Path]:
 
 
 def apply_version(repository: Path, environment: str, version: Version, options: list[str]) -> int:
-    """Applies an older version: its own files, its own code, its own image.
+    """Apply an older version: its own files, code and image.
 
     Args:
         repository: The Git checkout.
-        environment: Whose it is.
-        version: What to go back to.
+        environment: Environment of the version.
+        version: The version.
         options: Further options of `tidepool apply`.
 
     Returns:
         Exit code of `tidepool apply`.
     """
+    from prefect.settings import PREFECT_API_URL
+
     with checked_out(repository, version.commit) as path:
         image = ["--image", version.image] if version.image else []
         command = [sys.executable, "-m", "tidepool.cli", "apply", "--environment", environment, *image, *options]
         # Ahead of the installed project: the flows of that commit are imported, and its own commands do the work.
-        variables = {**process_environment(), "PYTHONPATH": str(path), **_server()}
+        url = str(PREFECT_API_URL.value() or "")
+        variables = {**process_environment(), "PYTHONPATH": str(path), "PREFECT_API_URL": url}
         return subprocess.run(command, cwd=path, env=variables, check=False).returncode
-
-
-def _server() -> dict[str, str]:
-    from prefect.settings import PREFECT_API_URL
-
-    return {"PREFECT_API_URL": str(PREFECT_API_URL.value() or "")}
 
 
 def _git(repository: Path, *arguments: str) -> str:

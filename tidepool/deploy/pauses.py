@@ -1,44 +1,31 @@
-"""Pauses with a reason and an end. Each is recorded in a Prefect variable, which a deploy leaves alone."""
+"""Pauses of deployments with a reason and an end, each recorded in a Prefect variable, which a deploy leaves alone."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tidepool.deploy.client import set_schedules_active
 from tidepool.deploy.config import automations
-from tidepool.deploy.reconcile import actual
+from tidepool.deploy.reconcile.actual import PAUSE_TAG, Pause, read_deployments, read_pauses
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+    from tidepool.deploy.client import Json
+
 _RELATIVE = re.compile(r"\+?(\d+)\s*(m|min|h|d|w)")
 _UNITS = {"m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-@dataclass(frozen=True)
-class Pause:
-    """Who paused a deployment, why, and until when.
-
-    Attributes:
-        deployment: `flow/deployment`.
-        by: A person.
-        reason: In their words.
-        at: When it began.
-        until: When it ends; the drift job resumes the deployment then.
-    """
-
-    deployment: str
-    by: str
-    reason: str
-    at: datetime
-    until: datetime
-
-
 def parse_until(text: str, now: datetime) -> datetime:
-    """The end of a pause: `4h`, `30min`, `2d`, or a date and time in ISO 8601; UTC, where it names no offset.
+    """Return the end of a pause.
+
+    Args:
+        text: `4h`, `30min`, `2d`, or a date and time in ISO 8601; in UTC if it has no offset.
+        now: Start of the pause.
 
     Raises:
         UsageError: it is neither, or not in the future.
@@ -48,49 +35,60 @@ def parse_until(text: str, now: datetime) -> datetime:
     try:
         until = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"--until {text!r} is no time: write 4h, 30min, 2d, or 2026-11-30T09:00+01:00") from None
+        raise UsageError(f"--until {text!r} is not a time; use 4h, 30min, 2d, or 2026-11-30T09:00+01:00") from None
     if until.tzinfo is None:
         until = until.replace(tzinfo=UTC)
     if until <= now:
-        raise UsageError(f"--until {text!r} is over: it must be after {now:%Y-%m-%d %H:%M %Z}")
+        raise UsageError(f"--until {text!r} is in the past; use a time after {now:%Y-%m-%d %H:%M %Z}")
     return until
 
 
-def find(client: SyncPrefectClient, name: str, owner: str) -> tuple[str, dict[str, Any]]:
-    """A deployment of ours by `name` or `flow/name`, as the API has it.
+def find(client: SyncPrefectClient, name: str, owner: str) -> tuple[str, Json]:
+    """Return the full name of a managed deployment, and the deployment as the API returns it.
+
+    Args:
+        client: A client of the server.
+        name: `deployment` or `flow/deployment`.
+        owner: Owner of the managed resources.
 
     Raises:
         UsageError: there is none, or more than one.
     """
-    tag = automations.owner_tag(owner)
-    ours = {key: each for key, each in actual.read_deployments(client, tag, []).items() if tag in each["tags"]}
-    found = [key for key in ours if name in (key, key.split("/", 1)[1])]
-    if len(found) != 1:
-        hint = f"which of {', '.join(sorted(found))}?" if found else f"known: {', '.join(sorted(ours)) or 'none'}"
-        raise UsageError(f"deployment {name!r} is {'ambiguous' if found else 'not on the server'}: {hint}")
-    return found[0], ours[found[0]]
+    managed = read_deployments(client, automations.owner_tag(owner), [])
+    found = [key for key in managed if name in (key, key.split("/", 1)[1])]
+    if not found:
+        raise UsageError(f"deployment {name!r} is not on the server; managed: {', '.join(sorted(managed)) or 'none'}")
+    if len(found) > 1:
+        raise UsageError(f"deployment {name!r} is ambiguous: use one of {', '.join(sorted(found))}")
+    return found[0], managed[found[0]]
 
 
 def pause(client: SyncPrefectClient, wanted: Pause, owner: str) -> None:
-    """Records a pause, and pauses the deployment.
+    """Record a pause, and pause the deployment.
 
     Raises:
         UsageError: there is no such deployment.
     """
-    name, deployment = find(client, wanted.deployment, owner)
+    from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+
+    full_name, deployment = find(client, wanted.deployment, owner)
     value = {
-        "deployment": name,
+        "deployment": full_name,
         "by": wanted.by,
         "reason": wanted.reason,
         "at": wanted.at.isoformat(timespec="seconds"),
         "until": wanted.until.isoformat(timespec="seconds"),
     }
-    _write(client, _variable(name, owner), value, owner)
+    name, tags = _variable(full_name, owner), [automations.owner_tag(owner), PAUSE_TAG]
+    if client.read_variable_by_name(name) is None:
+        client.create_variable(VariableCreate(name=name, value=value, tags=tags))
+    else:
+        client.update_variable(VariableUpdate(name=name, value=value, tags=tags))
     client.pause_deployment(deployment["id"])
 
 
 def resume(client: SyncPrefectClient, name: str, owner: str) -> str:
-    """Resumes a deployment and all its schedules, and forgets the pause.
+    """Resume a deployment and all its schedules, and delete the record of the pause.
 
     Returns:
         `flow/deployment`.
@@ -98,74 +96,39 @@ def resume(client: SyncPrefectClient, name: str, owner: str) -> str:
     Raises:
         UsageError: there is no such deployment.
     """
-    full, deployment = find(client, name, owner)
+    full_name, deployment = find(client, name, owner)
     client.resume_deployment(deployment["id"])
-    for schedule in deployment["schedules"]:
-        if not schedule["active"]:
-            client.request(
-                "PATCH",
-                "/deployments/{id}/schedules/{schedule_id}",
-                path_params={"id": deployment["id"], "schedule_id": schedule["id"]},
-                json={"active": True},
-            )
-    _forget(client, full, owner)
-    return full
-
-
-def recorded(client: SyncPrefectClient, owner: str) -> list[Pause]:
-    """The pauses on record, soonest end first."""
-    tag = automations.owner_tag(owner)
-    found = [
-        Pause(
-            deployment=each["value"]["deployment"],
-            by=each["value"]["by"],
-            reason=each["value"]["reason"],
-            at=datetime.fromisoformat(each["value"]["at"]),
-            until=datetime.fromisoformat(each["value"]["until"]),
-        )
-        for each in actual.pages(client, "/variables/filter", {})
-        if {actual.PAUSE_TAG, tag} <= set(each["tags"])
-    ]
-    return sorted(found, key=lambda each: each.until)
+    set_schedules_active(client, deployment, active=True)
+    _forget(client, full_name, owner)
+    return full_name
 
 
 def expire(client: SyncPrefectClient, owner: str, now: datetime) -> list[Pause]:
-    """Resumes what was paused until now, and forgets pauses that somebody ended by hand.
+    """Resume deployments whose pause has expired, and delete records of pauses that were ended by hand.
 
     Returns:
-        The pauses that ended because their time had come.
+        The pauses that have expired.
     """
-    tag = automations.owner_tag(owner)
-    there = actual.read_deployments(client, tag, [])
-    ended = []
-    for each in recorded(client, owner):
+    there = read_deployments(client, automations.owner_tag(owner), [])
+    expired = []
+    for each in read_pauses(client, owner):
         deployment = there.get(each.deployment)
         if deployment is None or not is_paused(deployment):
             _forget(client, each.deployment, owner)
         elif each.until <= now:
             resume(client, each.deployment, owner)
-            ended.append(each)
-    return ended
+            expired.append(each)
+    return expired
 
 
-def is_paused(deployment: dict[str, Any]) -> bool:
-    """Nothing of it is scheduled, because somebody paused it or all its schedules."""
+def is_paused(deployment: Json) -> bool:
+    """Return True if a deployment or all its schedules are paused, so that none of its runs is scheduled."""
     schedules = deployment["schedules"]
     return bool(deployment["paused"]) or (bool(schedules) and not any(each["active"] for each in schedules))
 
 
 def _variable(deployment: str, owner: str) -> str:
     return f"{owner}-pause-{re.sub('[^a-z0-9]+', '-', deployment.lower())}"
-
-
-def _write(client: SyncPrefectClient, name: str, value: dict[str, str], owner: str) -> None:
-    from prefect.client.schemas.actions import VariableCreate, VariableUpdate
-
-    tags = [automations.owner_tag(owner), actual.PAUSE_TAG]
-    if client.read_variable_by_name(name) is None:
-        client.create_variable(VariableCreate(name=name, value=value, tags=tags))
-    else:
-        client.update_variable(VariableUpdate(name=name, value=value, tags=tags))
 
 
 def _forget(client: SyncPrefectClient, deployment: str, owner: str) -> None:

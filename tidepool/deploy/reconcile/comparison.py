@@ -1,4 +1,4 @@
-"""Git beside the server: the strict check, both sides, and the plan between them."""
+"""Comparison of Git with the server: the check of the files, both states, and the plan between them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tidepool.deploy.config import automations, checks, environments
+from tidepool.deploy.config.problems import raise_if_any
 from tidepool.deploy.reconcile import actual, desired, plan
 from tidepool.errors import UsageError
 
@@ -17,32 +18,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Situation:
-    """Git, the server, and what would change."""
+class Comparison:
+    """Desired state, actual state, and the plan that makes the second the first."""
 
-    desired: desired.Desired
-    state: actual.State
+    desired: desired.DesiredState
+    actual: actual.ActualState
     plan: plan.Plan
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know besides the changes."""
+        """Remarks that a reviewer should read with the plan."""
         notes = []
-        if any(_has_unknown(thing.fields) for thing in self.desired.things):
-            notes.append("what only the build knows (the image) is not compared; --image NAME@sha256:… compares it")
+        if any(_has_unknown(each.fields) for each in self.desired.resources):
+            notes.append("the image is not compared: only the build knows it; use --image NAME@sha256:… to compare it")
         if self.desired.unset:
-            notes.append(f"not set, and so not compared: {', '.join(self.desired.unset)}")
-        told = self.state.block or any(thing.kind is plan.Kind.NOTIFICATION for thing in self.desired.things)
-        if self.desired.server_file.automations and not told:
-            notes.append("automations tell nobody: TIDEPOOL_NOTIFY_URLS is empty")
+            notes.append(f"not compared, as these variables are not set: {', '.join(self.desired.unset)}")
+        notified = self.actual.block or self.desired.has_notification_targets
+        if self.desired.server_file.automations and not notified:
+            notes.append("automations send no notifications: TIDEPOOL_NOTIFY_URLS is empty")
         notes += [
-            f"schedule {thing.name} was added on the server by somebody: a deploy leaves it alone"
-            for thing in self.plan.foreign
+            f"schedule {each.name} was added on the server and is unmanaged: a deploy leaves it alone"
+            for each in self.plan.unmanaged
         ]
         return notes
 
 
-def look(
+def compare(
     client: SyncPrefectClient,
     repository: Path,
     environment: str,
@@ -51,34 +52,34 @@ def look(
     image: str | None = None,
     version: str | None = None,
     checked: bool = False,
-) -> Situation:
-    """Compares Git with the server.
+) -> Comparison:
+    """Compare Git with the server.
 
     Args:
         client: A client of the server.
         repository: The folder that holds prefect.yaml.
         environment: production, or the name of an overlay.
-        owner: Whose the things are.
+        owner: Owner of the managed resources.
         image: As for `environments.load`.
         version: As for `environments.load`.
-        checked: The manifest has been checked, when the image was built.
+        checked: Skip the check of the files, which has been made when the image was built.
 
     Raises:
-        UsageError: the manifest has problems; all of them, with their lines.
+        UsageError: the files have problems; all of them, with their lines.
     """
     if not checked:
         check(client, repository, environment, owner)
     wanted = desired.load(repository, environment, owner, image=image, version=version)
-    state = actual.read(client, owner, wanted)
-    things = wanted.with_automations(owner, block=bool(state.block))
-    return Situation(desired=wanted, state=state, plan=plan.plan(things, state.live))
+    there = actual.read(client, owner, wanted)
+    resources = wanted.with_automations(owner, block=bool(there.block))
+    return Comparison(desired=wanted, actual=there, plan=plan.make_plan(resources, there.resources))
 
 
 def check(client: SyncPrefectClient | None, repository: Path, environment: str, owner: str) -> None:
-    """Checks the manifest, with the server's work pools where there is a server.
+    """Check the files in Git, against the server's work pools too if there is a client.
 
     Raises:
-        UsageError: it has problems; all of them, with their lines.
+        UsageError: they have problems; all of them, with their lines.
     """
     found: dict[str, Mapping[str, Any] | None] = {}
     if client is not None:
@@ -86,15 +87,13 @@ def check(client: SyncPrefectClient | None, repository: Path, environment: str, 
             wanted = checks.pools(environments.load(repository, environment))
             in_git = {pool.name for pool in automations.load(repository).work_pools}
         except (UsageError, ValueError, KeyError, TypeError, AttributeError):
-            wanted, in_git = set(), set()  # files of another shape: the check says so
+            wanted, in_git = set(), set()  # files of another shape: the check reports it
         found = templates(client, wanted - in_git)
-    problems = checks.check(repository, environment, owner=owner, templates=found)
-    if problems:
-        raise UsageError(checks.sentence(problems))
+    raise_if_any(checks.check(repository, environment, owner=owner, templates=found))
 
 
 def templates(client: SyncPrefectClient, names: Iterable[str]) -> dict[str, Mapping[str, Any] | None]:
-    """Base job templates of the server's work pools; None for a pool that it does not have."""
+    """Return base job templates of the server's work pools; None for a missing pool."""
     from prefect.exceptions import ObjectNotFound
 
     found: dict[str, Mapping[str, Any] | None] = {}

@@ -56,7 +56,9 @@ class DesiredState:
         return [
             *self.resources,
             *(
-                Resource(kind=Kind.AUTOMATION, name=each.name, fields=automations.fields(each, owner, notified=notified))
+                Resource(
+                    kind=Kind.AUTOMATION, name=each.name, fields=automations.fields(each, owner, notified=notified)
+                )
                 for each in self.server_file.automations
             ),
         ]
@@ -175,7 +177,9 @@ def _schedule(deployment: str, config: Mapping[str, Any]) -> Resource:
 def _others(content: ServerFile, owner: str) -> list[Resource]:
     urls = settings().notify.urls.get_secret_value().split()
     resources = [
-        Resource(kind=Kind.VARIABLE, name=each.name, fields={"value": each.value, "tags": [automations.owner_tag(owner)]})
+        Resource(
+            kind=Kind.VARIABLE, name=each.name, fields={"value": each.value, "tags": [automations.owner_tag(owner)]}
+        )
         for each in content.variables
     ]
     resources += [
@@ -188,6 +192,8 @@ def _others(content: ServerFile, owner: str) -> list[Resource]:
     ]
     if urls:
         resources.append(
-            Resource(kind=Kind.NOTIFICATION, name=automations.notify_block(owner), fields={"urls": Masked(" ".join(urls))})
+            Resource(
+                kind=Kind.NOTIFICATION, name=automations.notify_block(owner), fields={"urls": Masked(" ".join(urls))}
+            )
         )
     return resources

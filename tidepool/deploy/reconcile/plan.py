@@ -1,4 +1,4 @@
-"""What would change: the desired state, in Git, against the live one, on the server. Pure: no server, file or clock."""
+"""The difference between desired state, in Git, and actual state, on the server. Pure: no server, file or clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """The kinds of thing that Git owns, in the order in which they are written."""
+    """Kinds of resource, in the order in which they are written."""
 
     WORK_POOL = "work pool"
     VARIABLE = "variable"
@@ -25,12 +25,12 @@ class Kind(StrEnum):
 
 
 class Action(StrEnum):
-    """What becomes of a thing."""
+    """Action on one resource."""
 
     CREATE = "create"
     UPDATE = "update"
     DELETE = "delete"
-    CONFLICT = "conflict"  # the name is taken by somebody else's: nothing may be written
+    CONFLICT = "conflict"  # an unmanaged resource has the name: nothing may be written
 
 
 class Mark:
@@ -54,21 +54,21 @@ class Masked:
 
 
 UNKNOWN: Final = Mark("known after the build")
-"""A desired value that only the build step knows. It is equal to whatever is live."""
+"""A desired value that only the build step knows. It is equal to any actual value."""
 ABSENT: Final = Mark("none")
-"""There is no such key."""
+"""Stands for a missing key."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thing:
-    """Something that Git wants on the server.
+class Resource:
+    """A resource of the desired state.
 
     Attributes:
-        kind: What it is.
+        kind: Its kind.
         name: Its identity: `flow/deployment`, `flow/deployment#slug` for a schedule, else its own name.
-        fields: What it is made of, in one normal form for both sides. Only these are compared.
+        fields: Its content, in one normal form for both states. Only these are compared.
         parent: Of a schedule: its deployment's name.
-        replaces: Name of the live thing that it is the new name of.
+        replaces: Name of the actual resource that it is the new name of.
     """
 
     kind: Kind
@@ -79,25 +79,25 @@ class Thing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Live(Thing):
-    """Something that is on the server.
+class ActualResource(Resource):
+    """A resource of the actual state.
 
     Attributes:
         id: The server's id.
-        owned: It carries this repository's ownership mark: it may be changed and deleted.
-        updated: When it was last written.
-        active: False: somebody paused or disabled it.
+        managed: It carries this repository's mark, and so may be changed and deleted.
+        updated: Time of the last write.
+        active: False: it was paused or disabled on the server.
     """
 
     id: str
-    owned: bool
+    managed: bool
     updated: datetime | None = None
     active: bool = True
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that differs; the way into nested fields is written with dots."""
+    """One field that differs; the path into nested fields is written with dots."""
 
     field: str
     old: Any
@@ -106,47 +106,52 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What becomes of one thing.
+    """A planned change of one resource.
 
     Attributes:
         action: See `Action`.
-        desired: As Git wants it; None for a deletion.
-        live: As it is; None for a creation.
+        desired: Its desired state; None for a deletion.
+        actual: Its actual state; None for a creation.
         differences: Field by field.
     """
 
     action: Action
-    desired: Thing | None
-    live: Live | None
+    desired: Resource | None
+    actual: ActualResource | None
     differences: tuple[Difference, ...] = ()
 
     @property
-    def thing(self) -> Thing:
-        """Whichever side there is, the desired one first."""
-        thing = self.desired or self.live
-        if thing is None:
-            raise ValueError("a change has a desired or a live side")
-        return thing
+    def resource(self) -> Resource:
+        """Its desired state, or its actual state for a deletion."""
+        resource = self.desired or self.actual
+        if resource is None:
+            raise ValueError("a change has a desired or an actual state")
+        return resource
+
+    @property
+    def label(self) -> str:
+        """Kind and name: `schedule csv-etl/csv-etl#nightly`."""
+        return f"{self.resource.kind} {self.resource.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that would change, and what stays.
+    """All changes, and what stays.
 
     Attributes:
-        changes: In the order in which they are carried out: writes by kind, then deletions.
-        unchanged: What is as Git wants it.
-        paused: What somebody paused or disabled; a deploy leaves that alone.
-        foreign: Schedules that a person added to a deployment of ours; a deploy leaves them alone.
+        changes: In the order in which they are applied: writes by kind, then deletions.
+        unchanged: Resources whose states are equal.
+        paused: Resources that were paused or disabled on the server; a deploy leaves that alone.
+        unmanaged: Schedules that were added to a managed deployment on the server; a deploy leaves them alone.
     """
 
     changes: tuple[Change, ...] = ()
-    unchanged: tuple[Live, ...] = ()
-    paused: tuple[Live, ...] = ()
-    foreign: tuple[Live, ...] = ()
+    unchanged: tuple[ActualResource, ...] = ()
+    paused: tuple[ActualResource, ...] = ()
+    unmanaged: tuple[ActualResource, ...] = ()
 
     def of(self, *actions: Action) -> list[Change]:
-        """The changes with one of these actions."""
+        """Return the changes with one of these actions."""
         return [change for change in self.changes if change.action in actions]
 
     def __bool__(self) -> bool:
@@ -154,100 +159,105 @@ class Plan:
 
 
 @dataclass
-class _Sorted:
+class _Compared:
     changes: list[Change] = field(default_factory=list)
-    unchanged: list[Live] = field(default_factory=list)
+    unchanged: list[ActualResource] = field(default_factory=list)
 
 
-def plan(desired: Iterable[Thing], live: Iterable[Live]) -> Plan:
-    """Compares Git with the server.
+def make_plan(desired: Iterable[Resource], actual: Iterable[ActualResource]) -> Plan:
+    """Compare desired with actual state.
 
     Args:
-        desired: All that Git wants. Names are unique within a kind.
-        live: All that is owned, and whatever else has a name that Git wants.
+        desired: All resources in Git. Names are unique within a kind.
+        actual: All managed resources, and unmanaged ones with a desired name.
     """
-    wanted, existing = list(desired), list(live)
-    by_name: dict[tuple[Kind, str], list[Live]] = {}
-    for thing in existing:
-        by_name.setdefault((thing.kind, thing.name), []).append(thing)
-    # Somebody else's deployments, whose schedules are theirs too.
-    taken = {thing.name for thing in existing if thing.kind is Kind.DEPLOYMENT and not thing.owned}
+    wanted, existing = list(desired), list(actual)
+    by_name: dict[tuple[Kind, str], list[ActualResource]] = {}
+    for resource in existing:
+        by_name.setdefault((resource.kind, resource.name), []).append(resource)
+    # Schedules of an unmanaged deployment are unmanaged too.
+    taken = {each.name for each in existing if each.kind is Kind.DEPLOYMENT and not each.managed}
 
-    result = _Sorted()
+    result = _Compared()
     kept: set[str] = set()
     order = list(Kind)
-    # A live thing of the right name is taken before one that would get a new name.
+    # An actual resource of the right name is taken before one that would be renamed.
     for each in sorted(wanted, key=lambda one: (order.index(one.kind), bool(one.replaces))):
-        if each.parent in taken:
-            continue
-        _compare(each, by_name, kept, result)
-    gone = [thing for thing in existing if thing.owned and thing.id not in kept and thing.parent not in taken]
-    without_parent = {thing.name for thing in gone if thing.kind is Kind.DEPLOYMENT}
+        if each.parent not in taken:
+            _compare(each, by_name, kept, result)
+    gone = [each for each in existing if each.managed and each.id not in kept and each.parent not in taken]
+    without_parent = {each.name for each in gone if each.kind is Kind.DEPLOYMENT}
     deletions = [
-        Change(action=Action.DELETE, desired=None, live=thing)
-        for thing in sorted(gone, key=lambda each: (-order.index(each.kind), each.name))
-        if thing.parent not in without_parent  # a deployment takes its schedules with it
+        Change(action=Action.DELETE, desired=None, actual=resource)
+        for resource in sorted(gone, key=lambda each: (-order.index(each.kind), each.name))
+        if resource.parent not in without_parent  # deleting a deployment deletes its schedules
     ]
-    ours = {thing.name for thing in existing if thing.kind is Kind.DEPLOYMENT and thing.owned}
+    managed = {each.name for each in existing if each.kind is Kind.DEPLOYMENT and each.managed}
     return Plan(
         changes=tuple(result.changes + deletions),
         unchanged=tuple(result.unchanged),
-        paused=tuple(thing for thing in existing if _is_paused(thing, ours, wanted)),
-        foreign=tuple(t for t in existing if t.kind is Kind.SCHEDULE and not t.owned and t.parent in ours),
+        paused=tuple(each for each in existing if _is_paused(each, managed, wanted)),
+        unmanaged=tuple(
+            each for each in existing if each.kind is Kind.SCHEDULE and not each.managed and each.parent in managed
+        ),
     )
 
 
-def _compare(thing: Thing, by_name: Mapping[tuple[Kind, str], Sequence[Live]], kept: set[str], result: _Sorted) -> None:
-    same = by_name.get((thing.kind, thing.name), [])
-    found = next((each for each in same if each.owned), same[0] if same else None)
-    if found is None and thing.replaces:
-        old = by_name.get((thing.kind, thing.replaces), [])
-        found = next((each for each in old if each.owned and each.id not in kept), None)
+def _compare(
+    desired: Resource,
+    by_name: Mapping[tuple[Kind, str], Sequence[ActualResource]],
+    kept: set[str],
+    result: _Compared,
+) -> None:
+    same = by_name.get((desired.kind, desired.name), [])
+    found = next((each for each in same if each.managed), same[0] if same else None)
+    if found is None and desired.replaces:
+        old = by_name.get((desired.kind, desired.replaces), [])
+        found = next((each for each in old if each.managed and each.id not in kept), None)
     if found is None:
-        differences = tuple(Difference(name, ABSENT, value) for name, value in thing.fields.items())
-        result.changes.append(Change(action=Action.CREATE, desired=thing, live=None, differences=differences))
+        new = tuple(Difference(name, ABSENT, value) for name, value in desired.fields.items())
+        result.changes.append(Change(action=Action.CREATE, desired=desired, actual=None, differences=new))
         return
-    if not found.owned:
-        result.changes.append(Change(action=Action.CONFLICT, desired=thing, live=found))
+    if not found.managed:
+        result.changes.append(Change(action=Action.CONFLICT, desired=desired, actual=found))
         return
     kept.add(found.id)
-    differences = tuple(
+    changed = tuple(
         difference
-        for name, value in thing.fields.items()
-        for difference in compare(found.fields.get(name, ABSENT), value, name)
+        for name, value in desired.fields.items()
+        for difference in differences(found.fields.get(name, ABSENT), value, name)
     )
-    if differences:
-        result.changes.append(Change(action=Action.UPDATE, desired=thing, live=found, differences=differences))
+    if changed:
+        result.changes.append(Change(action=Action.UPDATE, desired=desired, actual=found, differences=changed))
     else:
         result.unchanged.append(found)
 
 
-def compare(old: Any, new: Any, path: str = "") -> Iterator[Difference]:
-    """The differences between two values, inside mappings too."""
+def differences(old: Any, new: Any, path: str = "") -> Iterator[Difference]:
+    """Yield the differences between two values, inside mappings too."""
     if new is UNKNOWN:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*new, *(key for key in old if key not in new)]:
-            yield from compare(old.get(key, ABSENT), new.get(key, ABSENT), f"{path}.{key}" if path else str(key))
-    elif old != new or isinstance(old, bool) is not isinstance(new, bool):  # 1 is no True
+            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{path}.{key}" if path else str(key))
+    elif old != new or isinstance(old, bool) is not isinstance(new, bool):  # 1 == True in Python, not in JSON
         yield Difference(path, old, new)
 
 
-def _is_paused(thing: Live, ours: set[str], wanted: Sequence[Thing]) -> bool:
-    if thing.active or not (thing.owned or thing.parent in ours):
+def _is_paused(actual: ActualResource, managed: set[str], desired: Sequence[Resource]) -> bool:
+    if actual.active or not (actual.managed or actual.parent in managed):
         return False
-    asked = next(
-        (each.fields.get("paused") for each in wanted if (each.kind, each.name) == (thing.kind, thing.name)), 0
-    )
-    return asked is not True  # an environment that wants it paused is no somebody
+    same = (each for each in desired if (each.kind, each.name) == (actual.kind, actual.name))
+    # An environment may desire a paused deployment: nothing to report then.
+    return not any(each.fields.get("paused") is True for each in same)
 
 
-def excess(found: Plan, live: Iterable[Live], share: float) -> list[str]:
-    """Kinds of which a plan deletes more than a share of what is owned, each as `2 of 5 deployments`."""
-    owned = Counter(thing.kind for thing in live if thing.owned)
-    deleted = Counter(change.thing.kind for change in found.of(Action.DELETE))
+def excessive_deletions(plan: Plan, actual: Iterable[ActualResource], share: float) -> list[str]:
+    """Return each kind of which a plan deletes more than a share of the managed ones, as `2 of 5 deployments`."""
+    managed = Counter(each.kind for each in actual if each.managed)
+    deleted = Counter(change.resource.kind for change in plan.of(Action.DELETE))
     return [
-        f"{deleted[kind]} of {owned[kind]} {kind}s"
+        f"{deleted[kind]} of {managed[kind]} {kind}s"
         for kind in Kind
-        if deleted[kind] and deleted[kind] > share * owned[kind]
+        if deleted[kind] and deleted[kind] > share * managed[kind]
     ]
