@@ -1,4 +1,4 @@
-"""What the repository promises about itself: the map, the version, names that exist, runbooks, locked requirements."""
+"""Promises of the repository about itself: maps, version, names, runbooks, decisions, locked requirements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOP = Path(__file__).parents[2]
 
 
 def tracked() -> list[Path]:
-    """The files of the repository, new ones included (a fresh clone has no others)."""
+    """Tracked and new files of the repository: those of a fresh clone."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=TOP,
@@ -47,7 +47,47 @@ def test_the_readme_maps_every_top_level_entry() -> None:
     readme = (TOP / "README.md").read_text()
     entries = {path.relative_to(TOP).parts[0] for path in tracked()}
     missing = sorted(entry for entry in entries if not re.search(rf"`{re.escape(entry)}/?`", readme))
-    assert missing == [], "top-level entries that the README's map does not name"
+    assert missing == [], "top-level entries missing in the README's map"
+
+
+def test_the_architecture_page_maps_every_package() -> None:
+    page = (TOP / "docs" / "architecture.md").read_text()
+    rooms = re.findall(r"^\| `(tidepool[a-z._]*)` \|", page, re.MULTILINE)
+    packages = {
+        str(path.parent.relative_to(TOP)).replace("/", ".")
+        for path in tracked()
+        if path.name == "__init__.py" and path.is_relative_to(TOP / "tidepool")
+    }
+    assert sorted(rooms) == sorted(packages), "docs/architecture.md, The rooms: one line for each package of tidepool/"
+
+
+def test_the_paths_in_the_guides_exist() -> None:
+    """Files and folders of this repository, such as `tidepool/settings.py` in "Where do I change …"."""
+    top_level = "|".join(sorted({re.escape(path.relative_to(TOP).parts[0]) for path in tracked()}))
+    path_of_ours = re.compile(rf"`((?:{top_level})(?:/[\w./-]*)?)`")
+    for guide in (
+        "docs/architecture.md",
+        "CONTRIBUTING.md",
+        "docs/glossary.md",
+        "docs/deploying.md",
+        "docs/security.md",
+    ):
+        named = path_of_ours.findall((TOP / guide).read_text())
+        missing = sorted({name for name in named if not (TOP / name).exists()})
+        assert missing == [], f"{guide} names files that do not exist"
+    changes = (TOP / "docs" / "architecture.md").read_text().split("## Where do I change", 1)[1]
+    rows = [row for row in re.findall(r"^\| .+ \|$", changes, re.MULTILINE) if not row.startswith("| change |")]
+    assert len(rows) >= 20
+    assert [row for row in rows if not path_of_ours.search(row)] == [], "rows that name no file"
+
+
+@pytest.mark.parametrize("page", sorted((TOP / "docs" / "decisions").glob("*.md")), ids=lambda page: page.stem[:4])
+def test_every_decision_has_the_same_headings(page: Path) -> None:
+    text = page.read_text()
+    assert re.match(rf"# {page.stem[:4]} \S", text), f"{page.name}: the title is '# {page.stem[:4]} Title'"
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Options", "Decision", "Consequences"]
+    parts = re.split(r"^## .+$", text, flags=re.MULTILINE)
+    assert all(part.strip() for part in parts), f"{page.name}: an empty part"
 
 
 def test_the_version_is_the_changelogs_newest() -> None:
@@ -58,7 +98,7 @@ def test_the_version_is_the_changelogs_newest() -> None:
 
 
 def test_every_named_variable_is_a_setting() -> None:
-    """A misspelt TIDEPOOL_* name in a manifest or a page would be refused only where it is used."""
+    """A misspelt TIDEPOOL_* name in a manifest or a page would otherwise only be refused at run time."""
     known = set(settings.variables())
     places = (
         "helm/",
@@ -114,6 +154,6 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 
 def test_the_charts_server_records_in_batches_as_the_local_one_does() -> None:
-    """The chart cannot import it; decision 0013 holds for both."""
+    """The chart cannot import the local server's settings; decision 0013 applies to both."""
     values = yaml.safe_load((TOP / "helm/tidepool/values.yaml").read_text())
     assert values["server"]["env"] == server.RECORD_IN_BATCHES
