@@ -152,6 +152,18 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             id="no slug",
         ),
         pytest.param(
+            "schedules: [*nightly]",
+            "schedules: [*nightly, *nightly]",
+            "prefect.yaml:8: deployments[sell].schedules[1].slug: duplicate slug 'nightly'",
+            id="duplicate slug",
+        ),
+        pytest.param(
+            "      slug: nightly\n",
+            "      slug: nightly\n      replaces: nightly\n",
+            "prefect.yaml:9: deployments[sell].schedules[0].replaces: schedule 'nightly' still exists",
+            id="replaced schedule still exists",
+        ),
+        pytest.param(
             'cron: "15 3 * * *"',
             "interval: 60",
             "prefect.yaml:7: deployments[sell].schedules[0]: an interval needs an anchor_date: without one each deploy "
@@ -243,7 +255,7 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             "  - name: deliver\n",
             "  - name: sell\n",
             "prefect.yaml:25: deployments[sell].name: duplicate name: the second deployment would overwrite the first",
-            id="name twice",
+            id="duplicate name",
         ),
         pytest.param(
             "docs/runbooks/deliver.md",
@@ -282,7 +294,7 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             "  - prefect.deployments.steps.run_shell_script: {script: date}\n",
             "prefect.yaml:2: build: the first step must be tidepool.deploy.steps.validate: it refuses an invalid "
             "file before the first write",
-            id="no veto",
+            id="no validation step",
         ),
         pytest.param(
             "pull: []\n",
@@ -295,7 +307,7 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             "    parameters: {count: 2}",
             "    parameters: {count: 2}\n    parameters: {count: 3}",
             "prefect.yaml:19: deployments[sell].parameters: duplicate key (first at line 18)",
-            id="key twice",
+            id="duplicate key",
         ),
         pytest.param(
             "    parameters: {count: 2}",

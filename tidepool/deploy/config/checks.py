@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import re
 import zoneinfo
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -92,24 +91,8 @@ def _templates_in_git(repository: Path) -> Templates:
         return {}  # automations.check reports it
 
 
-@dataclass
-class _Deployment:
-    """A deployment and its position in the file."""
-
-    index: int
-    config: Mapping[str, Any]
-    flow: Flow[..., Any] | None = None
-
-    @property
-    def name(self) -> str:
-        return str(self.config["name"])
-
-    def place(self, *rest: str | int) -> Place:
-        return ("deployments", self.index, *rest)
-
-
 class _Deployments:
-    """Checks of the deployments, one by one; each method yields places and messages.
+    """Checks of the deployments, one by one.
 
     Attributes:
         names: `flow/deployment` of each deployment whose flow could be imported.
@@ -136,94 +119,63 @@ class _Deployments:
                 return [Problem(name, 1, str(error))]
             overlay = yaml_source.read(self._repository / name, name)
             found += overlay.duplicates
-        seen: set[str] = set()
+        names = environments.deployment_names(manifest)
         for index, config in enumerate(manifest["deployments"]):
-            at = _Deployment(index, placeholders.fill_from_environment(config))
-            for place, message in self._deployment(at, seen):
-                file, line = _locate(base, overlay, at.name, place)
+            problems = list(self._deployment(placeholders.fill_from_environment(config)))
+            if names[index] in names[:index]:
+                problems.append((("name",), "duplicate name: the second deployment would overwrite the first"))
+            for inside, message in problems:
+                place = ("deployments", index, *inside)
+                file, line = _locate(base, overlay, names[index], place)
                 found.append(Problem(file, line, f"{path(place, manifest)}: {message}"))
         return found
 
-    def _deployment(self, at: _Deployment, seen: set[str]) -> Iterator[Finding]:
-        if at.name in seen:
-            yield at.place("name"), "duplicate name: the second deployment would overwrite the first"
-        seen.add(at.name)
+    def _deployment(self, config: Mapping[str, Any]) -> Iterator[Finding]:
+        """Yield the problems of a deployment, each with its place inside the deployment."""
         tag = automations.owner_tag(self._owner)
-        if tag not in _list(at.config.get("tags")):
-            yield at.place("tags"), f"missing tag {tag}, which marks the deployment as managed"
-        yield from self._runbook(at)
-        yield from self._entrypoint(at)
-        yield from self._schedules(at)
-        yield from self._parameters(at)
-        yield from self._work_pool(at)
-        yield from self._secrets(at)
-
-    def _runbook(self, at: _Deployment) -> Iterator[Finding]:
-        links = _RUNBOOK.findall(str(at.config.get("description") or ""))
+        if tag not in _list(config.get("tags")):
+            yield ("tags",), f"missing tag {tag}, which marks the deployment as managed"
+        links = _RUNBOOK.findall(str(config.get("description") or ""))
         if not links:
-            yield at.place("description"), f"no link to a runbook, such as docs/runbooks/{at.name}.md"
+            yield ("description",), f"no link to a runbook, such as docs/runbooks/{config['name']}.md"
         for link in sorted(set(links)):
             if (self._repository / "docs").is_dir() and not (self._repository / link).is_file():
-                yield at.place("description"), f"the runbook {link} does not exist"
-
-    def _entrypoint(self, at: _Deployment) -> Iterator[Finding]:
-        entrypoint = at.config.get("entrypoint")
-        if not isinstance(entrypoint, str):
-            return
-        if "/" in entrypoint or ":" in entrypoint:
-            yield at.place("entrypoint"), f"{entrypoint!r} is a file; use the module: flows.<domain>.flow.<function>"
-            return
+                yield ("description",), f"the runbook {link} does not exist"
         try:
-            at.flow = flows.load(self._repository, entrypoint)
+            flow = self._flow(config)
         except UsageError as error:
-            yield at.place("entrypoint"), str(error)
-            return
-        self.names.add(f"{at.flow.name}/{at.name}")
+            yield ("entrypoint",), str(error)
+        else:
+            yield from _parameters(flow, config) if flow else ()
+        yield from _schedules(config)
+        yield from self._work_pool(config)
+        yield from _secrets(config)
 
-    def _schedules(self, at: _Deployment) -> Iterator[Finding]:
-        listed = [each for each in _list(at.config.get("schedules")) if isinstance(each, dict)]
-        slugs: set[str] = set()
-        for index, schedule in enumerate(listed):
-            slug = schedule.get("slug")
-            if slug in slugs:
-                yield at.place("schedules", index, "slug"), f"duplicate slug {slug!r}"
-            slugs.add(str(slug))
-            for key, message in _schedule(schedule):
-                yield at.place("schedules", index, key), message
-            replaced = schedule.get("replaces")
-            if replaced is not None and replaced in {each.get("slug") for each in listed}:
-                yield at.place("schedules", index, "replaces"), f"schedule {replaced!r} still exists"
-            if replaced is not None and replaced in {each.get("replaces") for each in listed[:index]}:
-                yield at.place("schedules", index, "replaces"), f"schedule {replaced!r} is replaced more than once"
+    def _flow(self, config: Mapping[str, Any]) -> Flow[..., Any] | None:
+        """Import the deployment's flow.
 
-    def _parameters(self, at: _Deployment) -> Iterator[Finding]:
-        if at.flow is None:
-            return
-        own = _dict(at.config.get("parameters"))
-        invalid = list(_parameters(at.flow, own))
-        for inside, message in invalid:
-            yield at.place("parameters", *inside), message
-        for index, schedule in enumerate(_list(at.config.get("schedules"))):
-            more = _dict(_dict(schedule).get("parameters"))
-            for inside, message in _parameters(at.flow, more):
-                yield at.place("schedules", index, "parameters", *inside), message
-            missing = flows.missing_parameters(at.flow, {**own, **more})
-            if missing and not invalid:  # an unknown parameter may be the missing one, misspelt
-                message = (
-                    f"missing {', '.join(sorted(missing))}, which the flow requires: each scheduled run would fail"
-                )
-                yield at.place("schedules", index, "parameters"), message
+        Raises:
+            UsageError: it cannot be imported.
+        """
+        entrypoint = config.get("entrypoint")
+        if not isinstance(entrypoint, str):
+            return None  # the models report it
+        if "/" in entrypoint or ":" in entrypoint:
+            raise UsageError(f"{entrypoint!r} is a file; use the module: flows.<domain>.flow.<function>")
+        flow = flows.load(self._repository, entrypoint)
+        self.names.add(f"{flow.name}/{config['name']}")
+        return flow
 
-    def _work_pool(self, at: _Deployment) -> Iterator[Finding]:
-        pool = _dict(at.config.get("work_pool"))
+    def _work_pool(self, config: Mapping[str, Any]) -> Iterator[Finding]:
+        from prefect.utilities.schema_tools.validation import validate
+
+        pool = _dict(config.get("work_pool"))
         name = pool.get("name")
-        if not isinstance(name, str) or placeholders.find(name):
-            return
-        if name not in self._templates:
+        if not isinstance(name, str) or name not in self._templates:
             return
         template = self._templates[name]
         if template is None:
-            yield at.place("work_pool", "name"), f"the server has no work pool {name!r}"
+            yield ("work_pool", "name"), f"the server has no work pool {name!r}"
             return
         schema = _dict(template.get("variables"))
         variables = _dict(pool.get("job_variables"))
@@ -231,34 +183,66 @@ class _Deployments:
         for key in variables:
             if key not in known:
                 message = f"work pool {name} has no such job variable{did_you_mean(key, known)}"
-                yield at.place("work_pool", "job_variables", key), message
-        yield from self._job_variables(at, variables, schema)
-
-    def _job_variables(
-        self, at: _Deployment, variables: Mapping[str, Any], schema: dict[str, Any]
-    ) -> Iterator[Finding]:
-        from prefect.utilities.schema_tools.validation import validate
-
+                yield ("work_pool", "job_variables", key), message
         literal = {key: value for key, value in variables.items() if not placeholders.find(value)}
         for error in validate(literal, cast("Any", schema), ignore_required=True, allow_none_with_default=True):
             # Prefect lets each variable with a default be null: of the branches, the first is the variable's own type.
             message = error.context[0].message if error.context else error.message
-            yield at.place("work_pool", "job_variables", *error.absolute_path), message
+            yield ("work_pool", "job_variables", *error.absolute_path), message
 
-    def _secrets(self, at: _Deployment) -> Iterator[Finding]:
-        looks = "looks like a secret in plain text, which would be stored in the deployment's record"
-        environment = _dict(_dict(_dict(at.config.get("work_pool")).get("job_variables")).get("env"))
-        for key, value in environment.items():
-            if secrets.is_secret_variable(str(key), value):
-                message = f"{looks}; move it to the Kubernetes Secret of the flow runs"
-                yield at.place("work_pool", "job_variables", "env", key), message
-        try:
-            reject_unknown([str(key) for key in environment])
-        except UsageError as error:
-            yield at.place("work_pool", "job_variables", "env"), str(error)
-        for key, value in _dict(at.config.get("parameters")).items():
-            if secrets.is_secret_value(value):
-                yield at.place("parameters", key), looks
+
+def _schedules(config: Mapping[str, Any]) -> Iterator[Finding]:
+    listed = [_dict(each) for each in _list(config.get("schedules"))]
+    slugs = [each.get("slug") for each in listed]
+    replacements = [each.get("replaces") for each in listed]
+    for index, (schedule, slug, replaced) in enumerate(zip(listed, slugs, replacements, strict=True)):
+        if slug is not None and slug in slugs[:index]:
+            yield ("schedules", index, "slug"), f"duplicate slug {slug!r}"
+        for key, message in _schedule(schedule):
+            yield ("schedules", index, key), message
+        if replaced is not None and replaced in slugs:
+            yield ("schedules", index, "replaces"), f"schedule {replaced!r} still exists"
+        if replaced is not None and replaced in replacements[:index]:
+            yield ("schedules", index, "replaces"), f"schedule {replaced!r} is replaced more than once"
+
+
+def _parameters(flow: Flow[..., Any], config: Mapping[str, Any]) -> Iterator[Finding]:
+    own = _dict(config.get("parameters"))
+    invalid = list(_parameter_problems(flow, own))
+    for place, message in invalid:
+        yield ("parameters", *place), message
+    for index, schedule in enumerate(_list(config.get("schedules"))):
+        more = _dict(_dict(schedule).get("parameters"))
+        for place, message in _parameter_problems(flow, more):
+            yield ("schedules", index, "parameters", *place), message
+        missing = flows.missing_parameters(flow, {**own, **more})
+        if missing and not invalid:  # an unknown parameter may be the missing one, misspelt
+            message = f"missing {', '.join(sorted(missing))}, which the flow requires: each scheduled run would fail"
+            yield ("schedules", index, "parameters"), message
+
+
+def _parameter_problems(flow: Flow[..., Any], values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield the problems of parameters, but for values that a deploy has yet to fill in."""
+    for place, message in flows.parameter_problems(flow, values):
+        name = str(place[0])
+        if name not in flow.parameters.properties or not placeholders.find(values[name]):
+            yield place, message
+
+
+def _secrets(config: Mapping[str, Any]) -> Iterator[Finding]:
+    looks = "looks like a secret in plain text, which would be stored in the deployment's record"
+    environment = _dict(_dict(_dict(config.get("work_pool")).get("job_variables")).get("env"))
+    for key, value in environment.items():
+        if secrets.is_secret_variable(str(key), value):
+            message = f"{looks}; move it to the Kubernetes Secret of the flow runs"
+            yield ("work_pool", "job_variables", "env", key), message
+    try:
+        reject_unknown([str(key) for key in environment])
+    except UsageError as error:
+        yield ("work_pool", "job_variables", "env"), str(error)
+    for key, value in _dict(config.get("parameters")).items():
+        if secrets.is_secret_value(value):
+            yield ("parameters", key), looks
 
 
 def _first_step(manifest: Mapping[str, Any]) -> Iterator[Finding]:
@@ -306,14 +290,6 @@ def _schedule(schedule: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield kind, f"{schedule[kind]!r}: {reasons}"
     except (ValueError, TypeError, OverflowError) as error:
         yield kind, f"{schedule[kind]!r}: {error}"
-
-
-def _parameters(flow: Flow[..., Any], values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield the problems of parameters, but for values that a deploy has yet to fill in."""
-    for place, message in flows.parameter_problems(flow, values):
-        name = str(place[0])
-        if name not in flow.parameters.properties or not placeholders.find(values[name]):
-            yield place, message
 
 
 def _dict(value: Any) -> dict[str, Any]:
