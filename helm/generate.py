@@ -1,7 +1,7 @@
 # ruff: noqa: INP001 - a script, not a package
-"""Writes what the chart holds twice: its schema and README from values.yaml, and its copies of files in k8s/.
+"""Generate the chart's schema and README from values.yaml, and its copies of files in k8s/.
 
-Usage: `python helm/generate.py` (`make chart-docs`). A test fails while the result differs from what is committed.
+Usage: `python helm/generate.py` (`make chart-docs`). A test fails if the result differs from the committed files.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _TYPES = {bool: "boolean", int: "integer", str: "string", list: "array", dict: "
 
 
 def documented(text: str) -> Docs:
-    """Description and `@schema` of each key of values.yaml, by path.
+    """Parse description and `@schema` of each key of values.yaml, by path.
 
-    Only block mappings are walked: what a key holds in flow style (`{cpu: 100m}`) belongs to that key.
+    Only block mappings are traversed: a value in flow style (`{cpu: 100m}`) belongs to its key.
     """
     found: Docs = {}
     path: list[str] = []
@@ -45,7 +45,7 @@ def documented(text: str) -> Docs:
 
 
 def schema(values: dict[str, Any], docs: Docs) -> dict[str, Any]:
-    """The JSON schema: each documented key with the type of its default; nothing else is accepted."""
+    """Return the JSON schema: each documented key with the type of its default; other keys are refused."""
 
     def of(value: Any, path: tuple[str, ...]) -> dict[str, Any]:
         description, extra = docs[path]
@@ -76,7 +76,7 @@ _RESOURCES = {"properties": {"requests": _QUANTITIES, "limits": _QUANTITIES}, "a
 
 
 def readme(values: dict[str, Any], docs: Docs) -> str:
-    """The chart's README with one row per value."""
+    """Return the chart's README with one row per value."""
 
     def rows(value: Any, path: tuple[str, ...]) -> list[str]:
         name, description = ".".join(path), docs[path][0]
@@ -91,7 +91,7 @@ def readme(values: dict[str, Any], docs: Docs) -> str:
 
 
 def outputs() -> dict[Path, str]:
-    """What every generated file must hold."""
+    """Return the expected content of every generated file."""
     text = (CHART / "values.yaml").read_text()
     values, docs = yaml.safe_load(text), documented(text)
     copies = {

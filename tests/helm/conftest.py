@@ -1,4 +1,4 @@
-"""Renders the chart and k8s/ and checks every object against vendored schemas: no network, no cluster."""
+"""Rendering of the chart and k8s/, with every object checked against vendored schemas: no network, no cluster."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Render(Protocol):
     """The signature of the `render` fixture."""
 
     def __call__(self, *files: str, **values: str) -> list[Manifest]:
-        """Objects of the chart; `files` are in ci/, a value `server__replicas` is `server.replicas`."""
+        """Return the objects of the chart; `files` are in ci/, a value `server__replicas` is `server.replicas`."""
 
 
 class ChartError(AssertionError):
-    """Helm or kubeconform said no."""
+    """Helm or kubeconform rejected the chart."""
 
 
 def need(*programs: str) -> None:
@@ -48,13 +48,13 @@ def run(*command: str, stdin: str = "") -> str:
 
 @cache
 def check(text: str) -> None:
-    """Kubeconform finds every object valid, without unknown fields."""
+    """Assert that every object is valid for kubeconform, without unknown fields."""
     skip = "CustomResourceDefinition,Application,GitRepository,HelmRelease,Kustomization"
     run("kubeconform", "-strict", "-skip", skip, "-schema-location", str(SCHEMAS), stdin=text)
 
 
 def checked(text: str) -> list[Manifest]:
-    """The objects of a YAML stream, each of them valid."""
+    """Return the objects of a YAML stream, each of them valid."""
     check(text)
     return [document for document in yaml.safe_load_all(text) if document]
 
@@ -78,13 +78,13 @@ def render() -> Render:
 
 @pytest.fixture
 def kustomize() -> Callable[[str], list[Manifest]]:
-    """Builds a folder of k8s/."""
+    """Build a folder of k8s/."""
     need("kubectl", "kubeconform")
     return lambda folder: checked(run("kubectl", "kustomize", str(ROOT / "k8s" / folder)))
 
 
 def pod_spec(manifest: Manifest) -> Manifest | None:
-    """The pod spec of a workload, or None for another object."""
+    """Return the pod spec of a workload, or None for another object."""
     if manifest["kind"] == "Pod":
         return manifest["spec"]
     return manifest.get("spec", {}).get("template", {}).get("spec")
@@ -92,7 +92,7 @@ def pod_spec(manifest: Manifest) -> Manifest | None:
 
 @pytest.fixture
 def pods(render: Render) -> list[tuple[str, Manifest]]:
-    """(kind/name, pod spec) of everything that can run in production."""
+    """Return (kind/name, pod spec) of every workload of production."""
     found = []
     for manifest in render("production"):
         spec = pod_spec(manifest)

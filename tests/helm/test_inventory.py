@@ -1,4 +1,4 @@
-"""What the chart makes, exactly: an object too many fails as well as one too few."""
+"""The exact set of objects of the chart: an additional object fails as well as a missing one."""
 
 from __future__ import annotations
 

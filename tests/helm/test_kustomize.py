@@ -1,4 +1,4 @@
-"""What an administrator applies: every folder builds, and says what it must."""
+"""The manifests for the administrator: every folder builds and has the expected content."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_overlays_are_all_tested() -> None:
     assert {path.name for path in (ROOT / "k8s" / "overlays").iterdir()} == NAMESPACES.keys()
 
 
-def test_workers_give_way_first(kustomize: Build) -> None:
+def test_workers_are_evicted_first(kustomize: Build) -> None:
     classes = {each["metadata"]["name"]: each for each in kustomize("cluster") if each["kind"] == "PriorityClass"}
     order = sorted(classes, key=lambda name: classes[name]["value"])
     assert order == ["tidepool-worker", "tidepool-driver", "tidepool-platform"]
@@ -45,13 +45,13 @@ def test_workers_give_way_first(kustomize: Build) -> None:
     assert not [name for name, each in classes.items() if each.get("globalDefault")]
 
 
-def test_all_custom_resources_are_there(kustomize: Build) -> None:
+def test_all_custom_resources_are_installed(kustomize: Build) -> None:
     names = {each["spec"]["names"]["kind"] for each in kustomize("crds")}
     assert names == {"DaskCluster", "DaskWorkerGroup", "DaskAutoscaler", "DaskJob"}
 
 
 def paths(node: object) -> list[str]:
-    """Every value in the repository that a GitOps example points to."""
+    """Return every value in the repository that a GitOps example points to."""
     if isinstance(node, dict):
         here = [node[key] for key in ("path", "chart") if isinstance(node.get(key), str)]
         files = [*node.get("valuesFiles", []), *(f"helm/tidepool/{each}" for each in node.get("valueFiles", []))]
@@ -60,7 +60,7 @@ def paths(node: object) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", ["argocd", "flux"])
-def test_gitops_examples_point_to_what_there_is(folder: str) -> None:
+def test_gitops_examples_point_to_existing_files(folder: str) -> None:
     found = [
         path
         for file in (ROOT / "k8s" / folder).glob("*.yaml")

@@ -1,4 +1,4 @@
-"""Who may do what, as which user, and what may talk to what."""
+"""Rights in the Kubernetes API, users of the pods, and network paths."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_each_role_is_bound_to_its_own_account_only(render: Render) -> None:
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": "flows"}]
 
 
-def test_a_token_only_where_it_is_used(pods: list[tuple[str, Manifest]]) -> None:
+def test_only_pods_that_use_a_token_have_one(pods: list[tuple[str, Manifest]]) -> None:
     for name, spec in pods:
         assert spec["automountServiceAccountToken"] is (name in TOKENS), name
         assert spec.get("serviceAccountName") == TOKENS.get(name), name
@@ -78,7 +78,7 @@ def test_every_pod_is_restricted(pods: list[tuple[str, Manifest]]) -> None:
 
 
 def assert_restricted(name: str, spec: Manifest) -> None:
-    """The `restricted` Pod Security Standard, and what we add: a numeric user, a read-only root, bounded memory."""
+    """The `restricted` Pod Security Standard, and more: a numeric user, a read-only root, bounded memory."""
     context = spec["securityContext"]
     assert context["runAsNonRoot"] is True, name
     assert context["runAsUser"] == context["runAsGroup"] == 10001, name
@@ -118,7 +118,7 @@ def test_the_worker_passes_the_password_on_by_reference(render: Render) -> None:
     assert env["PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_KEY"] == "auth-string"
 
 
-def test_images_are_ours_and_by_digest(pods: list[tuple[str, Manifest]]) -> None:
+def test_every_image_is_the_platforms_and_pinned_by_digest(pods: list[tuple[str, Manifest]]) -> None:
     images = {container["image"] for _, spec in pods for container in spec["containers"]}
     assert len(images) == 1
     assert re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", images.pop())
@@ -171,7 +171,7 @@ def policies(render: Render) -> list[Manifest]:
 
 
 def allowed(policies: list[Manifest], source: str, target: str) -> set[int]:
-    """Ports that both the egress of `source` and the ingress of `target` allow."""
+    """Return the ports that both the egress of `source` and the ingress of `target` allow."""
 
     def side(direction: str, peers: str, own: str, other: str) -> set[int]:
         ports: set[int] = set()

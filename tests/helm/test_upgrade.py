@@ -1,4 +1,4 @@
-"""An upgrade from any released chart: what Kubernetes does not let anybody change has not changed."""
+"""Upgrades from any released chart: immutable fields have not changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RELEASED = Path(__file__).parent / "released"
 
 
 def immutable(manifests: list[Manifest]) -> dict[str, Any]:
-    """By kind/name: the fields that an update of that object may not change. Hooks are recreated each time."""
+    """Return, by kind/name, the fields that an update of that object must not change. Hooks are recreated each time."""
     fields = {
         "Deployment": lambda each: each["spec"]["selector"],
         "Service": lambda each: each["spec"].get("clusterIP"),

@@ -1,4 +1,4 @@
-"""Wrong values get one clear sentence; what is generated is up to date."""
+"""Invalid values get one clear message; generated files are up to date."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def test_the_custom_resources_are_those_of_the_locked_operator() -> None:
         ({"image__digest": ""}, "registration.enabled needs image.digest (`make image` prints it)"),
         ({"ingress__enabled": "true"}, "server.publicUrl is http://localhost:4200: with ingress.enabled it must be an https://"),
         ({"workPool__defaults__memory": "2Gi"}, "workPool.defaults.memory is not a variable of the base job template"),
-        ({"flowRuns__env__AWS_KEY": "x"}, "flowRuns.env.AWS_KEY is not a setting: use names that start with TIDEPOOL_ or PREFECT_"),
+        ({"flowRuns__env__AWS_KEY": "x"}, "flowRuns.env.AWS_KEY is not a setting: use names that start with TIDEPOOL_"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_named(render: Render, values: dict[str, str], sentence: str) -> None:
+def test_an_invalid_value_is_named(render: Render, values: dict[str, str], sentence: str) -> None:
     with pytest.raises(AssertionError) as refused:
         render("minimal", **values)
     assert sentence in str(refused.value)

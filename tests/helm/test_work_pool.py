@@ -1,4 +1,4 @@
-"""The base job template: what Prefect's own worker makes of it."""
+"""The base job template, and the Job that Prefect's own worker creates from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE = "registry/tidepool@sha256:" + "1" * 64
 
 
 def job(template: dict[str, Any] = TEMPLATE, **variables: Any) -> Manifest:
-    """The Job that the worker would create for a flow run."""
+    """Return the Job that the worker would create for a flow run."""
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
@@ -60,7 +60,7 @@ def test_the_driver_is_restricted() -> None:
     }
 
 
-def test_the_driver_is_told_which_job_it_is() -> None:
+def test_the_driver_knows_the_name_of_its_job() -> None:
     variables = env(job())
     job_uid = variables["TIDEPOOL_KUBERNETES_JOB_UID"]["fieldRef"]["fieldPath"]
     assert job_uid == "metadata.labels['batch.kubernetes.io/controller-uid']"
@@ -112,7 +112,7 @@ def test_variables_reach_the_job() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"image": None}, {"on_termination": "again"}, {"deadline_seconds": 1}])
-def test_wrong_job_variables_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_job_variables_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         job(**wrong)
 

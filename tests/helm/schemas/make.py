@@ -1,4 +1,4 @@
-"""Takes the schemas of the kinds that we render from a running API server, so that tests need no network.
+"""Copy the schemas of the rendered kinds from a running API server, so that tests need no network.
 
 Usage: `python tests/helm/schemas/make.py` with kubectl and a KUBECONFIG. Written in kubeconform's strict form (unknown
 fields are errors), without descriptions, the common parts once in _definitions.json.
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema without descriptions, with references into _definitions.json, and with no unknown fields."""
+    """Return the schema without descriptions, with references into _definitions.json, and with no unknown fields."""
     if schema.get("format") == "int-or-string":
         return {"type": ["integer", "string"]}
     if "oneOf" in schema:  # a quantity
@@ -46,7 +46,7 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Writes one file per kind and the definitions that they use."""
+    """Write one file per kind and the definitions that they use."""
     definitions: dict[str, Any] = {}
     for path, kinds in KINDS.items():
         raw = subprocess.run(["kubectl", "get", "--raw", f"/openapi/v3/{path}"], check=True, capture_output=True).stdout
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def references(node: Any) -> list[str]:
-    """Every reference in a schema."""
+    """Return every reference in a schema."""
     if isinstance(node, list):
         return [found for item in node for found in references(item)]
     if isinstance(node, dict):
