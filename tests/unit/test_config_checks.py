@@ -312,7 +312,7 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
         pytest.param(
             "    parameters: {count: 2}",
             "   parameters: {count: 2}",
-            "prefect.yaml:1: prefect.yaml:18: invalid YAML",
+            "prefect.yaml:18: invalid YAML",
             id="invalid YAML",
         ),
         pytest.param(
@@ -408,7 +408,17 @@ def test_a_reference_to_a_secret_is_accepted(repository: Path) -> None:
 
 
 def test_a_missing_file_is_one_problem(tmp_path: Path) -> None:
-    assert next(problem.split(": ")[1] for problem in problems(tmp_path)) == "prefect.yaml cannot be read"
+    assert [problem.split(": ")[:2] for problem in problems(tmp_path)] == [["prefect.yaml:1", "cannot be read"]]
+
+
+def test_each_invalid_file_is_a_problem_with_its_line(repository: Path) -> None:
+    (repository / "environments").mkdir()
+    (repository / "environments" / "staging.yaml").write_text("deployments:\n  sell: ]\n")
+    (repository / "automations.yaml").write_text("work_pools: []\nautomations: ]\n")
+    assert [problem.split(": ")[:2] for problem in problems(repository, "staging")] == [
+        ["automations.yaml:2", "invalid YAML"],
+        ["environments/staging.yaml:2", "invalid YAML"],
+    ]
 
 
 def test_the_command_prints_all_problems_and_exits_with_2(repository: Path) -> None:

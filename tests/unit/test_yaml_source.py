@@ -82,8 +82,8 @@ def test_all_duplicate_keys_are_found_at_once(tmp_path: Path) -> None:
         ("a: 1\n\tb: 2\n", r"^file\.yaml:2: invalid YAML: "),
         ("a: *missing\n", r"^file\.yaml:1: invalid YAML: found undefined alias"),
         ("a: !!python/name:os.system\n", r"^file\.yaml:1: invalid YAML: could not determine a constructor"),
-        ("a: \x07\n", r"^file\.yaml: invalid YAML: "),
-        ("a: 2026-13-01\n", r"^file\.yaml: invalid YAML: month must be in 1\.\.12"),
+        ("a: \x07\n", r"^file\.yaml:1: invalid YAML: "),
+        ("a: 2026-13-01\n", r"^file\.yaml:1: invalid YAML: month must be in 1\.\.12"),
     ],
 )
 def test_invalid_yaml_is_one_line_with_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -95,5 +95,5 @@ def test_invalid_yaml_is_one_line_with_its_place(tmp_path: Path, text: str, mess
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "file.yaml").write_bytes(b"\xff")
     for path in (tmp_path / "file.yaml", tmp_path / "missing.yaml"):
-        with pytest.raises(UsageError, match=r"^file\.yaml cannot be read: "):
+        with pytest.raises(UsageError, match=r"^file\.yaml:1: cannot be read: "):
             yaml_source.read(path, "file.yaml")

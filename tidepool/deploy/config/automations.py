@@ -17,8 +17,8 @@ from pydantic import BaseModel, RootModel, ValidationError
 
 from tidepool.deploy.config import models, yaml_source
 from tidepool.deploy.config.models import Automation, ServerFile, WorkPool
-from tidepool.deploy.config.problems import Problem, place_in
-from tidepool.errors import UsageError, did_you_mean, reason
+from tidepool.deploy.config.problems import InvalidFileError, Problem, place_in
+from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -58,8 +58,8 @@ def check(repository: Path, owner: str, deployments: Collection[str] | None) -> 
     """
     try:
         file = _read(repository)
-    except UsageError as error:
-        return [Problem(FILE, 1, str(error))]
+    except InvalidFileError as error:
+        return [error.problem]
     if file.data is None:
         return []
     if found := models.problems(ServerFile, file):

@@ -23,7 +23,7 @@ from tidepool.deploy.config import (
     secrets,
     yaml_source,
 )
-from tidepool.deploy.config.problems import Problem, path
+from tidepool.deploy.config.problems import InvalidFileError, Problem, path
 from tidepool.errors import UsageError, did_you_mean, reason
 from tidepool.settings import reject_unknown
 
@@ -64,8 +64,8 @@ def check(
     """
     try:
         base = yaml_source.read(file or repository / FILE, file.name if file else FILE)
-    except UsageError as error:
-        return [Problem(FILE, 1, str(error))]
+    except InvalidFileError as error:
+        return [error.problem]
     found = models.problems(models.PrefectFile, base)
     names: set[str] | None = None
     listed = _dict(base.data).get("deployments")
@@ -115,9 +115,11 @@ class _Deployments:
             name = f"environments/{environment}.yaml"
             try:
                 manifest = environments.load(self._repository, environment)
+                overlay = yaml_source.read(self._repository / name, name)
+            except InvalidFileError as error:
+                return [error.problem]
             except UsageError as error:
                 return [Problem(name, 1, str(error))]
-            overlay = yaml_source.read(self._repository / name, name)
             found += overlay.duplicates
         names = environments.deployment_names(manifest)
         for index, config in enumerate(manifest["deployments"]):

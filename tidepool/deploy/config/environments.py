@@ -54,8 +54,9 @@ def load(repository: Path, environment: str, image: str | None = None, version: 
     known = names(repository)
     if environment not in known:
         raise UsageError(f"unknown environment {environment!r}{did_you_mean(environment, known)}")
+    overlay = _read(repository, f"environments/{environment}.yaml")
     try:
-        return render(manifest, _read(repository, f"environments/{environment}.yaml"), image, version)
+        return render(manifest, overlay, image, version)
     except UsageError as error:
         raise UsageError(f"environment {environment}: {error}") from None
 

@@ -34,6 +34,14 @@ class Problem:
         return f"{self.file}:{self.line}: {self.message}"
 
 
+class InvalidFileError(UsageError):
+    """A file that cannot be read, with the problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
 def raise_if_any(problems: Collection[Problem]) -> None:
     """Refuse files that have problems.
 

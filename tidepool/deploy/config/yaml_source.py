@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tidepool.deploy.config.problems import Problem, path
-from tidepool.errors import UsageError
+from tidepool.deploy.config.problems import InvalidFileError, Problem, path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,19 +57,19 @@ def read(path: Path, name: str) -> YamlFile:
         name: Its name in messages.
 
     Raises:
-        UsageError: the file cannot be read or is not valid YAML; with the line.
+        InvalidFileError: the file cannot be read or is not valid YAML; with the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
         file = YamlFile(name, data=yaml.load(text, Loader=_LOADER))  # noqa: S506 - it is the safe one
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{name} cannot be read: {error}") from error
+        raise InvalidFileError(Problem(name, 1, f"cannot be read: {error}")) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise UsageError(f"{name}:{line}: invalid YAML: {error.problem or error.context}") from error
+        raise InvalidFileError(Problem(name, line, f"invalid YAML: {error.problem or error.context}")) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise UsageError(f"{name}: invalid YAML: {' '.join(str(error).split())}") from error
+        raise InvalidFileError(Problem(name, 1, f"invalid YAML: {' '.join(str(error).split())}")) from error
     if (node := yaml.compose(text, Loader=_LOADER)) is not None:
         _find_lines(file, node, (), set())
     return file
