@@ -47,7 +47,8 @@ async def gone():
     """Waits until this driver's clusters are: one at a time means that none is being removed while one starts."""
     from tidepool.compute.clusters.kubernetes.api import KubernetesApi
     from tidepool.settings import settings
-    api = await KubernetesApi.connect(settings().kubernetes.namespace, 30)
+    api = KubernetesApi(settings().kubernetes.namespace)
+    await api.connect(30)
     for name in names:
         while await api.pods(name):
             await asyncio.sleep(0.2)
@@ -61,20 +62,21 @@ def steps():
 
 def stock(size):
     """KubeCluster as it is, with pods that start."""
-    from datetime import datetime, UTC
     import asyncio
     from dask_kubernetes.operator import KubeCluster
     from tidepool.compute.clusters.kubernetes import manifest
+    from tidepool.compute.clusters.kubernetes.driver import Run, driver_of
     from tidepool.compute.clusters.kubernetes.api import KubernetesApi
     from tidepool.settings import settings
     async def driver():
         s = settings().kubernetes
-        api = await KubernetesApi.connect(s.namespace, 30)
-        return manifest.driver_of(await api.pod(s.pod_name), s)
+        api = KubernetesApi(s.namespace)
+        await api.connect(30)
+        return driver_of(await api.pod(s.pod_name), s)
     name = f"stock-{os.urandom(3).hex()}"
     names.append(name)
-    spec = manifest.manifest(name, run=manifest.Run(), driver=asyncio.run(driver()), size=size,
-        settings=settings().kubernetes, dask_settings={}, worker_variables={}, versions="", now=datetime.now(UTC))
+    spec = manifest.manifest(name, run=Run(), driver=asyncio.run(driver()), size=size,
+        settings=settings().kubernetes, dask_settings={}, worker_variables={}, versions="")
     scheduler = spec["spec"]["scheduler"]["spec"]["containers"][0]
     scheduler["args"] = ["dask", "scheduler", "--host=0.0.0.0"]
     scheduler["env"] = [e for e in scheduler["env"] if not e["name"].startswith("DASK_")]

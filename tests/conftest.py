@@ -1,11 +1,11 @@
-"""What tests at every distance share: a receiver of messages."""
+"""Fixtures of all kinds of tests: a receiver of messages, a Kubernetes API."""
 
 from __future__ import annotations
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import TYPE_CHECKING
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,7 @@ from tidepool import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 class Receiver(ThreadingHTTPServer):
@@ -62,3 +63,63 @@ def targets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     use()
     yield use
     settings.settings.cache_clear()
+
+
+class KubernetesServer(ThreadingHTTPServer):
+    """A Kubernetes API that gives the `answers` (status, body), one after another, and keeps the requests."""
+
+    DISCONNECT = 0
+    NO_ANSWER = -1
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, Any]] = []
+        self.requests: list[str] = []
+        self.over = Event()
+        super().__init__(("127.0.0.1", 0), KubernetesHandler)
+
+
+class KubernetesHandler(BaseHTTPRequestHandler):
+    server: KubernetesServer
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        status, given = 200, {"gitVersion": "v1.34.0"}
+        if not self.path.startswith("/version"):
+            self.server.requests.append(f"{self.command} {self.path} {body}".strip())
+            status, given = self.server.answers.pop(0)
+        if status == self.server.NO_ANSWER:
+            self.server.over.wait(60)
+        if status <= 0:
+            self.close_connection = True
+            return
+        text = (given if isinstance(given, str) else json.dumps(given)).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_DELETE = answer  # noqa: N815 - the base class's names
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesServer]:
+    """The Kubernetes API of the kubeconfig, with namespace `ns`."""
+    with KubernetesServer() as server:
+        config = {
+            "clusters": [{"name": "x", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x", "namespace": "ns"}}],
+            "current-context": "x",
+            "users": [{"name": "x", "user": {"token": "t"}}],
+        }
+        (tmp_path / "kubeconfig").write_text(json.dumps(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()

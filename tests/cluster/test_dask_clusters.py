@@ -1,4 +1,4 @@
-"""Dask clusters: what they are, what they refuse, how they end. Each test is a driver with the flow runs' account."""
+"""Dask clusters: owners, caps, failed starts, deletion. Each test is a driver with the flow runs' account."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_a_cluster_belongs_to_its_job_and_computes(installation: Platform) -> No
 
     result = driver.result()
     assert result["value"] == 6
-    assert result["steps"][-1] == "checked", "image and libraries are compared before anything runs"
+    assert result["steps"][-1] == "verified", "image and libraries are compared before anything runs"
     assert len(result["used"]["workers"]) == 2
     assert result["used"]["memory_peak_gib"] > 0.05
     nothing_left(installation)
 
 
 def test_clusters_that_are_closed_at_once_leave_nothing(installation: Platform) -> None:
-    """The operator makes a worker group without an owner; a cluster that was gone by then left it for ever."""
+    """The operator makes a worker group without an owner; a cluster that was deleted by then left it orphaned."""
     script = """
 for wait in (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2):
     cluster = kubernetes_cluster(size)
@@ -72,7 +72,7 @@ def test_more_than_the_caps_is_refused_before_anything_is_created(installation: 
     driver = drive(installation.namespace, SHORT, TIDEPOOL_KUBERNETES_MAX_WORKERS="1")
     succeeded, log = driver.wait()
     assert not succeeded
-    assert "2 workers for the Dask workers of one run are more than the 1" in log
+    assert "2 workers requested for the Dask workers of one run, above TIDEPOOL_KUBERNETES_MAX_WORKERS=1" in log
     assert not installation.namespace.dask()
 
 
@@ -125,7 +125,7 @@ print(json.dumps({"name": cluster.name, "pods": sorted(pods.values()), "steps": 
     second = drive(installation.namespace, OPEN + script, **idle).result()
     assert first["name"] == second["name"]
     assert set(first["pods"]) <= set(second["pods"])
-    assert second["steps"][0] == "found"
+    assert second["steps"][0] == "joined"
 
     # The same name with another size is another thing.
     succeeded, log = drive(installation.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="1", **idle).wait()

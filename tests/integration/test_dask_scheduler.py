@@ -1,4 +1,4 @@
-"""What tidepool adds to a Dask scheduler and its workers, on a real scheduler and a real worker in this process."""
+"""tidepool's preloads of a Dask scheduler and its workers, on a real scheduler and a real worker in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import httpx
 
 from tidepool.compute.clusters.kubernetes import manifest
 from tidepool.compute.clusters.preload import versions
-from tidepool.compute.clusters.preload.scheduler import USAGE, VERSIONS
+from tidepool.compute.clusters.preload.scheduler import USAGE
+from tidepool.compute.clusters.preload.versions import VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[Any, str]]:
     """A scheduler as the cluster's pods run it, with one worker; with the URL of its HTTP server."""
-    with dask.config.set({"distributed.scheduler.http.routes": list(manifest._HTTP_ROUTES)}):
+    with dask.config.set({"distributed.scheduler.http.routes": list(manifest.HTTP_ROUTES)}):
         async with (
             distributed.Scheduler(
                 host="127.0.0.1",
@@ -47,7 +48,7 @@ def test_a_cluster_is_idle_only_without_tasks_and_without_a_client() -> None:
     async def scenario() -> None:
         async with running() as (scheduler, url):
             check = f"{url}/api/v1/check_idle"
-            # The first look after a change says busy, as upstream's does.
+            # The first answer after a change is busy, as upstream's is.
             await answer(check)
             assert (await answer(check))["idle_since"] > 0
             async with distributed.Client(scheduler.address, asynchronous=True):
@@ -74,7 +75,7 @@ def test_the_target_is_never_below_the_busy_workers_which_are_not_closed() -> No
     asyncio.run(scenario())
 
 
-def test_scheduler_and_workers_tell_usage_and_versions() -> None:
+def test_scheduler_and_workers_return_usage_and_versions() -> None:
     async def scenario() -> None:
         async with running() as (scheduler, _), distributed.Client(scheduler.address, asynchronous=True) as client:
             await client.submit(sum, [1, 2])
@@ -89,7 +90,7 @@ def test_scheduler_and_workers_tell_usage_and_versions() -> None:
     asyncio.run(scenario())
 
 
-def test_the_dashboard_comes_with_its_first_visitor() -> None:
+def test_the_dashboard_loads_with_its_first_visitor() -> None:
     async def scenario() -> None:
         async with running() as (scheduler, url), httpx.AsyncClient(follow_redirects=True) as http:
             assert len(scheduler.http_application.applications) == 1

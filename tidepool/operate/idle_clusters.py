@@ -1,4 +1,4 @@
-"""Removes Dask clusters that have been idle for longer than their `spec.idleTimeout` (seconds; 0: never).
+"""Deletion of Dask clusters that have been idle for longer than their `spec.idleTimeout` (seconds; 0: never).
 
 It runs in the Dask operator, one loop for all clusters of the namespace.
 """
@@ -9,59 +9,63 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from typing import Any
 
-import aiohttp
 import httpx
 import kr8s
-from dask_kubernetes.operator._objects import DaskCluster
+import kr8s.asyncio
+from kr8s.asyncio.objects import new_class
 
-_LOOK_SECONDS = 5.0
+from tidepool.compute.clusters.kubernetes.names import GROUP, scheduler_url
+
+_POLL_SECONDS = 5.0
+_REQUEST_SECONDS = 10
 # Packets to a scheduler that is gone are lost, not refused.
-_ANSWER = aiohttp.ClientTimeout(total=4.0)
-_HTTP_PORT = 8787
+_SCHEDULER_SECONDS = 4.0
 
+DaskCluster = new_class("DaskCluster", GROUP)
 _log = logging.getLogger(__name__)
 
 
 async def watch(namespace: str) -> None:
-    """Looks at all clusters of the namespace, every five seconds, until it is cancelled."""
-    said = ""
-    async with aiohttp.ClientSession(timeout=_ANSWER) as session:
+    """Check all clusters of the namespace every five seconds, until cancelled."""
+    logged = ""
+    api = None
+    # Not by the proxy of the environment, which cannot reach a Service.
+    async with httpx.AsyncClient(timeout=_SCHEDULER_SECONDS, trust_env=False) as http:
         while True:
             problem = ""
             try:
-                await _remove(session, namespace)
+                if api is None:
+                    api = await kr8s.asyncio.api()
+                    api.timeout = _REQUEST_SECONDS
+                await delete_idle(api, http, namespace)
             except (kr8s.ServerError, kr8s.APITimeoutError, kr8s.ConnectionClosedError, httpx.TransportError) as error:
                 problem = str(error) or type(error).__name__
-            if problem != said:
-                _log.warning("idle clusters: %s", problem or "looked at again")
-            said = problem
-            await asyncio.sleep(_LOOK_SECONDS)
+            if problem != logged:
+                _log.warning("idle clusters: %s", problem or "checked again")
+            logged = problem
+            await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _remove(session: aiohttp.ClientSession, namespace: str) -> None:
-    """Removes those that are idle for too long."""
-    found = [each async for each in DaskCluster.list(namespace=namespace)]
-    limited = [each for each in found if each.spec.get("idleTimeout") and "deletionTimestamp" not in each.metadata]
-    since = await asyncio.gather(*(_idle_since(session, _url(each)) for each in limited))
+async def delete_idle(api: kr8s.asyncio.Api, http: httpx.AsyncClient, namespace: str) -> None:
+    """Delete the clusters whose idle timeout has passed."""
+    clusters: list[Any] = [each async for each in DaskCluster.list(api=api, namespace=namespace)]
+    limited = [each for each in clusters if each.spec.get("idleTimeout") and "deletionTimestamp" not in each.metadata]
+    since = await asyncio.gather(*(_idle_since(http, scheduler_url(each.name, each.namespace)) for each in limited))
     for cluster, began in zip(limited, since, strict=True):
         if began is None or time.time() <= began + cluster.spec.idleTimeout:
             continue
-        _log.info("DaskCluster %s is idle since %.0f s: removed", cluster.name, time.time() - began)
+        _log.info("DaskCluster %s has been idle for %.0f s: deleted", cluster.name, time.time() - began)
         with suppress(kr8s.NotFoundError):  # its run has ended just now
             await cluster.delete(propagation_policy="Background")
 
 
-def _url(cluster: DaskCluster) -> str:
-    return f"http://{cluster.name}-scheduler.{cluster.namespace}:{_HTTP_PORT}"
-
-
-async def _idle_since(session: aiohttp.ClientSession, url: str) -> float | None:
-    """Since when a scheduler has had nothing to do (seconds of the epoch); None when it is busy or does not answer."""
+async def _idle_since(http: httpx.AsyncClient, url: str) -> float | None:
+    """Return since when a scheduler has been idle (seconds of the epoch); None when it is busy or does not answer."""
     try:
-        async with session.get(f"{url}/api/v1/check_idle") as answer:
-            answer.raise_for_status()
-            idle_since = (await answer.json())["idle_since"]
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+        answer = (await http.get(f"{url}/api/v1/check_idle")).raise_for_status()
+        idle_since = answer.json()["idle_since"]
+    except (httpx.HTTPError, ValueError):
         return None  # it starts or ends, and answers nothing or half
     return float(idle_since) if idle_since else None

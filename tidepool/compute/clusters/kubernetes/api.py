@@ -1,4 +1,7 @@
-"""The few requests to the Kubernetes API that a Dask cluster needs; kr8s finds and renews the credentials."""
+"""The requests to the Kubernetes API that a Dask cluster needs; kr8s finds and renews the credentials.
+
+By kr8s' `call_api` and not by its objects: they hide the statuses that are answers here (404, 409), and take more code.
+"""
 
 from __future__ import annotations
 
@@ -10,163 +13,155 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import kr8s
+import kr8s.asyncio
 
-from tidepool.compute.clusters.kubernetes.manifest import GROUP
+from tidepool.compute.clusters.kubernetes.names import GROUP
 from tidepool.errors import ClusterError
+from tidepool.upstream.kr8s import close_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
 # One request. The API of a healthy cluster answers in milliseconds.
 TIMEOUT_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
-_PLURAL = {"DaskCluster": "daskclusters", "DaskWorkerGroup": "daskworkergroups", "DaskAutoscaler": "daskautoscalers"}
+_ABSENT = (HTTPStatus.NOT_FOUND,)
 
 
 class Unavailable(Exception):  # noqa: N818 - a state of the API, not of the request
-    """The API did not answer, or not for a reason that lies in the request: try again."""
+    """The API did not answer, or failed for a reason that does not lie in the request."""
 
 
 class KubernetesApi:
     """Requests in one namespace. Use it on one event loop only.
 
     Args:
-        connection: An authenticated kr8s connection.
-        namespace: The namespace.
+        namespace: The namespace; empty for the pod's own or the kubeconfig's, which `connect` finds.
     """
 
-    def __init__(self, connection: kr8s.asyncio.Api, namespace: str) -> None:
-        self._connection = connection
+    def __init__(self, namespace: str) -> None:
         self.namespace = namespace
+        self._connection: kr8s.asyncio.Api | None = None
         self._give_up = 0.0
 
-    @classmethod
-    async def connect(cls, namespace: str, patience: float) -> KubernetesApi:
-        """Finds the credentials and tries them.
+    async def connect(self, seconds: float) -> None:
+        """Find the credentials and try them.
 
         Args:
-            namespace: The namespace; empty for the pod's own or the kubeconfig's.
-            patience: As of `be_patient`.
+            seconds: As of `retry_for`.
 
         Raises:
-            ClusterError: there are no credentials.
+            ClusterError: there are no credentials, or they are refused.
             Unavailable: the API did not answer.
         """
-        import kr8s.asyncio
+        self.retry_for(seconds)
+        try:
+            self._connection = await self._retry("GET version", lambda: asyncio.wait_for(kr8s.asyncio.api(), seconds))
+        except ValueError as error:
+            raise ClusterError("no Kubernetes credentials: neither a pod's ServiceAccount nor a kubeconfig") from error
+        self.namespace = self.namespace or self._connection.namespace
 
-        give_up = monotonic() + patience
-        while True:
-            try:
-                connection = await kr8s.asyncio.api()
-            except ValueError as error:
-                raise ClusterError(
-                    "no Kubernetes credentials: neither a pod's ServiceAccount nor a kubeconfig"
-                ) from error
-            except (httpx.TransportError, kr8s.APITimeoutError, kr8s.ServerError) as error:
-                if monotonic() > give_up:
-                    raise Unavailable(str(error) or type(error).__name__) from error
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            api = cls(connection, namespace or connection.namespace)
-            api.be_patient(patience)
-            return api
-
-    def be_patient(self, seconds: float) -> None:
-        """From now on for so many seconds, requests that get no answer are made again."""
+    def retry_for(self, seconds: float) -> None:
+        """Retry requests that get no answer, for so many seconds from now."""
         self._give_up = monotonic() + seconds
 
     async def close(self) -> None:
-        """Ends the connections."""
-        session = self._connection._session  # noqa: SLF001 - kr8s has no public way to end them
-        if session is not None:
-            await session.aclose()
+        """Close the connections."""
+        if self._connection is not None:
+            await close_connection(self._connection)
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Creates an object.
+        """Create an object of Dask's.
 
         Returns:
             The object, or None when one of that name exists already.
         """
-        url = _PLURAL[manifest["kind"]]
-        status, body = await self._request("POST", url, version=GROUP, content=json.dumps(manifest))
-        return None if status == HTTPStatus.CONFLICT else json.loads(body)
+        url = f"{manifest['kind'].lower()}s"
+        return await self._object("POST", url, GROUP, (HTTPStatus.CONFLICT,), content=json.dumps(manifest))
 
     async def cluster(self, name: str) -> dict[str, Any] | None:
-        """The DaskCluster of that name, or None."""
-        status, body = await self._request("GET", f"daskclusters/{name}", version=GROUP)
-        return None if status == HTTPStatus.NOT_FOUND else json.loads(body)
+        """Return the DaskCluster of that name, or None."""
+        return await self._object("GET", f"daskclusters/{name}", GROUP, _ABSENT)
 
     async def delete_cluster(self, name: str) -> None:
-        """Asks for the removal of a DaskCluster and what it owns, and does not wait for it."""
-        await self._request("DELETE", f"daskclusters/{name}", version=GROUP, params={"propagationPolicy": "Background"})
+        """Ask for the deletion of a DaskCluster and what it owns, without waiting for it."""
+        options = {"propagationPolicy": "Background"}
+        await self._request("DELETE", f"daskclusters/{name}", GROUP, _ABSENT, params=options)
 
     async def pod(self, name: str) -> dict[str, Any]:
-        """The pod of that name.
+        """Return the pod of that name.
 
         Raises:
-            ClusterError: there is none.
+            ClusterError: it does not exist.
         """
-        status, body = await self._request("GET", f"pods/{name}")
-        if status == HTTPStatus.NOT_FOUND:
+        pod = await self._object("GET", f"pods/{name}", absent=_ABSENT)
+        if pod is None:
             raise ClusterError(f"no pod {name} in namespace {self.namespace}; check TIDEPOOL_KUBERNETES_POD_NAME")
-        found: dict[str, Any] = json.loads(body)
-        return found
+        return pod
 
     async def pods(self, cluster: str) -> list[dict[str, Any]]:
-        """The pods of a Dask cluster."""
-        selector = {"labelSelector": f"dask.org/cluster-name={cluster}"}
-        items: list[dict[str, Any]] = json.loads((await self._request("GET", "pods", params=selector))[1])["items"]
-        return items
+        """Return the pods of a Dask cluster."""
+        return await self._list("pods", labelSelector=f"dask.org/cluster-name={cluster}")
 
     async def warnings(self, cluster: str) -> list[str]:
-        """What Kubernetes complained about of a cluster's objects, newest last."""
-        selector = {"fieldSelector": "type=Warning"}
-        items = json.loads((await self._request("GET", "events", params=selector))[1])["items"]
-        # A pod that is starting is Unhealthy for its probe until it has started: no reason for anything.
-        about = [
+        """Return the Warning events of a cluster's objects, newest last."""
+        # A pod that is starting is Unhealthy for its probe until it has started: not a reason for anything.
+        events = [
             each
-            for each in items
+            for each in await self._list("events", fieldSelector="type=Warning")
             if each["involvedObject"].get("name", "").startswith(cluster) and each["reason"] != "Unhealthy"
         ]
-        about.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
-        return [f"{each['reason']}: {each['message']}" for each in about]
+        events.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
+        return [f"{each['reason']}: {each['message']}" for each in events]
 
     async def log(self, pod: str, lines: int) -> str:
-        """The last lines that a pod printed; empty when it printed none or is gone."""
-        status, body = await self._request("GET", f"pods/{pod}/log", params={"tailLines": str(lines)})
-        return body if status == HTTPStatus.OK else ""
+        """Return the last lines that a pod printed; empty when its container does not run (400) or is gone."""
+        absent = (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST)
+        return await self._request("GET", f"pods/{pod}/log", absent=absent, params={"tailLines": str(lines)}) or ""
 
-    async def _request(self, method: str, url: str, version: str = "v1", **options: Any) -> tuple[int, str]:
-        """One request, made again while patience lasts.
+    async def _object(self, *request: Any, **options: Any) -> dict[str, Any] | None:
+        body = await self._request(*request, **options)
+        return None if body is None else dict(json.loads(body))
+
+    async def _list(self, url: str, **selector: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(await self._request("GET", url, params=selector))["items"]
+        return items
+
+    async def _request(
+        self, method: str, url: str, version: str = "v1", absent: tuple[HTTPStatus, ...] = (), **options: Any
+    ) -> Any:
+        """Return the body of the answer as text; None for a status in `absent`."""
+
+        async def request() -> str:
+            if self._connection is None:
+                raise RuntimeError("not connected to the Kubernetes API")
+            async with self._connection.call_api(
+                method, version=version, namespace=self.namespace, url=url, timeout=TIMEOUT_SECONDS, **options
+            ) as response:
+                return response.text
+
+        return await self._retry(f"{method} {url}", request, absent)
+
+    async def _retry(
+        self, what: str, request: Callable[[], Awaitable[Any]], absent: tuple[HTTPStatus, ...] = ()
+    ) -> Any:
+        """Make a request, again while it gets no answer and `retry_for` lasts.
 
         Raises:
-            Unavailable: no answer, or the server's own failure.
+            Unavailable: no answer, or the API's own failure.
             ClusterError: refused, with the API's own sentence.
         """
         while True:
             try:
-                return await self._try(method, url, version, **options)
-            except Unavailable:
+                return await request()
+            except (httpx.TransportError, kr8s.APITimeoutError, kr8s.ServerError, TimeoutError) as error:
+                response = error.response if isinstance(error, kr8s.ServerError) else None
+                status = HTTPStatus.SERVICE_UNAVAILABLE if response is None else response.status_code
+                if status in absent:
+                    return None
+                if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
+                    where = f"{what} in namespace {self.namespace}"
+                    raise ClusterError(f"Kubernetes refused {where}: {error}") from error
                 if monotonic() > self._give_up:
-                    raise
-                await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _try(self, method: str, url: str, version: str, **options: Any) -> tuple[int, str]:
-        """One request; 404 and 409 are answers, and 400 to a GET (the log of a container that does not run)."""
-        try:
-            async with self._connection.call_api(
-                method, version=version, namespace=self.namespace, url=url, timeout=TIMEOUT_SECONDS, **options
-            ) as response:
-                return response.status_code, response.text
-        except kr8s.ServerError as error:
-            status = error.response.status_code if error.response is not None else HTTPStatus.SERVICE_UNAVAILABLE
-            if status in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT} or (method, status) == (
-                "GET",
-                HTTPStatus.BAD_REQUEST,
-            ):
-                return status, ""
-            if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
-                raise Unavailable(str(error)) from error
-            raise ClusterError(f"Kubernetes refused {method} {url} in namespace {self.namespace}: {error}") from error
-        except (httpx.TransportError, kr8s.APITimeoutError) as error:
-            raise Unavailable(str(error) or type(error).__name__) from error
+                    raise Unavailable(str(error) or type(error).__name__) from error
+            await asyncio.sleep(_RETRY_SECONDS)

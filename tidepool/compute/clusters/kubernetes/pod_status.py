@@ -1,4 +1,4 @@
-"""Why a Dask pod does not run, in words, from what the Kubernetes API says about it."""
+"""The state of Dask pods in words, from what the Kubernetes API reports about them."""
 
 from __future__ import annotations
 
@@ -8,59 +8,67 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # Waiting longer does not help with these.
-_HOPELESS = {"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError"}
+_PERMANENT = {"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError"}
 _CRASHES = 2
 
 
 def component(pod: Mapping[str, Any]) -> str:
-    """`scheduler` or `worker`."""
+    """Return `scheduler` or `worker`."""
     label: str = pod["metadata"]["labels"].get("dask.org/component", "")
     return label
 
 
-def why(pods: Iterable[Mapping[str, Any]]) -> str:
-    """What keeps pods from running, one sentence part per distinct reason; empty when nothing does."""
-    reasons: dict[str, None] = {}
+def reasons(pods: Iterable[Mapping[str, Any]]) -> str:
+    """Return what keeps pods from running, each distinct reason once; empty when nothing does."""
+    found: dict[str, None] = {}
     for pod in pods:
-        status = pod.get("status", {})
-        for condition in status.get("conditions", []):
+        for condition in pod.get("status", {}).get("conditions", []):
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                reasons[f"{component(pod)} not scheduled: {condition.get('message', condition.get('reason', ''))}"] = (
-                    None
-                )
-        for container in status.get("containerStatuses", []):
-            if (sentence := _container(container)) is not None:
-                reasons[f"{component(pod)} {sentence}"] = None
-    return "; ".join(reasons)
+                said = condition.get("message", condition.get("reason", ""))
+                found[f"{component(pod)} not scheduled: {said}"] = None
+        for container in _containers(pod):
+            if reason := _reason(container):
+                found[f"{component(pod)} {reason}"] = None
+    return "; ".join(found)
 
 
-def hopeless(pods: Iterable[Mapping[str, Any]]) -> str:
-    """A reason that time does not heal: an image name that is none, a container that ends each time. Empty: none."""
+def permanent_failure(pods: Iterable[Mapping[str, Any]]) -> str:
+    """Return the reason that a pod will never become ready (invalid image name, crash loop, …); empty for none."""
     for pod in pods:
-        for container in pod.get("status", {}).get("containerStatuses", []):
+        for container in _containers(pod):
             waiting = container.get("state", {}).get("waiting", {}).get("reason", "")
             crashes = container.get("restartCount", 0) >= _CRASHES and waiting == "CrashLoopBackOff"
-            if waiting in _HOPELESS or crashes:
-                return why([pod])
+            if waiting in _PERMANENT or crashes:
+                return reasons([pod])
     return ""
 
 
-def last_end(pod: Mapping[str, Any]) -> str:
-    """How a pod's container ended the last time: `OOMKilled (137)`; empty when it never did."""
-    for container in pod.get("status", {}).get("containerStatuses", []):
+def last_exit(pod: Mapping[str, Any]) -> str:
+    """Return how a pod's container last terminated, such as `OOMKilled (137)`; empty when it never did."""
+    for container in _containers(pod):
         for when in ("state", "lastState"):
             if ended := container.get(when, {}).get("terminated"):
-                return f"{ended.get('reason', 'ended')} ({ended.get('exitCode')})"
+                return f"{ended.get('reason', 'Terminated')} ({ended.get('exitCode')})"
     return ""
 
 
-def _container(status: Mapping[str, Any]) -> str | None:
-    waiting = status.get("state", {}).get("waiting", {})
-    ended = status.get("state", {}).get("terminated") or status.get("lastState", {}).get("terminated")
+def restarts(pod: Mapping[str, Any]) -> int:
+    """Return how often a pod's containers were restarted."""
+    return sum(container["restartCount"] for container in _containers(pod))
+
+
+def _containers(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    statuses: list[Mapping[str, Any]] = pod.get("status", {}).get("containerStatuses", [])
+    return statuses
+
+
+def _reason(container: Mapping[str, Any]) -> str:
+    waiting = container.get("state", {}).get("waiting", {})
+    ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated")
     if ended and ended.get("exitCode"):
         last = (ended.get("message") or "").strip().splitlines()[-1:]
         said = f", last line: {last[0]}" if last else ""
-        return f"ended: {ended.get('reason', 'Error')} ({ended['exitCode']}){said}"
+        return f"terminated: {ended.get('reason', 'Error')} ({ended['exitCode']}){said}"
     if waiting and waiting.get("reason") not in {"ContainerCreating", "PodInitializing"}:
-        return f"waits: {waiting['reason']} {waiting.get('message', '')}".strip()
-    return None
+        return f"waiting: {waiting['reason']} {waiting.get('message', '')}".strip()
+    return ""

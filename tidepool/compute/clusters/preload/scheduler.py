@@ -1,6 +1,6 @@
 """Dask preload of a scheduler on Kubernetes: `dask scheduler --preload tidepool.compute.clusters.preload.scheduler`.
 
-It counts what the workers used, counts a connected driver as activity, never offers a busy worker to be closed, and
+It adds up what the workers used, counts a connected driver as activity, never offers a busy worker to be closed, and
 loads the dashboard's pages with their first visitor.
 """
 
@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.http.utils import RequestHandler
 
-from tidepool.compute.clusters.preload.versions import versions
+from tidepool.compute.clusters.preload.versions import VERSIONS, versions
 
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler, WorkerState
     from tornado.httputil import HTTPServerRequest
 
-# The name under which the scheduler answers with what was used.
+# The name of the scheduler's handler that returns `ClusterPlugin.usage`.
 USAGE = "tidepool_usage"
-VERSIONS = "tidepool_versions"
 
 
 class ClusterPlugin(SchedulerPlugin):
-    """Remembers every worker that there was, and protects the busy ones.
+    """Figures of all workers, also of those that left, and protection of busy ones.
 
     Args:
         scheduler: The scheduler that it is added to.
@@ -38,19 +37,19 @@ class ClusterPlugin(SchedulerPlugin):
         self.left: dict[str, float] = {}
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """Notes a worker's arrival. Its state object outlives its removal, with the last figures that it sent."""
+        """Record a worker's arrival. Its state object outlives its removal, with the last figures that it sent."""
         self.seen[worker] = (scheduler.workers[worker], time())
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002 - the plugin's interface
-        """Notes a worker's end."""
+        """Record a worker's end."""
         self.left.setdefault(worker, time())
 
     def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:  # noqa: ARG002
-        """The workers that may be closed: those that compute nothing. Else scaling down takes busy ones too."""
+        """Return the idle workers: only they may be closed. By default scaling down closes busy ones too."""
         return [worker for worker in workers if not worker.processing]
 
     def usage(self) -> dict[str, Any]:
-        """What was used until now.
+        """Return what was used until now.
 
         Returns:
             `busy_seconds` (thread-seconds inside tasks), and `workers`: for each one its name, `seconds` of life,
@@ -75,12 +74,12 @@ class ClusterPlugin(SchedulerPlugin):
 
 
 class CheckIdle(RequestHandler):
-    """Since when nobody needs this cluster: no task, and no client that is connected. The operator asks every 5 s."""
+    """Since when the cluster has been idle, without tasks and connected clients. The operator asks every 5 s."""
 
     idle_since = 0.0
 
     def get(self) -> None:
-        """Answers `{"idle_since": …}`, seconds since the epoch; 0 while in use, where upstream's null is no number."""
+        """Answer `{"idle_since": …}`, seconds since the epoch; 0 while in use, where upstream answers null."""
         scheduler = self.server
         busy = scheduler.check_idle() is None or any(name != "fire-and-forget" for name in scheduler.clients)
         CheckIdle.idle_since = 0.0 if busy else CheckIdle.idle_since or time()
@@ -88,29 +87,29 @@ class CheckIdle(RequestHandler):
 
 
 class AdaptiveTarget(RequestHandler):
-    """How many workers the cluster wants, never fewer than compute something. The operator's autoscaler asks."""
+    """Desired number of workers, at least those that are busy. The operator's autoscaler asks."""
 
     def get(self) -> None:
-        """Answers `{"workers": …}`."""
+        """Answer `{"workers": …}`."""
         scheduler = self.server
         busy = sum(bool(worker.processing) for worker in scheduler.workers.values())
         self.write({"workers": max(scheduler.adaptive_target(), busy)})
 
 
 class LazyDashboard:
-    """Stands among the HTTP applications until somebody opens a page that only the dashboard has.
+    """A stand-in for the dashboard among the HTTP applications, until a page is opened that only the dashboard has.
 
     The dashboard's libraries take longer to import than the scheduler itself, and most clusters end without a visitor.
 
     Args:
-        scheduler: The scheduler whose pages they are.
+        scheduler: The scheduler of the dashboard.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
 
     def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
-        """Loads the dashboard, takes its own place, and lets it answer."""
+        """Replace itself by the dashboard, which answers."""
         from distributed.dashboard.scheduler import connect
 
         application = self.scheduler.http_application
@@ -127,10 +126,10 @@ routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [
 
 
 async def dask_setup(scheduler: Scheduler) -> None:
-    """Called by `dask scheduler` when it starts."""
+    """Extend the scheduler when it starts."""
     plugin = ClusterPlugin(scheduler)
     scheduler.add_plugin(plugin)
     scheduler.handlers[USAGE] = plugin.usage
     scheduler.handlers[VERSIONS] = versions
-    # It has the one method that is called.
+    # tornado calls its one method only.
     scheduler.http_application.applications.append(LazyDashboard(scheduler))

@@ -1,7 +1,7 @@
 """Dask preload of a worker on Kubernetes: `dask worker --preload tidepool.compute.clusters.preload.worker`.
 
-The imports are the point: they happen while the scheduler starts, and a worker is in the cluster only when it can run a
-Prefect task at once. Not in a thread: two threads importing the same packages may each see the other's half.
+The imports are its purpose: they happen while the scheduler starts, and a worker joins the cluster only when it can run
+a Prefect task at once. Not in a thread: two threads that import the same packages may each see the other's half.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import time
 from typing import TYPE_CHECKING
 
 import tidepool.compute.worker.engine  # noqa: F401 - what runs the tasks, with Prefect
-from tidepool.compute.clusters.preload.versions import versions
+from tidepool.compute.clusters.preload.versions import VERSIONS, versions
 
 if TYPE_CHECKING:
     from distributed import Worker
 
-VERSIONS = "tidepool_versions"
-
 
 def figures(_worker: Worker) -> dict[str, float]:
-    """What this process used until now, sent with each heartbeat: peak memory (bytes) and CPU time (seconds)."""
+    """Return this process's peak memory (bytes) and CPU time (seconds) until now, for each heartbeat."""
     return {
         "memory_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "cpu_seconds": time.process_time(),
@@ -28,6 +26,6 @@ def figures(_worker: Worker) -> dict[str, float]:
 
 
 def dask_setup(worker: Worker) -> None:
-    """Called by `dask worker` before it joins the scheduler."""
+    """Extend the worker before it joins the scheduler."""
     worker.metrics["tidepool"] = figures
     worker.handlers[VERSIONS] = versions

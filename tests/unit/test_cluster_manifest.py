@@ -1,18 +1,19 @@
-"""What a Dask cluster on Kubernetes looks like, and what is refused before there is one."""
+"""The Kubernetes objects of a Dask cluster, what they inherit from the driver, and the caps of a run."""
 
 from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from dask.config import collect_env
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidepool.compute.clusters.kubernetes import driver as drivers
 from tidepool.compute.clusters.kubernetes import manifest
-from tidepool.compute.clusters.kubernetes.manifest import Driver, Run
+from tidepool.compute.clusters.kubernetes.driver import Driver, Run
 from tidepool.errors import UsageError
 from tidepool.settings import KubernetesSettings, SizeSettings
 
@@ -31,7 +32,6 @@ def rendered(*, driver: Driver | None = None, run: Run = RUN, shared: str = "", 
         dask_settings={"allowed-failures": "0"},
         worker_variables={"OMP_NUM_THREADS": "1"},
         versions="python 3.11.7",
-        now=datetime(2026, 3, 1, 6, 0, tzinfo=UTC),
         shared=shared,
     )
 
@@ -47,19 +47,19 @@ def variables(container: dict[str, Any]) -> dict[str, str]:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_says_flow_run_and_attempt() -> None:
+def test_a_name_holds_flow_run_and_attempt() -> None:
     assert manifest.name_for(RUN, "abcd") == "weekly-forecast-0d9e1c1e-2-abcd"
 
 
 @given(flow=st.text(min_size=1), attempt=st.integers(1, 9999), inside=st.booleans())
-def test_every_name_is_one_that_the_operator_takes(flow: str, attempt: int, *, inside: bool) -> None:
+def test_every_name_is_valid_for_the_operator(flow: str, attempt: int, *, inside: bool) -> None:
     name = manifest.name_for(Run(id=RUN.id if inside else "", flow=flow, attempt=attempt), "0f3a")
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
     assert len(f"{name}-default-worker-0123456789") <= 63
 
 
 @given(name=st.text(min_size=1))
-def test_every_shared_name_too(name: str) -> None:
+def test_every_shared_name_is_valid(name: str) -> None:
     made = manifest.shared_name(name, IMAGE)
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", made)
     assert len(made) <= manifest.NAME_LENGTH
@@ -76,13 +76,13 @@ def test_another_image_is_another_shared_cluster() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"max_workers": 5}, "6 workers .* the 5 that TIDEPOOL_KUBERNETES_MAX_WORKERS allows; nothing was created"),
-        ({"max_cpu": 2}, "3 CPU cores .* TIDEPOOL_KUBERNETES_MAX_CPU"),
-        ({"max_memory_gib": 8.9}, "9 GiB of memory .* the 8.9 that TIDEPOOL_KUBERNETES_MAX_MEMORY_GIB"),
+        ({"max_workers": 5}, "^6 workers requested .* above TIDEPOOL_KUBERNETES_MAX_WORKERS=5; nothing was created"),
+        ({"max_cpu": 2}, "^3 CPU cores requested .* above TIDEPOOL_KUBERNETES_MAX_CPU=2;"),
+        ({"max_memory_gib": 8.9}, "^9 GiB of memory requested .* above TIDEPOOL_KUBERNETES_MAX_MEMORY_GIB=8.9;"),
         ({"adaptive_minimum": 4}, "ADAPTIVE_MINIMUM is 4, but the cluster may have at most 3 workers"),
     ],
 )
-def test_a_run_gets_no_more_than_its_caps_in_all_its_clusters(settings: dict[str, Any], sentence: str) -> None:
+def test_the_caps_hold_for_all_clusters_of_a_run_together(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         manifest.check_caps([SIZE, SIZE], KubernetesSettings(**settings))
 
@@ -91,25 +91,23 @@ def test_the_caps_themselves_are_allowed() -> None:
     manifest.check_caps([SIZE, SIZE], KubernetesSettings(max_workers=6, max_cpu=3, max_memory_gib=9))
 
 
-# --- whose it is ------------------------------------------------------------------------------------------------------
+# --- owner and labels -------------------------------------------------------------------------------------------------
 
 
-def test_a_cluster_belongs_to_its_runs_job_and_says_when_it_ends() -> None:
+def test_a_cluster_is_owned_by_its_runs_job() -> None:
     driver = Driver(IMAGE, owner=("job-x", "uid-x"), deployment="weekly")
-    metadata = rendered(driver=driver, deadline_seconds=3600)["metadata"]
+    metadata = rendered(driver=driver)["metadata"]
     assert metadata["labels"]["tidepool.dev/flow-run-id"] == RUN.id
-    assert metadata["annotations"]["tidepool.dev/deadline"] == "2026-03-01T07:00:00+00:00"
     assert metadata["annotations"]["tidepool.dev/deployment"] == "weekly"
     [owner] = metadata["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"]) == ("Job", "job-x", "uid-x")
     assert owner["blockOwnerDeletion"] is False, "the driver may not set a finalizer on Jobs"
 
 
-def test_a_shared_cluster_belongs_to_nobody_and_has_no_deadline() -> None:
+def test_a_shared_cluster_has_neither_owner_nor_run() -> None:
     metadata = rendered(driver=Driver(IMAGE, owner=("job-x", "uid-x")), shared="Warm one")["metadata"]
     assert metadata["labels"]["tidepool.dev/shared-cluster"] == "warm-one"
     assert "ownerReferences" not in metadata
-    assert "tidepool.dev/deadline" not in metadata["annotations"]
     assert "tidepool.dev/flow-run-id" not in metadata["labels"]
 
 
@@ -162,6 +160,12 @@ def test_workers_get_their_size() -> None:
     assert worker["args"][:3] == ["python", "-m", "distributed.cli.dask_worker"], "`dask` imports what others add to it"
 
 
+def test_a_worker_does_not_pause_for_memory_that_its_libraries_hold() -> None:
+    """It paused at 80 % and never continued: 410 of 512 MiB were imports. The flow waited for a worker that existed."""
+    [worker] = pod_specs(rendered())["worker"]["containers"]
+    assert collect_env(variables(worker))["distributed"]["worker"]["memory"]["pause"] is False
+
+
 def test_the_scheduler_gets_the_drivers_dask_settings() -> None:
     [scheduler] = pod_specs(rendered())["scheduler"]["containers"]
     assert variables(scheduler)["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] == "0"
@@ -196,7 +200,7 @@ def test_workers_go_to_spot_nodes_and_the_scheduler_stays_with_the_driver() -> N
     assert specs["worker"]["imagePullSecrets"] == [{"name": "pull"}]
 
 
-# --- what the driver's pod passes on ----------------------------------------------------------------------------------
+# --- what Dask pods inherit -------------------------------------------------------------------------------------------
 
 
 def driver_pod(**status: object) -> dict[str, Any]:
@@ -229,8 +233,8 @@ def driver_pod(**status: object) -> dict[str, Any]:
     }
 
 
-def test_dask_pods_get_the_drivers_variables_but_not_who_it_is() -> None:
-    driver = manifest.driver_of(driver_pod(), KubernetesSettings(job_name="job-x", job_uid="uid-x"))
+def test_dask_pods_inherit_the_drivers_variables_but_not_its_identity() -> None:
+    driver = drivers.driver_of(driver_pod(), KubernetesSettings(job_name="job-x", job_uid="uid-x"))
     names = [each["name"] for each in driver.env]
     assert names == ["PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "TIDEPOOL_STORAGE_ROOT"]
     assert "value" not in driver.env[1], "a secret stays a reference"
@@ -240,8 +244,8 @@ def test_dask_pods_get_the_drivers_variables_but_not_who_it_is() -> None:
     assert driver.placement == {"nodeSelector": {"pool": "on-demand"}, "tolerations": [{"key": "team"}]}
 
 
-def test_without_the_downward_api_the_pods_own_owner_counts() -> None:
-    assert manifest.driver_of(driver_pod(), KubernetesSettings()).owner == ("job-y", "uid-y")
+def test_without_the_downward_api_the_owner_is_that_of_the_pod() -> None:
+    assert drivers.driver_of(driver_pod(), KubernetesSettings()).owner == ("job-y", "uid-y")
 
 
 @pytest.mark.parametrize(
@@ -250,11 +254,11 @@ def test_without_the_downward_api_the_pods_own_owner_counts() -> None:
         (IMAGE, IMAGE),
         (f"docker-pullable://{IMAGE}", IMAGE),
         ("", "registry.example.com/tidepool:v1"),
-        # Loaded into a node, not pulled: nowhere to be pulled from.
+        # Loaded into a node, not pulled: no registry has it.
         ("sha256:" + "c" * 64, "registry.example.com/tidepool:v1"),
         ("docker.io/library/import-2026-01-01@sha256:" + "c" * 64, "registry.example.com/tidepool:v1"),
     ],
 )
 def test_the_image_is_the_digest_that_the_driver_runs(image_id: str, image: str) -> None:
     pod = driver_pod(containerStatuses=[{"name": "prefect-job", "imageID": image_id}])
-    assert manifest.running_image(pod) == image
+    assert drivers.running_image(pod) == image

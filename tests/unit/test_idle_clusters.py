@@ -1,0 +1,84 @@
+"""The operator's loop over idle Dask clusters."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import kr8s.asyncio
+
+from tidepool.operate import idle_clusters
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.conftest import KubernetesServer
+
+DASK = "/apis/kubernetes.dask.org/v1/namespaces/ns/daskclusters"
+
+
+def cluster(name: str, timeout: int, **metadata: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "ns", **metadata}, "spec": {"idleTimeout": timeout}}
+
+
+def schedulers(request: httpx.Request) -> httpx.Response:
+    name, since = request.url.host.removesuffix("-scheduler.ns"), time.time()
+    assert (request.url.port, request.url.path) == (8787, "/api/v1/check_idle")
+    match name:
+        case "starting":
+            raise httpx.ConnectError("refused")
+        case "ending":
+            return httpx.Response(200, text="half an ans")
+        case "broken":
+            return httpx.Response(500)
+        case "busy":
+            return httpx.Response(200, json={"idle_since": 0.0})
+        case _:
+            return httpx.Response(200, json={"idle_since": since - 70})
+
+
+def test_only_clusters_that_are_idle_for_longer_than_their_timeout_are_deleted(kubernetes: KubernetesServer) -> None:
+    names = ("starting", "ending", "broken", "busy", "short")
+    listed = [cluster(name, 60) for name in names]
+    listed += [cluster("long", 600), cluster("never", 0), cluster("deleted", 60, deletionTimestamp="now")]
+    kubernetes.answers = [(200, {"items": listed}), (200, {})]
+
+    async def check() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(schedulers)) as http:
+            await idle_clusters.delete_idle(await kr8s.asyncio.api(), http, "ns")
+
+    asyncio.run(check())
+    assert kubernetes.requests[1:] == [f'DELETE {DASK}/short {{"propagationPolicy": "Background"}}']
+
+
+def test_a_cluster_that_is_deleted_meanwhile_is_not_an_error(kubernetes: KubernetesServer) -> None:
+    kubernetes.answers = [(200, {"items": [cluster("short", 60)]}), (404, {"message": "not found"})]
+
+    async def check() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(schedulers)) as http:
+            await idle_clusters.delete_idle(await kr8s.asyncio.api(), http, "ns")
+
+    asyncio.run(check())
+    assert len(kubernetes.requests) == 2
+
+
+def test_the_loop_outlives_an_unavailable_api_and_logs_it_once(
+    kubernetes: KubernetesServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(idle_clusters, "_POLL_SECONDS", 0.001)
+    kubernetes.answers = [(503, {}), (503, {}), *[(200, {"items": []})] * 3, (kubernetes.NO_ANSWER, {})]
+
+    async def check() -> None:
+        watch = asyncio.create_task(idle_clusters.watch("ns"))
+        async with asyncio.timeout(60):
+            while len(kubernetes.requests) < 6:  # noqa: ASYNC110 - the server is another thread
+                await asyncio.sleep(0.001)
+        assert not watch.done()
+        watch.cancel()
+
+    asyncio.run(check())
+    [unavailable, again] = [each.getMessage() for each in caplog.records if each.name == idle_clusters.__name__]
+    assert "503" in unavailable
+    assert again == "idle clusters: checked again"

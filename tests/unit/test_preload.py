@@ -1,0 +1,59 @@
+"""Preload modules of Dask's processes on Kubernetes: versions, and the scheduler's plugin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from subprocess import run
+from types import SimpleNamespace
+from typing import Any
+
+from tidepool.compute.clusters.preload import versions
+from tidepool.compute.clusters.preload.scheduler import ClusterPlugin
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_named() -> None:
+    here = versions.versions()
+    assert versions.difference(here, here) == ""
+    assert versions.difference("python 3.11.7, dask 2026.8.0", "python 3.11.7, dask 2026.1.0") == (
+        "dask 2026.8.0 here, dask 2026.1.0 there"
+    )
+
+
+def test_a_scheduler_imports_neither_prefect_nor_pandas() -> None:
+    """That is most of a scheduler's start-up time; `entry` is what it unpickles with each graph."""
+    code = (
+        "import sys, tidepool.compute.clusters.preload.scheduler, tidepool.compute.worker.entry; "
+        "sys.exit(', '.join({'prefect', 'pandas', 'pydantic', 'bokeh'} & set(sys.modules)))"
+    )
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+
+
+# --- the scheduler's plugin -------------------------------------------------------------------------------------------
+
+
+def test_only_idle_workers_may_be_closed() -> None:
+    scheduler: Any = SimpleNamespace(workers={}, task_prefixes={})
+    plugin = ClusterPlugin(scheduler)
+    busy: Any = SimpleNamespace(processing={"a task"})
+    idle: Any = SimpleNamespace(processing={})
+    assert plugin.valid_workers_downscaling(scheduler, [busy, idle]) == [idle]
+
+
+def test_a_worker_that_left_still_counts() -> None:
+    state = SimpleNamespace(
+        name="w", nthreads=1, memory_limit=10, metrics={"tidepool": {"memory_peak": 7, "cpu_seconds": 2.0}}
+    )
+    prefix = SimpleNamespace(all_durations={"compute": 1.5})
+    scheduler: Any = SimpleNamespace(workers={"tcp://w:1": state}, task_prefixes={"p": prefix})
+    plugin = ClusterPlugin(scheduler)
+    plugin.add_worker(scheduler, "tcp://w:1")
+    scheduler.workers.clear()
+    plugin.remove_worker(scheduler, "tcp://w:1", stimulus_id="s")
+    told = plugin.usage()
+    assert told["busy_seconds"] == 1.5
+    assert told["workers"][0]["memory_peak"] == 7
+    json.dumps(told)

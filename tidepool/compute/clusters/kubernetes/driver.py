@@ -1,0 +1,110 @@
+"""The run and the driver pod that a Dask cluster belongs to, and what its own pods inherit from them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tidepool.settings import KubernetesSettings
+
+# Variables that identify the driver; a Dask pod is another one.
+_DRIVERS_OWN = re.compile(
+    r"TIDEPOOL_KUBERNETES_(NAMESPACE|POD_NAME|JOB_NAME|JOB_UID|IMAGE)|PREFECT__.*|PREFECT_FLOW_RUN_EXECUTE_.*"
+)
+# Kubernetes adds these to every pod.
+_AUTOMATIC_TOLERATIONS = {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that a cluster is for.
+
+    Attributes:
+        id: The flow run's id; empty outside of one.
+        flow: The flow's name.
+        attempt: 1 for the first execution of the run, 2 for its first retry, …
+    """
+
+    id: str = ""
+    flow: str = "adhoc"
+    attempt: int = 1
+
+
+def this_run() -> Run:
+    """Return the flow run that this process executes; without an id outside of one."""
+    from prefect.runtime import flow_run
+
+    if not flow_run.id:
+        return Run()
+    return Run(str(flow_run.id), flow_run.flow_name or "adhoc", max(flow_run.run_count or 1, 1))
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The configuration that Dask pods inherit from the driver.
+
+    Attributes:
+        image: Image, by digest where the node knows it.
+        env: Container variables, as in a pod's spec.
+        env_from: Whole ConfigMaps and Secrets as variables, as in a pod's spec.
+        placement: Pod fields: nodeSelector, tolerations, affinity, priorityClassName, imagePullSecrets.
+        owner: (name, uid) of the run's Job, with which Kubernetes deletes the cluster.
+        deployment: Name of the Prefect deployment, from the label of its pods; may be empty.
+    """
+
+    image: str
+    env: list[dict[str, Any]] = field(default_factory=list)
+    env_from: list[dict[str, Any]] = field(default_factory=list)
+    placement: dict[str, Any] = field(default_factory=dict)
+    owner: tuple[str, str] | None = None
+    deployment: str = ""
+
+
+def driver_of(pod: Mapping[str, Any], settings: KubernetesSettings) -> Driver:
+    """Return what a driver's pod passes on.
+
+    Args:
+        pod: The pod as the API returns it.
+        settings: Job name and uid, from the downward API.
+    """
+    spec = pod["spec"]
+    container = spec["containers"][0]
+    keep = ("nodeSelector", "affinity", "priorityClassName", "imagePullSecrets")
+    placement = {name: spec[name] for name in keep if spec.get(name)}
+    tolerations = [each for each in spec.get("tolerations", []) if each.get("key") not in _AUTOMATIC_TOLERATIONS]
+    if tolerations:
+        placement["tolerations"] = tolerations
+    owners = {each["kind"]: (each["name"], each["uid"]) for each in pod["metadata"].get("ownerReferences", [])}
+    owner = (settings.job_name, settings.job_uid) if settings.job_uid else owners.get("Job")
+    return Driver(
+        image=running_image(pod),
+        env=[each for each in container.get("env", []) if not _DRIVERS_OWN.fullmatch(each["name"])],
+        env_from=container.get("envFrom", []),
+        placement=placement,
+        owner=owner,
+        deployment=pod["metadata"].get("labels", {}).get("prefect.io/deployment-name", ""),
+    )
+
+
+def running_image(pod: Mapping[str, Any]) -> str:
+    """Return the image of a pod's first container: by digest (`name@sha256:…`) if it was pulled, else as in its spec.
+
+    An image that was loaded into the node (kind, minikube) has no digest that another node could pull.
+    """
+    container = pod["spec"]["containers"][0]
+    for status in pod.get("status", {}).get("containerStatuses", []):
+        pulled: str = status.get("imageID", "").removeprefix("docker-pullable://")
+        # kind names what it loads `docker.io/library/import-…@sha256:…`, which no registry has.
+        if status["name"] == container["name"] and "@sha256:" in pulled and "/import-" not in pulled:
+            return pulled
+    specified: str = container["image"]
+    return specified
+
+
+def digest(image: str) -> str:
+    """Return the `sha256:…` of an image name, or the name itself without one: equal for equal images."""
+    return image.rpartition("@")[2]

@@ -1,0 +1,27 @@
+"""Names and ports that driver, Dask pods and operator agree on. Standard library only: `operate` imports it."""
+
+from __future__ import annotations
+
+GROUP = "kubernetes.dask.org/v1"
+SCHEDULER_PORT = 8786
+HTTP_PORT = 8787
+WORKER_PORT = 8788
+
+# Never prefect.io/flow-run-id: the operator copies labels to its pods, and Prefect's observer takes every pod with that
+# label for a flow run's own.
+LABEL_RUN = "tidepool.dev/flow-run-id"
+LABEL_SHARED = "tidepool.dev/shared-cluster"
+ANNOTATION_DEPLOYMENT = "tidepool.dev/deployment"
+ANNOTATION_IMAGE = "tidepool.dev/image"
+ANNOTATION_VERSIONS = "tidepool.dev/versions"
+ANNOTATION_WORKERS = "tidepool.dev/workers"
+
+
+def scheduler_service(cluster: str) -> str:
+    """Return the name of the Service that the operator creates for a cluster's scheduler."""
+    return f"{cluster}-scheduler"
+
+
+def scheduler_url(cluster: str, namespace: str) -> str:
+    """Return the address of a scheduler's HTTP server inside the Kubernetes cluster."""
+    return f"http://{scheduler_service(cluster)}.{namespace}:{HTTP_PORT}"

@@ -1,0 +1,34 @@
+"""Private parts of dask-kubernetes' operator. Importing it registers the controller's handlers with kopf."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import kopf
+from dask_kubernetes.operator.controller import controller
+
+# The controller's timer for idle clusters.
+# Why: tidepool deletes idle clusters by a loop of its own, without the finalizer that kopf adds for a timer.
+# Watch: `daskcluster_autoshutdown` in dask_kubernetes/operator/controller/controller.py.
+# Delete when: dask-kubernetes can run without it.
+IDLE_TIMER = controller.daskcluster_autoshutdown
+
+
+@cache
+def own_worker_groups() -> None:
+    """Have the controller create a cluster's worker group with its owner reference.
+
+    Why: the controller adds the reference later, when it handles the group. The group of a cluster that was deleted by
+    then is orphaned forever.
+    Watch: `build_default_worker_group_spec` and its use in `daskcluster_create_components`.
+    Delete when: the controller adopts the group before it creates it, as it does with scheduler and Service.
+    """
+    build = controller.build_default_worker_group_spec
+
+    def owned(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        group: dict[str, Any] = build(*args, **kwargs)
+        kopf.adopt(group)
+        return group
+
+    controller.build_default_worker_group_spec = owned
