@@ -316,6 +316,12 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             id="invalid YAML",
         ),
         pytest.param(
+            "    work_pool: {name: kubernetes}\n",
+            "    work_pool: kubernetes\n",
+            "prefect.yaml:29: deployments[deliver].work_pool: must be a mapping, not 'kubernetes'",
+            id="text instead of a mapping",
+        ),
+        pytest.param(
             "collision_strategy: CANCEL_NEW",
             "collision_strategy: SKIP",
             "prefect.yaml:17: deployments[sell].concurrency_limit.collision_strategy: input should be 'ENQUEUE' or "

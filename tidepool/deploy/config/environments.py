@@ -83,13 +83,13 @@ def render(
     for key in overlay:
         if key not in _OVERLAY_KEYS:
             raise UsageError(f"unknown key {key!r}{did_you_mean(key, _OVERLAY_KEYS)}")
-    everywhere = overlay.get("every_deployment") or {}
-    single = overlay.get("deployments") or {}
+    everywhere = _mapping("every_deployment", overlay.get("every_deployment") or {})
+    single = _mapping("deployments", overlay.get("deployments") or {})
     known = deployment_names(manifest)
     for name, patch in [("every_deployment", everywhere), *single.items()]:
         if name not in ("every_deployment", *known):
             raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, known)}")
-        if "schedules" in (patch or {}):
+        if "schedules" in _mapping(name, patch or {}):
             raise UsageError(f"{name} has schedules, which only prefect.yaml may define; `paused` switches them off")
 
     rendered = {key: value for key, value in manifest.items() if key != "definitions"}
@@ -175,10 +175,13 @@ def _with_image(manifest: Manifest, image: str | None) -> Manifest:
 
 
 def _read(repository: Path, name: str) -> Manifest:
-    content = yaml_source.read(repository / name, name).data
-    if not isinstance(content, dict):
-        raise UsageError(f"{name} must be a mapping, not {type(content).__name__}")
-    return content
+    return _mapping(name, yaml_source.read(repository / name, name).data)
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{name} must be a mapping, not {type(value).__name__}")
+    return value
 
 
 class _Dumper(yaml.SafeDumper):

@@ -186,6 +186,8 @@ def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
             if place == ("pull",)
             else ""
         )
+    if error["type"] in ("model_type", "dict_type"):
+        return f"must be a mapping, not {error['input']!r}"
     if error["type"] == "string_pattern_mismatch":
         return f"{error['input']!r} must be lower-case words joined by hyphens"
     return reason(error)

@@ -65,7 +65,8 @@ def path(place: Place, data: Any = None) -> str:
         inside = (isinstance(data, dict) and part in data) or (isinstance(data, list) and part in range(len(data)))
         data = data[part] if inside else None
         if isinstance(part, int):
-            text += f"[{(data.get('name') if isinstance(data, dict) else None) or part}]"
+            name = data.get("name") if isinstance(data, dict) else None
+            text += f"[{name}]" if name and isinstance(name, str) else f"[{part}]"
         else:
             text += f".{part}" if text else str(part)
     return text or "the file"
