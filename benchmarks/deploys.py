@@ -1,8 +1,8 @@
-"""Deploys, stock beside ours, against a real server whose requests are written down.
+"""Deploys with stock Prefect and with tidepool, against a real server whose requests are recorded.
 
 - `python -m benchmarks.deploys rows`: the nine ways in which a stock deploy goes wrong;
-- `python -m benchmarks.deploys hundred`: a plan, and an apply with nothing to do, of a hundred deployments;
-- `python -m benchmarks.deploys kill`: the server is killed in the middle of an apply of twenty.
+- `python -m benchmarks.deploys hundred`: a plan, and an apply with nothing to do, of 100 deployments;
+- `python -m benchmarks.deploys kill`: the server is killed in the middle of an apply of 20.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,11 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.integration.deploy_support import HOURLY, NIGHTLY, Proxy, Shop, recorded
-from tidepool.deploy.reconcile import actual
+from tidepool.deploy.client import connect
+from tidepool.local.processes import Processes
+from tidepool.local.server import Home, free_port
+from tidepool.local.server import Server as PrefectServer
 from tidepool.settings import environment
 
 if TYPE_CHECKING:
@@ -33,51 +34,29 @@ DEADLINE_SECONDS = 120
 
 
 class Server:
-    """A Prefect server on SQLite that can be killed and started again."""
+    """A Prefect server on SQLite that can be killed and restarted with the same data."""
 
     def __init__(self, home: Path) -> None:
-        self._home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
-        self.api = f"http://127.0.0.1:{self._port}/api"
-        self.process: subprocess.Popen[bytes] | None = None
+        self._server = PrefectServer(Home(home), free_port())
+        self._processes = Processes(self._server.home.logs, self._server.variables)
+        self.api = self._server.api
+        self.start()
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
-        command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(self._port)]
-        variables = {
-            **environment(),
-            "PREFECT_HOME": str(self._home),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-        }
-        variables.pop("PREFECT_API_URL", None)
-        self.process = subprocess.Popen(
-            command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{self.api}/health", timeout=5).is_success:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.2)
-        raise TimeoutError("the server did not start")
+        """Start it and wait until it answers."""
+        self._process = self._server.start(self._processes, "--no-ui")
 
     def kill(self) -> None:
-        """Kills it, as a node that goes away does."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # the command and the server that it started
-            self.process.wait()
+        """Kill it, as the loss of its node would."""
+        os.killpg(self._process.pid, signal.SIGKILL)  # the command and the server that it started
+        self._process.wait()
 
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """A server for as long as it is needed."""
+    """Run a server."""
     with tempfile.TemporaryDirectory(prefix="tidepool-deploys-", ignore_cleanup_errors=True) as home:
         made = Server(Path(home))
-        made.start()
         try:
             yield made
         finally:
@@ -85,7 +64,7 @@ def running() -> Iterator[Server]:
 
 
 def command(shop: Shop, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`tidepool …` in the shop's folder."""
+    """Run `tidepool …` in the shop's folder."""
     shop.write()
     return subprocess.run(
         [sys.executable, "-m", "tidepool.cli", *arguments], cwd=shop.root, env=_variables(shop), capture_output=True,
@@ -103,13 +82,13 @@ def _variables(shop: Shop) -> dict[str, str]:
 
 
 class Deploy:
-    """One way to deploy: the stock command on a file without our veto, or ours."""
+    """One way to deploy: the stock command on a file without the veto, or tidepool."""
 
     def __init__(self, proxy: Proxy, *, ours: bool, bare: bool) -> None:
         self.proxy, self.ours, self._bare = proxy, ours, bare
 
     def __call__(self, shop: Shop) -> int:
-        """Deploys; the exit code."""
+        """Deploy; return the exit code."""
         if self.ours and not self._bare:
             return command(shop, "apply").returncode
         if not self.ours:
@@ -123,28 +102,28 @@ def _six(shop: Shop, count: int = 3) -> None:
 
 
 def unknown_key(shop: Shop, deploy: Deploy) -> str:
-    """A misspelt key."""
+    """Misspell a key."""
     _six(shop)
     shop.manifest["deployments"][0]["concurency_limit"] = 1
-    return f"exit {deploy(shop)}, {len(shop.live())} deployments written"
+    return f"exit {deploy(shop)}, {len(shop.deployments())} deployments written"
 
 
 def bad_second(shop: Shop, deploy: Deploy) -> str:
-    """The second of three cannot be imported."""
+    """Deploy three, of which the second cannot be imported."""
     _six(shop)
     shop.manifest["deployments"][1]["entrypoint"] = f"{shop.module}.nothing"
-    return f"exit {deploy(shop)}, {len(shop.live())} of 3 written"
+    return f"exit {deploy(shop)}, {len(shop.deployments())} of 3 written"
 
 
 def bad_job_variable(shop: Shop, deploy: Deploy) -> str:
-    """A job variable of the wrong type in the last of six."""
+    """Give the last of six a job variable of the wrong type."""
     _six(shop, 6)
     shop.manifest["deployments"][5]["work_pool"]["job_variables"] = {"stream_output": "perhaps"}
-    return f"exit {deploy(shop)}, {len(shop.live())} of 6 written"
+    return f"exit {deploy(shop)}, {len(shop.deployments())} of 6 written"
 
 
 def no_op(shop: Shop, deploy: Deploy) -> str:
-    """Nothing changed."""
+    """Deploy again without a change."""
     _six(shop)
     deploy(shop)
     before = _settled(shop)
@@ -155,28 +134,28 @@ def no_op(shop: Shop, deploy: Deploy) -> str:
 
 
 def ui_pause(shop: Shop, deploy: Deploy) -> str:
-    """A deployment is paused in the UI, and then deployed with a change."""
+    """Pause a deployment in the UI, then deploy a change of it."""
     _six(shop)
     deploy(shop)
-    with actual.connect() as client:
-        client.pause_deployment(shop.live()["d0"]["id"])
+    with connect() as client:
+        client.pause_deployment(shop.deployments()["d0"]["id"])
     shop.manifest["deployments"][0]["parameters"] = {"count": 2}
     deploy(shop)
-    live = shop.live()["d0"]
+    live = shop.deployments()["d0"]
     return "still paused" if live["paused"] else "running again"
 
 
 def deployment_removed(shop: Shop, deploy: Deploy) -> str:
-    """A deployment left the file."""
+    """Remove a deployment from the file."""
     _six(shop)
     deploy(shop)
     shop.manifest["deployments"].pop()
     deploy(shop)
-    return "gone" if "d2" not in shop.live() else "still there, still scheduled"
+    return "gone" if "d2" not in shop.deployments() else "still there, still scheduled"
 
 
 def schedule_removed(shop: Shop, deploy: Deploy) -> str:
-    """A schedule left the file."""
+    """Remove a schedule from the file."""
     _six(shop)
     deploy(shop)
     shop.manifest["deployments"][0]["schedules"] = [NIGHTLY]
@@ -185,7 +164,7 @@ def schedule_removed(shop: Shop, deploy: Deploy) -> str:
 
 
 def schedules_empty(shop: Shop, deploy: Deploy) -> str:
-    """`schedules: []`."""
+    """Replace the schedules by `schedules: []`."""
     _six(shop)
     deploy(shop)
     shop.manifest["deployments"][0]["schedules"] = []
@@ -194,14 +173,14 @@ def schedules_empty(shop: Shop, deploy: Deploy) -> str:
 
 
 def schedule_renamed(shop: Shop, deploy: Deploy) -> str:
-    """A schedule has a new slug."""
+    """Give a schedule a new slug."""
     _six(shop)
     deploy(shop)
-    ids = {each["slug"]: each["id"] for each in shop.live()["d0"]["schedules"]}
+    ids = {each["slug"]: each["id"] for each in shop.deployments()["d0"]["schedules"]}
     new = {**NIGHTLY, "slug": "early", **({"replaces": "nightly"} if deploy.ours else {})}
     shop.manifest["deployments"][0]["schedules"] = [new, HOURLY]
     deploy(shop)
-    after = {each["slug"]: each["id"] for each in shop.live()["d0"]["schedules"]}
+    after = {each["slug"]: each["id"] for each in shop.deployments()["d0"]["schedules"]}
     return _schedules(shop, {"early", "hourly"}) + (", same id" if after.get("early") == ids["nightly"] else "")
 
 
@@ -219,12 +198,12 @@ ROWS: dict[str, tuple[Callable[[Shop, Deploy], str], bool]] = {
 
 
 def _schedules(shop: Shop, wanted: set[str]) -> str:
-    there = {each["slug"] for each in shop.live()["d0"]["schedules"]}
+    there = {each["slug"] for each in shop.deployments()["d0"]["schedules"]}
     return "as in the file" if there == wanted else f"{', '.join(sorted(there - wanted))} still there"
 
 
 def _settled(shop: Shop) -> set[str]:
-    """Ids of the future runs, once the scheduler has made them."""
+    """Return ids of the future runs, once the scheduler has created them."""
     deadline, seen = time.monotonic() + DEADLINE_SECONDS, shop.future_runs()
     while time.monotonic() < deadline:
         time.sleep(8)  # the scheduler's loop is five seconds
@@ -236,7 +215,7 @@ def _settled(shop: Shop) -> set[str]:
 
 
 def rows() -> None:
-    """Prints the nine rows."""
+    """Print the nine rows."""
     with running() as there, recorded(there.api) as proxy, tempfile.TemporaryDirectory() as folder:
         print("| what | stock | writes | ours | writes |\n|---|---|---|---|---|", flush=True)
         for name, (row, bare) in ROWS.items():
@@ -251,7 +230,7 @@ def rows() -> None:
 
 
 def hundred() -> None:
-    """Prints the seconds of a plan and of an apply with nothing to do."""
+    """Print the seconds of a plan and of an apply with nothing to do."""
     with running() as there, recorded(there.api) as proxy, tempfile.TemporaryDirectory() as folder:
         shop = Shop(Path(folder) / "shop")
         shop.create_pool()
@@ -270,7 +249,7 @@ def hundred() -> None:
 
 
 def kill() -> None:
-    """Kills the server in the middle of an apply, and runs it again."""
+    """Kill the server in the middle of an apply, and restart it."""
     with running() as there, tempfile.TemporaryDirectory() as folder, temporary_settings({PREFECT_API_URL: there.api}):
         shop = Shop(Path(folder) / "shop")
         shop.create_pool()
@@ -289,12 +268,12 @@ def kill() -> None:
         errors = process.communicate()[1]
         print(f"exit {process.returncode} after {time.monotonic() - start:.0f} s:\n{errors}")
         there.start()
-        print(f"on the server: {len(shop.live())} of 20")
+        print(f"on the server: {len(shop.deployments())} of 20")
         again = command(shop, "apply")
-        live = shop.live()
+        live = shop.deployments()
         names: list[Any] = [each["name"] for each in live.values()]
         print(f"again: exit {again.returncode}, {again.stdout.splitlines()[-1]}")
-        print(f"on the server: {len(live)} of 20, {len(names) - len(set(names))} twice")
+        print(f"on the server: {len(live)} of 20, {len(names) - len(set(names))} duplicates")
         print(f"plan: exit {command(shop, 'plan').returncode}")
 
 

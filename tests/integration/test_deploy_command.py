@@ -6,12 +6,15 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration.deploy_support import NIGHTLY, Shop, recorded
 from tidepool import settings as settings_module
+from tidepool.cli import main
 from tidepool.deploy.client import connect
 
 if TYPE_CHECKING:
@@ -37,8 +40,21 @@ def shop(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     return made
 
 
-def tidepool(shop: Shop, proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in the shop's folder, against the server behind the proxy."""
+def tidepool(shop: Shop, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, in the shop's folder: starting Python takes seconds."""
+    out, err, code = StringIO(), StringIO(), 0
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.chdir(shop.root)
+        patched.setattr(sys, "argv", ["tidepool", *arguments])
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def process(shop: Shop, proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process, in the shop's folder, against the server behind the proxy."""
     return subprocess.run(
         [sys.executable, "-m", "tidepool.cli", *arguments],
         cwd=shop.root,
@@ -90,26 +106,26 @@ def test_plan_apply_and_prune_as_commands(shop: Shop, proxy: Proxy) -> None:
     for name in ("one", "two", "three"):
         shop.deployment(name, NIGHTLY)
     shop.write()
-    planned = tidepool(shop, proxy, "plan", "--json")
+    planned = process(shop, proxy, "plan", "--json")
     assert planned.returncode == 2, planned.stderr
     assert len(json.loads(planned.stdout)["changes"]) == 6
-    applied = tidepool(shop, proxy, "apply")
+    applied = tidepool(shop, "apply")
     assert applied.returncode == 0, applied.stderr
     assert f"created deployment {shop.flow}/three" in applied.stdout
-    assert tidepool(shop, proxy, "plan").returncode == 0
+    assert tidepool(shop, "plan").returncode == 0
 
     shop.manifest["deployments"].pop(0)
     shop.write()
-    refused = tidepool(shop, proxy, "prune")
+    refused = tidepool(shop, "prune")
     assert refused.returncode == 2
     assert (
         "this would delete 1 of 3 deployments, above TIDEPOOL_DEPLOY_DELETE_SHARE=0.3; nothing was written"
         in refused.stderr
     )
-    dry = tidepool(shop, proxy, "prune", "--dry-run")
+    dry = tidepool(shop, "prune", "--dry-run")
     assert f"would delete deployment {shop.flow}/one" in dry.stdout
     assert set(shop.deployments()) == {"one", "two", "three"}
-    assert tidepool(shop, proxy, "prune", "--yes-delete", "1").returncode == 0
+    assert tidepool(shop, "prune", "--yes-delete", "1").returncode == 0
     assert set(shop.deployments()) == {"two", "three"}
 
 
@@ -117,7 +133,7 @@ def test_a_server_that_does_not_answer_is_one_sentence(shop: Shop, proxy: Proxy)
     shop.deployment("one")
     shop.write()
     proxy.close()
-    done = tidepool(shop, proxy, "plan")
+    done = process(shop, proxy, "plan")
     assert done.returncode == 1
     assert re.search(r"tidepool: the Prefect server at \S+ does not answer: ", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
@@ -128,29 +144,29 @@ def git(shop: Shop, *arguments: str) -> str:
     return subprocess.run(command, cwd=shop.root, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_a_rollback_applies_what_git_knows_of_an_older_version(shop: Shop, proxy: Proxy) -> None:
+def test_a_rollback_applies_an_older_version_from_git(shop: Shop) -> None:
     one = shop.deployment("one", NIGHTLY, version="1")
     shop.write()
     (shop.root / ".gitignore").write_text("__pycache__/\n")
     git(shop, "init", "--quiet", "--initial-branch=main")
     git(shop, "add", "-A")
     git(shop, "commit", "--quiet", "-m", "First prices")
-    applied = tidepool(shop, proxy, "apply")
+    applied = tidepool(shop, "apply")
     assert "recorded as deployed/production/" in applied.stdout, applied.stderr
     first = git(shop, "rev-parse", "HEAD")
 
     one["parameters"], one["schedules"] = {"count": 7}, [{**NIGHTLY, "cron": "0 9 * * *"}]
     shop.write()
     git(shop, "commit", "--quiet", "-am", "New prices")
-    assert tidepool(shop, proxy, "apply").returncode == 0
+    assert tidepool(shop, "apply").returncode == 0
     assert shop.deployments()["one"]["parameters"] == {"count": 7}
 
-    listed = tidepool(shop, proxy, "rollback").stdout.splitlines()
+    listed = tidepool(shop, "rollback").stdout.splitlines()
     assert [line.split("  ")[-1] for line in listed] == ["New prices", "First prices"]
-    wrong = tidepool(shop, proxy, "rollback", "--to", "abcdef0")
+    wrong = tidepool(shop, "rollback", "--to", "abcdef0")
     assert wrong.returncode == 2
     assert "version 'abcdef0' was not deployed; known: " in wrong.stderr
-    back = tidepool(shop, proxy, "rollback", "--to", first[:10])
+    back = tidepool(shop, "rollback", "--to", first[:10])
     assert back.returncode == 0, back.stderr
     live = shop.deployments()["one"]
     assert live["parameters"] == {"count": 1}

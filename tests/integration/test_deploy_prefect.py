@@ -1,0 +1,64 @@
+"""Behaviour of `prefect deploy` and of the server that `tidepool.deploy` relies on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, deploy_in_process
+from tests.polling import until
+from tidepool.deploy.client import connect
+from tidepool.deploy.reconcile.apply import prefect_deploy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def shop(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """An empty repository without tidepool's veto, with a work pool on the server."""
+    del prefect_server
+    made = Shop(tmp_path / "shop", monkeypatch)
+    made.manifest["build"] = []
+    made.create_pool()
+    return made
+
+
+def test_the_command_reports_each_deployment_and_the_reason_of_a_failure(shop: Shop) -> None:
+    shop.deployment("one"), shop.deployment("two", entrypoint=f"{shop.module}.nothing"), shop.deployment("three")
+    written: list[str] = []
+    reason = prefect_deploy(shop.root, shop.manifest, written.append)
+    assert written == [f"{shop.flow}/one"]
+    assert "nothing" in reason
+    assert set(shop.deployments()) == {"one"}
+
+
+def test_a_redeploy_resumes_a_paused_deployment_and_leaves_schedules_alone_that_it_does_not_name(shop: Shop) -> None:
+    """Therefore an apply writes a pause out, and updates schedules itself."""
+    config = shop.deployment("one", NIGHTLY)
+    assert deploy_in_process(shop.root, shop.manifest, lambda _: None) == ""
+    before = shop.deployments()["one"]
+    with connect() as client:
+        client.pause_deployment(before["id"])
+    del config["schedules"]
+    assert deploy_in_process(shop.root, shop.manifest, lambda _: None) == ""
+    after = shop.deployments()["one"]
+    assert after["paused"] is False
+    assert [each["id"] for each in after["schedules"]] == [each["id"] for each in before["schedules"]]
+
+
+def test_deleting_a_schedule_deletes_its_late_runs_too_as_the_docs_say(shop: Shop) -> None:
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import State
+
+    shop.deployment("one", HOURLY)
+    assert deploy_in_process(shop.root, shop.manifest, lambda _: None) == ""
+    deployment = shop.deployments()["one"]
+    run = min(until(shop.future_runs))
+    with connect() as client:
+        client.set_flow_run_state(run, State(type=StateType.SCHEDULED, name="Late"), force=True)  # type: ignore[arg-type]
+        client.delete_deployment_schedule(deployment["id"], deployment["schedules"][0]["id"])
+    until(lambda: run not in shop.future_runs())
