@@ -6,14 +6,14 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-import dask.config
+import distributed
 import pytest
 from prefect import flow, get_client, task
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.context import FlowRunContext
 
 from tidepool.compute.batches import BatchError, FailedItem, map_batched
-from tidepool.compute.clusters.local import PatientCluster
+from tidepool.compute.clusters.local import set_dask_defaults
 from tidepool.compute.runner.limits import ResultRefusedError
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.worker_loss import ReportingNanny
@@ -29,12 +29,14 @@ pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[TidepoolTaskRunner]:
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        PatientCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", worker_class=ReportingNanny
-        ) as cluster,
-    ):
+    set_dask_defaults(300)
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        worker_class=ReportingNanny,
+        scheduler_kwargs={"allowed_failures": 0},
+    ) as cluster:
         yield TidepoolTaskRunner(address=cluster.scheduler_address)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import distributed
 import pytest
 from prefect import allow_failure, flow, get_client, get_run_logger, runtime, tags, task, unmapped
 from prefect.artifacts import create_markdown_artifact
@@ -29,7 +30,7 @@ from prefect.utilities.annotations import opaque, quote
 from prefect_dask import DaskTaskRunner
 
 from tests.polling import until
-from tidepool.compute.clusters.local import PatientCluster
+from tidepool.compute.clusters.local import set_dask_defaults
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.worker_loss import ReportingNanny
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    import distributed
     from prefect.client.schemas.objects import TaskRun
 
 # On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
@@ -52,7 +52,8 @@ def cluster() -> Iterator[distributed.LocalCluster]:
 
     Its nannies bring back a worker that a test of the stock runner has ended: the next test needs both.
     """
-    with PatientCluster(
+    set_dask_defaults(300)
+    with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", worker_class=ReportingNanny
     ) as running:
         yield running

@@ -1,17 +1,16 @@
-"""What the driver tells the server of task runs that ended on a worker which could not say so any more."""
+"""Final states that the driver records for workers that are lost."""
 
 from __future__ import annotations
 
 import contextvars
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-import cloudpickle
 import pytest
 from prefect import flow, get_client, task
 from prefect.states import Completed, Failed, Pending
-from prefect.types._datetime import now
 
 from tests.polling import until
 from tidepool.compute.run_log import run_log
@@ -23,7 +22,7 @@ pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(120
 
 @task
 def item() -> None:
-    """Never runs: it is the driver that speaks."""
+    """Never runs: the driver reports it."""
 
 
 def _recorded(task_run_id: UUID, states: list[str]) -> Any:
@@ -36,7 +35,7 @@ def _recorded(task_run_id: UUID, states: list[str]) -> Any:
 def test_what_was_not_sent_is_recorded_as_it_was() -> None:
     task_run_id, state = uuid4(), Completed(message="All states completed.")
     begun = state.timestamp - timedelta(seconds=3)
-    outcome = Outcome(cloudpickle.dumps(state), "item-1", begun)
+    outcome = replace(Outcome.of(state), name="item-1", start_time=begun)
 
     @flow
     def body() -> None:
@@ -52,7 +51,7 @@ def test_what_was_not_sent_is_recorded_as_it_was() -> None:
 
 def test_what_was_sent_after_all_is_recorded_once() -> None:
     task_run_id, state = uuid4(), Failed(message="no 7")
-    outcome = Outcome(cloudpickle.dumps(state), "item-7", now("UTC") - timedelta(seconds=1))
+    outcome = replace(Outcome.of(state), name="item-7", start_time=datetime.now(UTC) - timedelta(seconds=1))
 
     @flow
     def body() -> None:
@@ -69,7 +68,7 @@ def test_what_was_sent_after_all_is_recorded_once() -> None:
 def test_one_that_was_not_ready_has_ended_too(caplog: pytest.LogCaptureFixture) -> None:
     """What waits for a failed task run ends Pending: it was taken for unsent, and sent again, each time."""
     task_run_id = uuid4()
-    outcome = Outcome(cloudpickle.dumps(Pending(name="NotReady", message="upstream failed")), "item-3", None)
+    outcome = replace(Outcome.of(Pending(name="NotReady", message="upstream failed")), name="item-3")
 
     @flow
     def body() -> None:
@@ -90,7 +89,7 @@ def test_a_task_run_that_the_server_knows_is_not_announced_again(caplog: pytest.
     def body() -> None:
         recorder = Recorder(contextvars.copy_context(), run_log())
         recorder.record([Conclusion(first, item, {}, Outcome.of(Failed(message="told")))])
-        outcome = Outcome(cloudpickle.dumps(Completed()), "item-2", now("UTC"))
+        outcome = replace(Outcome.of(Completed()), name="item-2", start_time=datetime.now(UTC))
         _recorded(first, ["Pending", "Failed"])
         recorder.record_unsent([Conclusion(first, item, {}, outcome), Conclusion(second, item, {}, outcome)], 0)
 

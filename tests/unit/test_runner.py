@@ -5,28 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from contextlib import ExitStack
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import cloudpickle
-import dask.config
 import distributed
 import pytest
 from distributed.client import ClosedClientError
 from prefect import allow_failure, task
-from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
 from prefect.assets import Asset, materialize
 from prefect.client.schemas.objects import TaskRunResult
 from prefect.context import FlowRunContext
+from prefect.results import ResultRecord, ResultRecordMetadata
 from prefect.serializers import PickleSerializer
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from prefect.utilities.annotations import opaque, quote
 
 from tidepool.compute.batches import BatchOutcome, _Batches, _delay
-from tidepool.compute.clusters import local
-from tidepool.compute.runner.completion import before_completed
+from tidepool.compute.clusters.local import local_cluster
 from tidepool.compute.runner.futures import Outcome, Submission, TidepoolFuture
 from tidepool.compute.runner.limits import (
     ArgumentRefusedError,
@@ -35,10 +35,10 @@ from tidepool.compute.runner.limits import (
     refuse_arguments,
     refuse_result,
 )
-from tidepool.compute.runner.task_runner import TidepoolTaskRunner, _assets, _own_scheduler
+from tidepool.compute.runner.submission import _assets
+from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.tracker import Tracker
-from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLostError, exit_in_words
-from tidepool.settings import settings
+from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLostError, describe_exit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_duplicate_has_the_same_settings() -> None:
 
 def test_a_duplicate_keeps_a_cluster_that_was_given() -> None:
     given: Any = SimpleNamespace()
-    assert TidepoolTaskRunner(cluster=given).duplicate()._cluster is given
+    assert TidepoolTaskRunner(cluster=given).duplicate().cluster is given
 
 
 def test_a_runner_travels_by_its_settings() -> None:
@@ -74,7 +74,7 @@ def test_a_runner_travels_by_its_settings() -> None:
     [(0, "exit code 0"), (7, "exit code 7"), (-9, "killed by SIGKILL (137)"), (-15, "killed by SIGTERM (143)")],
 )
 def test_exit_codes_in_words(code: int, words: str) -> None:
-    assert exit_in_words(code) == words
+    assert describe_exit(code) == words
 
 
 def test_the_cluster_may_know_why_a_worker_ended() -> None:
@@ -82,9 +82,9 @@ def test_the_cluster_may_know_why_a_worker_ended() -> None:
         def worker_exit(self, address: str) -> str | None:
             return "out of memory (137)" if address == "tcp://a:1" else None
 
-    assert Exits().why("tcp://a:1", Pods()) == "out of memory (137)"
-    assert Exits().why("tcp://b:1", Pods()) is None
-    assert Exits().why("tcp://a:1", None, seconds=0) is None
+    assert Exits().cause("tcp://a:1", Pods()) == "out of memory (137)"
+    assert Exits().cause("tcp://b:1", Pods()) is None
+    assert Exits().cause("tcp://a:1", None, seconds=0) is None
 
 
 def test_arguments_up_to_the_limit_pass() -> None:
@@ -106,34 +106,6 @@ def test_annotations_travel_as_what_they_are() -> None:
     assert cloudpickle.loads(pickle_argument(arguments)) == arguments
 
 
-class Client:
-    """Takes proposals of states."""
-
-    def __init__(self) -> None:
-        self.proposed: list[str] = []
-
-    def set_flow_run_state(self, _flow_run_id: Any, state: Any, force: bool = False) -> str:  # noqa: FBT001, FBT002
-        self.proposed.append(state.type.value + ("!" if force else ""))
-        return "accepted"
-
-
-def test_completed_is_proposed_after_the_check_only() -> None:
-    client: Any = Client()
-    mine, other = uuid4(), uuid4()
-
-    def refuse() -> None:
-        raise ValueError("not yet")
-
-    remove = before_completed(client, mine, refuse)
-    with pytest.raises(ValueError, match="not yet"):
-        client.set_flow_run_state(mine, Completed())
-    assert client.set_flow_run_state(mine, Failed(), force=True) == "accepted"
-    assert client.set_flow_run_state(other, Completed()) == "accepted"
-    remove()
-    assert client.set_flow_run_state(mine, Completed()) == "accepted"
-    assert client.proposed == ["FAILED!", "COMPLETED", "COMPLETED"]
-
-
 def _completed(result: object) -> Outcome:
     made = ResultRecordMetadata(storage_key=uuid4().hex, serializer=PickleSerializer())
     state: Any = Completed(data=ResultRecord(metadata=made, result=result))
@@ -141,21 +113,19 @@ def _completed(result: object) -> Outcome:
     return Outcome.of(state)
 
 
-def test_a_state_is_kept_as_what_differs_from_another_one() -> None:
-    """Ten thousand whole ones were a tenth of the driver's memory."""
-    first, second = _completed(1), _completed("two")
-    packed = second.packed(like=first.pickled)
-    assert len(packed.pickled) < len(second.pickled) / 4
-    assert packed.state() == second.state()
-    assert packed.state().data.result == "two"
-    assert packed.packed(like=second.pickled) is packed
-    assert cloudpickle.loads(cloudpickle.dumps(packed)).state() == second.state(), "it goes to task runs that need it"
+def test_an_outcome_gives_the_state_back() -> None:
+    made = ResultRecordMetadata(storage_key=uuid4().hex, serializer=PickleSerializer())
+    state: Any = Completed(data=ResultRecord(metadata=made, result="two"), message="done")
+    state.state_details.task_run_id = uuid4()
+    outcome = cloudpickle.loads(cloudpickle.dumps(Outcome.of(state)))
+    assert outcome.state() == state
+    assert (outcome.state().id, outcome.state().data.result) == (state.id, "two")
 
 
-def test_a_large_result_is_kept_as_it_is() -> None:
-    outcome = _completed("x" * 10_000)
-    assert outcome.packed(like=_completed(1).pickled) is outcome
-    assert not outcome.is_small, "each state that is packed like it would carry it"
+def test_ten_thousand_outcomes_take_little_memory() -> None:
+    """Whole states were a tenth of the driver's memory."""
+    outcome = _completed(1)
+    assert len(outcome.header) + len(outcome.data) < 1000
 
 
 class _Unreadable:
@@ -166,10 +136,10 @@ class _Unreadable:
         return int, (self.room,)
 
 
-def test_a_large_result_is_not_read_to_do_without_it() -> None:
+def test_a_result_is_not_read_to_do_without_it() -> None:
     """One that cannot be read crashed the task runs whose states came together with it."""
     outcome = _completed(_Unreadable())
-    small = outcome.small().state()
+    small = outcome.without_data().state()
     assert (small.type.value, small.data) == ("COMPLETED", None)
     assert small.state_details.task_run_id
     with pytest.raises(ValueError, match="invalid literal"):
@@ -193,19 +163,6 @@ def test_assets_are_noted_for_those_task_runs_only_that_have_some() -> None:
         assert described["upstream_assets"][0]["key"] == asset.key
         assert _assets(nothing, uuid4(), {"item": set()}) is None
         assert list(noted.values()) == [{asset}, {asset}]
-
-
-def test_threads_that_create_clusters_at_the_same_time_leave_no_settings_behind() -> None:
-    """Of two, the first to leave took them from the second, which then put back what it had found: these, for good."""
-    name = "distributed.scheduler.allowed-failures"
-    before = dask.config.get(name)
-    with ExitStack() as first, ExitStack() as second:
-        first.enter_context(_own_scheduler)
-        second.enter_context(_own_scheduler)
-        assert dask.config.get(name) == 0
-        first.close()
-        assert dask.config.get(name) == 0
-    assert dask.config.get(name) == before != 0
 
 
 @task
@@ -250,17 +207,35 @@ def test_items_wait_for_their_retry_as_task_runs_do() -> None:
     assert all(5 <= delay <= 15 for delay in delays)
 
 
-def test_a_local_cluster_has_patience_with_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 15 s Dask took the nanny of a worker that was still coming back, and the flow run waited for nobody."""
-    seen: list[str] = []
+def test_a_local_cluster_keeps_a_worker_that_restarts() -> None:
+    """After 15 s Dask removed the nanny of a worker that was still coming back, and the flow run waited without end."""
+    script = """
+import dask.config
+from tidepool.compute.clusters.local import set_dask_defaults
+set_dask_defaults(30)
+print(dask.config.get("distributed.deploy.lost-worker-timeout"))
+"""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
 
-    def read(_cluster: Any, _op: str, _address: str) -> None:
-        seen.append(dask.config.get("distributed.deploy.lost-worker-timeout"))
+    def printed(**more: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", script], env=variables | more, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout.strip()
 
-    monkeypatch.setattr(distributed.LocalCluster, "_update_worker_status", read)
-    local.PatientCluster._update_worker_status(object.__new__(local.PatientCluster), "remove", "tcp://127.0.0.1:1")
-    assert seen == [f"{settings().compute.no_worker_seconds}s"]
-    assert TidepoolTaskRunner().resolved_cluster_class is local.PatientCluster
+    assert printed() == "30s"
+    assert printed(DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT="7s") == "7s", "a user's own setting"
+
+
+@pytest.mark.parametrize("kind", [None, distributed.LocalCluster, local_cluster])
+def test_a_lost_worker_is_reported_at_once_by_clusters_of_the_runner_only(kind: Any) -> None:
+    options = TidepoolTaskRunner(cluster_class=kind).cluster_kwargs
+    assert options["scheduler_kwargs"] == {"allowed_failures": 0}
+    assert options["worker_class"] is ReportingNanny
+    given = {"scheduler_kwargs": {"allowed_failures": 5}, "processes": False}
+    options = TidepoolTaskRunner(cluster_class=kind, cluster_kwargs=given).cluster_kwargs
+    assert options["scheduler_kwargs"] == {"allowed_failures": 5}
+    assert "worker_class" not in options
+    assert TidepoolTaskRunner(cluster_class=cluster).cluster_kwargs == {}
 
 
 @pytest.mark.parametrize(
@@ -301,7 +276,7 @@ class ClosedClient:
 def test_what_cannot_be_sent_is_not_waited_for() -> None:
     recorder: Any = SimpleNamespace(record=list, record_unsent=bool)
     client: Any = ClosedClient()
-    tracker = Tracker(client, None, recorder, logging.getLogger("tidepool.test"), paced=True)
+    tracker = Tracker(client, None, recorder, logging.getLogger("tidepool.test"), back_pressure=True)
     submission = Submission(nothing, ["call"], ["context"], b"", {}, [])
     with pytest.raises(ClosedClientError):
         tracker.submit([TidepoolFuture(uuid4(), submission, tracker)])
@@ -312,8 +287,8 @@ def test_what_cannot_be_sent_is_not_waited_for() -> None:
     tracker.stop("over", 5)
 
 
-def test_what_is_kept_of_a_large_result_is_small() -> None:
+def test_an_outcome_without_data_is_small() -> None:
     state = Completed(data=b"x" * 100_000, message="done")
-    kept = Outcome.of(state).small()
-    assert len(kept.pickled) < 4096
+    kept = Outcome.of(state).without_data()
+    assert len(kept.header) + len(kept.data) < 1000
     assert (kept.state().id, kept.state().message, kept.state().timestamp) == (state.id, "done", state.timestamp)

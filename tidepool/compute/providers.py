@@ -1,4 +1,4 @@
-"""From a size and the settings to a task runner or a Dask client. Every flow imports it: nothing heavy at the top."""
+"""Task runners and Dask clients by size and settings. Every flow imports it: nothing heavy at the top."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def dask_runner(size: str = "small", *, start_early: bool = False, shared: str = "") -> TaskRunner[PrefectFuture[Any]]:
-    """The task runner for `@flow(task_runner=…)`.
+    """Return the task runner for `@flow(task_runner=…)`.
 
     Args:
         size: Name of the cluster's size: `small`, `medium` or `large`.
@@ -52,7 +52,7 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     # Prefect calls this for every run: the one place where the stand-in becomes the real runner.
     def duplicate(self) -> TaskRunner[PrefectFuture[Any]]:  # type: ignore[override]
-        """The runner of one run, as the settings say.
+        """Return the runner of one run, by the settings.
 
         Raises:
             UsageError: the size is unknown, or the provider lacks what it needs.
@@ -63,7 +63,7 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
         return runner
 
     def submit(self, *_args: object, **_kwargs: object) -> NoReturn:
-        """Refuses: only a duplicate runs tasks."""
+        """Refuse: only a duplicate runs tasks."""
         raise RuntimeError("a deferred task runner runs nothing itself; Prefect calls duplicate() when a run begins")
 
     map = submit
@@ -71,11 +71,11 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
 @contextmanager
 def dask_client(size: str = "small", workers: int | None = None, *, shared: str = "") -> Iterator[Client]:
-    """A Dask cluster for the time of the block, inside one task; what fails to close never hides the block's own error.
+    """Start a Dask cluster for the time of the block, inside one task; a failing close never hides the block's error.
 
     Args:
         size: Name of the cluster's size.
-        workers: Number of workers, in place of the size's own.
+        workers: Number of workers, instead of the size's own.
         shared: As of `dask_runner`.
 
     Yields:
@@ -104,13 +104,13 @@ def dask_client(size: str = "small", workers: int | None = None, *, shared: str 
 
 
 def use_workers(count: int) -> None:
-    """Sets how many workers the cluster of the current flow run gets; for flows whose parameters say it.
+    """Set how many workers the cluster of the current flow run gets; for flows that have a parameter for it.
 
-    Call it in the flow before its first mapped task, with which the cluster starts. A cluster of another's making
-    (`address`) and the threads of the process (`threads`) stay as they are.
+    Call it in the flow before its first mapped task, with which the cluster starts. An existing cluster (`address`) and
+    the threads of the process (`threads`) stay as they are.
 
     Args:
-        count: Number of workers, in place of the size's own.
+        count: Number of workers, instead of the size's own.
     """
     from prefect.context import FlowRunContext
 
@@ -134,7 +134,7 @@ def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> Any:
 
         return TidepoolTaskRunner(
             cluster_class=kubernetes_cluster,
-            cluster_kwargs={"size": size, "shared": shared},
+            cluster_kwargs={"size": size, "shared": shared, "allowed_failures": 0},
             start_early=start_early,
         )
 

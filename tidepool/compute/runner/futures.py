@@ -1,17 +1,16 @@
-"""The future of a mapped task: settled once, by the tracker, with a final state that is read when somebody asks."""
+"""The future of a mapped task: settled once, by the tracker, with a final state that is read only when asked for."""
 
 from __future__ import annotations
 
-import sys
-import zlib
-from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
 import cloudpickle
-from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
-from prefect._internal.result_records import ResultRecord
-from prefect_dask.task_runners import PrefectDaskFuture
+from prefect.client.schemas.objects import State, StateDetails
+from prefect.results import ResultRecord  # type: ignore[attr-defined] # public, and not in its __all__
+
+from tidepool.upstream.prefect import raise_if_flow_run_suspension_requested
+from tidepool.upstream.prefect_dask import DaskFuture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,30 +18,26 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect import Task
-    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.client.schemas.objects import TaskRun
     from prefect.futures import PrefectFuture
 
-    from tidepool.compute.runner.tracker import Tracker
-
 R = TypeVar("R")
-
-_SMALL_BYTES = 4096
 
 
 @dataclass
 class Submission:
-    """What it takes to send a task run to Dask, once more if its worker is lost.
+    """Everything needed to send a task run to Dask, and to send it again if its worker is lost.
 
     Attributes:
         task: The Prefect task.
-        call: Where the scheduler keeps the pickled `worker.Call`.
-        context: Where it keeps the pickled Prefect context.
-        payload: The pickled `worker.Payload`.
+        call: Metadata path of the pickled `worker.engine.Call` on the scheduler.
+        context: Metadata path of the pickled Prefect context.
+        payload: The pickled `worker.engine.Payload`.
         dependencies: The task runs that each parameter comes from.
         upstreams: The futures that the payload refers to.
         attempt: How often it was sent again.
         losses: How often its worker was lost while running it.
-        started: Whether the current attempt is known to have begun; attempt 0 does not say.
+        started: Whether the current attempt is known to have begun; attempt 0 does not report it.
     """
 
     task: Task[..., Any]
@@ -58,123 +53,107 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A final state as it came from the worker.
+    """A final state as it came from the worker, in little memory: a driver keeps ten thousand of them.
 
     Attributes:
-        pickled: The state, pickled: ten thousand objects would fill the driver's memory.
+        header: The state without its data and without what is default, pickled.
+        data: The state's data (result or exception), pickled apart: reading it may fail, and takes time. Empty if the
+            outcome is kept without it.
         name: The task run's name; None if no worker ran it.
         start_time: When it began to run, if it did.
         worker: Address of the Dask worker that ran it.
-        like: If given, `pickled` is compressed, with this as the dictionary.
-        brief: The state without its result, pickled, where the result takes room.
     """
 
-    pickled: bytes
+    header: bytes
+    data: bytes
     name: str | None = None
     start_time: datetime | None = None
     worker: str | None = None
-    like: bytes | None = None
-    brief: bytes | None = None
 
     @classmethod
     def of(cls, state: State[Any], run: TaskRun | None = None, worker: str | None = None) -> Outcome:
-        """The outcome with that state.
+        """Return the outcome with that state.
 
         Args:
             state: A final state.
-            run: The task run, as the worker knows it that ran it.
+            run: The task run, as its worker knows it.
             worker: That worker's address.
         """
-        pickled, brief = cloudpickle.dumps(state), None
-        if len(pickled) > _SMALL_BYTES:
-            # Made where the result is: reading it may fail, and takes time.
-            without = copy(state)  # not `model_copy`: Prefect's gives a state another id and no time
-            without.data = None
-            brief = cloudpickle.dumps(without)
-        if run is None:
-            return cls(pickled, brief=brief)
-        return cls(pickled, run.name, run.start_time, worker, brief=brief)
+        details = state.state_details.model_dump(exclude_defaults=True)
+        header = cloudpickle.dumps((state.type.value, state.name, state.message, state.id, state.timestamp, details))
+        data = cloudpickle.dumps(state.data)
+        return cls(header, data) if run is None else cls(header, data, run.name, run.start_time, worker)
 
     def state(self) -> State[Any]:
-        """The final state."""
-        pickled = self.pickled
-        if self.like is not None:
-            pickled = zlib.decompressobj(zdict=self.like).decompress(pickled)
-        return cast("State[Any]", cloudpickle.loads(pickled))
+        """Return the final state."""
+        kind, name, message, state_id, timestamp, details = cloudpickle.loads(self.header)
+        return State(
+            type=kind,
+            name=name,
+            message=message,
+            id=state_id,
+            timestamp=timestamp,
+            state_details=StateDetails(**details),
+            data=cloudpickle.loads(self.data) if self.data else None,
+        )
 
-    @property
-    def is_small(self) -> bool:
-        """Whether it may serve as `like` for others."""
-        return self.like is None and len(self.pickled) <= _SMALL_BYTES
-
-    def packed(self, like: bytes | None) -> Outcome:
-        """The same in less memory, unless its result is most of it.
-
-        Args:
-            like: Another pickled state: nine tenths of a small one are what all have in common. None if there is none.
-        """
-        if like is None or not self.is_small:
-            return self
-        packer = zlib.compressobj(level=1, zdict=like)
-        packed = packer.compress(self.pickled) + packer.flush()
-        return replace(self, pickled=packed, like=like, worker=self.worker and sys.intern(self.worker))
-
-    def small(self) -> Outcome:
-        """The same to be kept for a while: without a result that takes room."""
-        return self if self.brief is None else replace(self, pickled=self.brief, brief=None)
+    def without_data(self) -> Outcome:
+        """Return the same outcome without the state's data."""
+        return replace(self, data=b"")
 
 
-class TidepoolFuture(PrefectDaskFuture[R]):
-    """The future of a task run on Dask.
+class Follower(Protocol):
+    """Follows task runs to their final states: the tracker."""
 
-    It is settled with the task run's final state whatever happens to the worker or the scheduler.
+    def wait(self, future: TidepoolFuture[Any], timeout: float | None) -> None:
+        """Wait until the future is settled, for at most that many seconds."""
+
+    def acknowledge(self, future: TidepoolFuture[Any]) -> None:
+        """Note that the author has seen the outcome of that future."""
+
+    def call_when_done(self, future: TidepoolFuture[Any], fn: Callable[[PrefectFuture[Any]], None]) -> bool:
+        """Call `fn` when the future is settled; return False if it is already."""
+
+
+class TidepoolFuture(DaskFuture[R]):
+    """The future of a task run on Dask, settled with a final state whatever happens to its worker or scheduler.
 
     Args:
         task_run_id: The task run.
         submission: How to send it; dropped once it is settled.
-        tracker: Who settles it.
+        tracker: Settles it.
     """
 
-    def __init__(self, task_run_id: UUID, submission: Submission, tracker: Tracker) -> None:
-        super().__init__(task_run_id=task_run_id, wrapped_future=cast("Any", None))
+    def __init__(self, task_run_id: UUID, submission: Submission, tracker: Follower) -> None:
+        super().__init__(task_run_id)
         self.submission: Submission | None = submission
         self.outcome: Outcome | None = None
-        self.crashed = False  # settled by the tracker, without a word from a worker
+        self.crashed = False  # settled by the tracker, without an answer of a worker
         self.callbacks: tuple[Callable[[PrefectFuture[Any]], None], ...] = ()
         self.tracker = tracker
+        self.dask_future: Any = None
 
-    # Prefect's wait() and as_completed() look here whether a future is done; they never read it.
-    @property  # type: ignore[override] # read for its truth only
-    def _final_state(self) -> Outcome | None:
-        return self.outcome
-
-    @_final_state.setter  # type: ignore[override] # nothing but None is ever set
-    def _final_state(self, _value: None) -> None:
-        """Prefect's constructor sets it to None."""
-
-    def sent_as(self, dask_future: Any) -> None:
-        """Notes Dask's future of the current attempt."""
-        self._wrapped_future = dask_future
+    @property
+    def wrapped_future(self) -> Any:
+        """Dask's future of the current attempt; None before it is sent and once it is settled."""
+        return self.dask_future
 
     def drop(self) -> None:
-        """Forgets what it takes to run it: it is settled."""
-        self._wrapped_future = cast("Any", None)
-        self.submission = None
+        """Release what is needed to run it: it is settled."""
+        self.dask_future = self.submission = None
 
     @property
     def state(self) -> State[R]:
-        """The final state, or what the server says until there is one."""
-        if self.outcome is not None:
-            return self.outcome.state()
-        return super().state
+        """The final state, or the server's until there is one."""
+        return super().state if self.outcome is None else self.outcome.state()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Waits until the task run has its final state, for at most that many seconds."""
+        """Wait until the task run has its final state, for at most that many seconds."""
         self.tracker.wait(self, timeout)
         raise_if_flow_run_suspension_requested()
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:  # noqa: FBT001, FBT002 - Prefect's
-        """The task's result.
+        """Return the task's result.
 
         Args:
             timeout: Seconds to wait for it.
@@ -190,12 +169,12 @@ class TidepoolFuture(PrefectDaskFuture[R]):
         self.tracker.acknowledge(self)
         state: Any = self.outcome.state()
         if state.is_completed() and isinstance(state.data, ResultRecord):
-            # What Prefect does too, after a detour to its event loop: a seventh of the driver's CPU at thousands.
+            # As Prefect does, without a detour to its event loop: a seventh of the driver's CPU time at thousands.
             return cast("R", state.data.result)
         return cast("R", state.result(raise_on_failure=raise_on_failure, _sync=True))
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
-        """Calls `fn` with this future when it is settled: at once if it is."""
+        """Call `fn` with this future when it is settled: at once if it is."""
         if not self.tracker.call_when_done(self, fn):
             fn(self)
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.context import FlowRunContext
-from prefect.task_engine import _create_task_run_locally
-from prefect.types._datetime import now
 from prefect.utilities.engine import emit_task_run_state_change_event
+
+from tidepool.upstream.prefect import new_task_run
 
 if TYPE_CHECKING:
     import contextvars
     import logging
     from collections.abc import Callable, Sequence
-    from datetime import datetime
     from uuid import UUID
 
     from prefect import Task
@@ -162,9 +161,7 @@ def _known(conclusions: Sequence[Conclusion]) -> dict[UUID, TaskRun]:
 
 def _announce(conclusion: Conclusion, at: datetime | None = None) -> TaskRun:
     """A task run that the server has not heard of: its worker died with what it had to say."""
-    task_run = _create_task_run_locally(
-        task=conclusion.task, id=conclusion.task_run_id, flow_run_context=FlowRunContext.get()
-    )
+    task_run = new_task_run(conclusion.task, conclusion.task_run_id, FlowRunContext.get())
     task_run.task_inputs = {name: list(inputs) for name, inputs in conclusion.dependencies.items()}
     task_run.name = conclusion.outcome.name or task_run.name
     assert task_run.state is not None  # noqa: S101 - Prefect makes it Pending
@@ -175,7 +172,7 @@ def _announce(conclusion: Conclusion, at: datetime | None = None) -> TaskRun:
 
 def _emit_now(task_run: TaskRun, state: State[Any]) -> None:
     # Later than the Pending that may have been announced just now: the server takes an older state for history.
-    state.timestamp = now("UTC")
+    state.timestamp = cast("Any", datetime.now(UTC))
     _emit(task_run, state)
 
 

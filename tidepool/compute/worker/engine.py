@@ -12,7 +12,6 @@ import contextvars
 import threading
 import time
 from collections import OrderedDict
-from concurrent.futures import wait
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
@@ -21,17 +20,19 @@ from typing import TYPE_CHECKING, Any, cast
 import cloudpickle
 from distributed import get_worker
 from distributed.utils import sync
-from prefect._flow_run_suspension import FlowRunSuspensionRequest, raise_if_flow_run_suspension_requested
 from prefect.context import AssetContext, FlowRunContext, SyncClientContext, TagsContext, hydrated_context
 from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
 from tidepool.compute.runner.futures import Outcome
 from tidepool.compute.runner.limits import ResultRefusedError, refuse_result
-from tidepool.compute.worker.background import gather_what_is_sent, print_plainly, relate_once, resolve_once
-from tidepool.compute.worker.blocks import known_blocks_first
+from tidepool.upstream.prefect import (
+    FlowRunSuspensionRequest,
+    has_unsent_events,
+    prefer_loaded_blocks,
+    raise_if_flow_run_suspension_requested,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,33 +106,24 @@ def run(call: list[str], context: list[str], payload: bytes, upstreams: Sequence
     """
     hydrated = _contexts(context)
     task_run = contextvars.copy_context()
-    outcome = task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), upstreams)
-    # Each time: a service ends when a flow run does, and the next one has another.
-    gather_what_is_sent()
-    return outcome
+    return task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), upstreams)
 
 
 async def flush(seconds: float, *, last: bool) -> None:
-    """Sends what this process still has of events and logs; `Client.run` calls it.
+    """Send the remaining events and logs of this process; `Client.run` calls it.
 
     Args:
         seconds: How long that may take.
-        last: Nobody else uses this process: its services end, and with them what is on its way has arrived. An event
-            that another flow run sends in that moment would be lost.
+        last: This process is not used afterwards: its services end. An event that another flow run sends in that moment
+            would be lost.
     """
-    registry: Any = EventsWorker
-    # One dictionary for all of Prefect's services.
-    services: list[Any] = list(registry._instances.values())
-    events: list[Any] = [service for service in services if isinstance(service, EventsWorker)]
     if last:
-        logs: list[Any] = [service for service in services if isinstance(service, APILogWorker)]
-        # `drain` has no time limit.
-        drained = [service._drain(at_exit=True) for service in [*events, *logs]]
-        await asyncio.to_thread(wait, drained, timeout=seconds)
+        # All of Prefect's services: those of logs too.
+        await EventsWorker.drain_all(timeout=seconds)  # type: ignore[misc] # awaitable where a loop runs
         return
     # Batches of log lines leave by themselves, every two seconds.
     deadline = time.monotonic() + seconds
-    while any(service._queue.unfinished_tasks for service in events) and time.monotonic() < deadline:  # noqa: ASYNC110 - other threads count
+    while has_unsent_events() and time.monotonic() < deadline:  # noqa: ASYNC110 - other threads count
         await asyncio.sleep(0.05)
 
 
@@ -295,15 +287,12 @@ def _contexts(place: list[str]) -> dict[contextvars.ContextVar[Any], Any]:
 
 
 def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
-    known_blocks_first()
+    prefer_loaded_blocks()
     # Dask's own, such as which worker this is; in its absence the flow's task runner would take this for a driver.
     before = contextvars.copy_context()
     # In a cluster of threads, a task run is not tagged with what tagged the cluster's start.
     TagsContext(current_tags=set()).__enter__()
     with hydrated_context(cloudpickle.loads(pickled)):
-        print_plainly()
-        relate_once()
-        resolve_once()
         client = SyncClientContext().__enter__()
         variables = {
             variable: value

@@ -1,0 +1,232 @@
+"""Task runs as they are sent to Dask: the context, the task and the arguments, each pickled once.
+
+The Prefect context and the task are published on the scheduler once per flow run and map. Each task run then carries
+only what is its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import cloudpickle
+from prefect.context import (
+    AssetContext,
+    FlowRunContext,
+    SettingsContext,
+    TagsContext,
+    TaskRunContext,
+    serialize_context,
+)
+from prefect.futures import PrefectFuture, PrefectWrappedFuture
+from prefect.tasks import MaterializingTask
+from prefect.utilities.annotations import unmapped
+from prefect.utilities.collections import isiterable, visit_collection
+from prefect.utilities.engine import collect_task_run_inputs_sync
+
+from tidepool.compute.runner.futures import Submission, TidepoolFuture
+from tidepool.compute.runner.limits import pickle_argument, refuse_arguments
+from tidepool.compute.worker import engine, entry
+from tidepool.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+    from prefect import Task
+    from prefect.client.schemas.objects import RunInput
+    from prefect_dask.client import PrefectDaskClient
+
+    from tidepool.compute.runner.tracker import Tracker
+
+# A graph of about this size goes to the scheduler at a time: workers begin while the rest is made, memory stays flat.
+_GRAPH_TASKS = 500
+_GRAPH_BYTES = 4 * 1024 * 1024
+
+
+class Publisher:
+    """Pickled contexts and tasks of one flow run, published on a Dask scheduler."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._published: dict[Any, tuple[list[str], Any]] = {}
+
+    def call(self, client: PrefectDaskClient, task: Task[..., Any], shared: dict[str, bytes]) -> list[str]:
+        """Publish a task with the arguments that its task runs share; return the metadata path."""
+        # Pickled for each submit, as by the stock runner: what a task's function closes over may have changed.
+        call = cloudpickle.dumps(engine.Call(task, shared, size_limit(task)))
+        return self._publish(client, hashlib.sha256(call).digest(), call, None)
+
+    def context(self, client: PrefectDaskClient) -> list[str]:
+        """Publish the current Prefect context; return the metadata path."""
+        flow_run, task_run, active = FlowRunContext.get(), TaskRunContext.get(), SettingsContext.get()
+        tags = frozenset(TagsContext.get().current_tags)
+        key = (id(flow_run), id(task_run), id(active), tags)
+        if key in self._published:
+            return self._published[key][0]
+        # The objects are kept, so that no other gets their id.
+        return self._publish(client, key, cloudpickle.dumps(serialize_context()), (flow_run, task_run, active))
+
+    def forget(self, client: PrefectDaskClient) -> None:
+        """Remove what was published."""
+        if client.status == "running":
+            client.run_on_scheduler(entry.forget, f"tidepool-{client.id}")
+
+    def _publish(self, client: PrefectDaskClient, key: Any, data: bytes, keep: Any) -> list[str]:
+        with self._lock:
+            if key not in self._published:
+                path = [f"tidepool-{client.id}", str(len(self._published))]
+                client.set_metadata(path, data)
+                self._published[key] = (path, keep)
+            return self._published[key][0]
+
+
+class Mapping:
+    """The task runs of one map, or of one submit.
+
+    Args:
+        task: The task.
+        call: Metadata path of its pickled `worker.engine.Call`.
+        shared: The arguments in it, unpickled, by parameter.
+    """
+
+    def __init__(self, task: Task[..., Any], call: list[str], shared: dict[str, Any]) -> None:
+        self.task = task
+        self._call = call
+        self._shared = shared
+        self._no_inputs: dict[str, set[RunInput]] = {}
+        self._futures: list[TidepoolFuture[Any]] = []
+        self._bytes = 0
+
+    def add(self, future: TidepoolFuture[Any], tracker: Tracker) -> None:
+        """Send a future with the next graph."""
+        self._futures.append(future)
+        self._bytes += len(future.submission.payload) if future.submission else 0
+        if len(self._futures) >= _GRAPH_TASKS or self._bytes >= _GRAPH_BYTES:
+            self.send(tracker)
+
+    def send(self, tracker: Tracker) -> None:
+        """Send all futures that were added."""
+        futures, self._futures, self._bytes = self._futures, [], 0
+        if futures:
+            tracker.submit(futures)
+
+    def new_future(
+        self,
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None,
+        dependencies: dict[str, set[RunInput]] | None,
+        tracker: Tracker,
+        context: list[str],
+    ) -> TidepoolFuture[Any]:
+        """Return the future of a new task run, not sent yet.
+
+        Args:
+            parameters: Its arguments by parameter; futures among them are its dependencies.
+            wait_for: Futures that have to be completed before.
+            dependencies: Task runs that each parameter comes from, beyond those found in `parameters`.
+            tracker: Settles it.
+            context: Metadata path of the pickled Prefect context.
+
+        Raises:
+            ArgumentRefusedError: an argument is too large to travel.
+        """
+        task, task_run_id = self.task, uuid4()
+        inputs = {
+            name: collect_task_run_inputs_sync(value) | (dependencies or {}).get(name, set())
+            for name, value in parameters.items()
+        }
+        if not any(inputs.values()):
+            # As in most maps: one dictionary serves all of them.
+            inputs = self._no_inputs = self._no_inputs or inputs
+        upstreams: list[TidepoolFuture[Any]] = []
+
+        def placeholder(part: Any) -> Any:
+            if isinstance(part, TidepoolFuture) and part.tracker is tracker:
+                if part not in upstreams:
+                    upstreams.append(part)
+                return engine.Upstream(upstreams.index(part))
+            if isinstance(part, PrefectWrappedFuture):
+                # A future of another runner in this process cannot travel, its final state can.
+                part.wait()
+                return part.state
+            return part
+
+        payload = pickle_argument(
+            engine.Payload(
+                task_run_id=task_run_id,
+                parameters={
+                    name: engine.Shared()
+                    if name in self._shared and self._shared[name] is value
+                    else visit_collection(value, visit_fn=placeholder, return_data=True)
+                    for name, value in parameters.items()
+                },
+                wait_for=visit_collection(list(wait_for), visit_fn=placeholder, return_data=True) if wait_for else None,
+                dependencies=inputs,
+                assets=_assets(task, task_run_id, inputs),
+            )
+        )
+        limit = size_limit(task)
+        if len(payload) > limit:
+            sizes = {
+                name: len(pickle_argument(visit_collection(value, visit_fn=placeholder, return_data=True)))
+                for name, value in parameters.items()
+            }
+            refuse_arguments(task.name, sizes, limit)
+        submission = Submission(
+            task=task,
+            call=self._call,
+            context=context,
+            payload=payload,
+            dependencies=inputs,
+            upstreams=upstreams,
+        )
+        return TidepoolFuture(task_run_id, submission, tracker)
+
+
+def shared_arguments(task: Task[..., Any], parameters: dict[str, Any]) -> dict[str, tuple[Any, bytes]]:
+    """Return the arguments that are the same for all task runs of a map, each with its pickle.
+
+    Raises:
+        ArgumentRefusedError: one of them is too large to travel.
+    """
+    shared = {
+        name: value.unwrap() if isinstance(value, unmapped) else value
+        for name, value in parameters.items()
+        if isinstance(value, unmapped) or not (isiterable(value) or isinstance(value, (PrefectFuture, tuple)))
+    }
+    pickled = {name: (value, pickle_argument(value)) for name, value in shared.items() if not _has_futures(value)}
+    refuse_arguments(task.name, {name: len(data) for name, (_, data) in pickled.items()}, size_limit(task))
+    return pickled
+
+
+def size_limit(task: Task[..., Any]) -> int:
+    """Return the bytes that an argument or a result of the task may have; a batch has the room of its items."""
+    each = settings().compute.argument_limit_bytes
+    return max(each, min(each * getattr(task, "items_per_run", 1), _GRAPH_BYTES))
+
+
+def _assets(task: Task[..., Any], task_run_id: UUID, inputs: dict[str, set[RunInput]]) -> dict[str, Any] | None:
+    flow_run_context = FlowRunContext.get()
+    # Prefect notes the assets of every task run here, for those that depend on it.
+    noted = flow_run_context.task_run_assets if flow_run_context else {}
+    if not (noted or task.asset_deps or isinstance(task, MaterializingTask)):
+        return None
+    context = AssetContext.from_task_and_inputs(task, task_run_id, inputs, copy_to_child_ctx=True)
+    if context.direct_asset_dependencies or context.downstream_assets or context.upstream_assets:
+        return context.serialize()
+    noted.pop(task_run_id, None)  # none: no need to keep that for each task run
+    return None
+
+
+def _has_futures(value: Any) -> bool:
+    found = []
+
+    def look(part: Any) -> None:
+        if isinstance(part, PrefectFuture):
+            found.append(part)
+
+    visit_collection(value, visit_fn=look, return_data=False)
+    return bool(found)

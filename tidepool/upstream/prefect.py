@@ -1,0 +1,108 @@
+"""Private parts of Prefect that run task runs and flow runs; those of `prefect.runner` are in `prefect_runner`."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any
+
+# Suspension of a flow run: its task runs share the request, and every wait for one of them raises it.
+# Why: a task engine and a future of our own must honour `suspend_flow_run` as Prefect's do.
+# Watch: the module is new in 3.8; upstream says it will be public in prefect.flow_runs.
+# Delete when: both names can be imported from a public module.
+from prefect._flow_run_suspension import FlowRunSuspensionRequest, raise_if_flow_run_suspension_requested
+from prefect.blocks.core import Block
+from prefect.events.worker import EventsWorker
+from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
+from prefect.task_engine import _create_task_run_locally
+from prefect.utilities.dispatch import lookup_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from prefect import Task
+    from prefect.client.schemas.objects import TaskRun
+    from prefect.context import FlowRunContext
+
+__all__ = [
+    "FlowRunSuspensionRequest",
+    "check_before_success",
+    "has_unsent_events",
+    "new_task_run",
+    "prefer_loaded_blocks",
+    "raise_if_flow_run_suspension_requested",
+]
+
+
+@cache
+def check_before_success(check: Callable[[UUID], None]) -> None:
+    """Call `check` with a flow run's id when its flow function has returned, before Completed is proposed.
+
+    An exception of the check is the flow's own: Prefect proposes Failed, with its retries and hooks.
+
+    Why: the engine proposes Completed before it leaves the task runner, which is too late to report lost task runs.
+    Watch: the TODO "closing task runner before completing the flow" in `FlowRunEngine.setup_run_context`.
+    Delete when: a task runner is asked, or closed, before Completed is proposed. Should the check ever not be called,
+    `TidepoolTaskRunner.__exit__` corrects the state through the public client.
+    """
+    succeed, succeed_async = FlowRunEngine.handle_success, AsyncFlowRunEngine.handle_success
+
+    @wraps(succeed)
+    def checked(self: FlowRunEngine[Any, Any], result: Any) -> Any:
+        if self.flow_run:
+            check(self.flow_run.id)
+        return succeed(self, result)
+
+    @wraps(succeed_async)
+    async def checked_async(self: AsyncFlowRunEngine[Any, Any], result: Any) -> Any:
+        if self.flow_run:
+            await asyncio.to_thread(check, self.flow_run.id)
+        return await succeed_async(self, result)
+
+    FlowRunEngine.handle_success = checked  # type: ignore[method-assign]
+    AsyncFlowRunEngine.handle_success = checked_async  # type: ignore[method-assign]
+
+
+def new_task_run(task: Task[..., Any], task_run_id: UUID, context: FlowRunContext | None) -> TaskRun:
+    """Create a Pending task run in memory, as the task engine does before it announces one.
+
+    Why: a task run whose worker died unheard has to be announced by the driver.
+    Watch: `prefect.task_engine._create_task_run_locally`.
+    Delete when: Prefect has a public constructor of a task run from a task.
+    """
+    return _create_task_run_locally(task=task, id=task_run_id, flow_run_context=context)
+
+
+def has_unsent_events() -> bool:
+    """Return whether this process still has events to send.
+
+    Why: workers of a shared Dask cluster outlive a flow run, so its events are waited for without stopping the service.
+    Watch: `EventsWorker.wait_until_empty`, which has no timeout.
+    Delete when: a service can be waited for with a timeout.
+    """
+    registry: Any = EventsWorker  # one dictionary for all of Prefect's services
+    services: list[Any] = list(registry._instances.values())  # noqa: SLF001 - see above
+    return any(isinstance(each, EventsWorker) and each._queue.unfinished_tasks for each in services)  # noqa: SLF001
+
+
+@cache
+def prefer_loaded_blocks() -> None:
+    """Look for a block's class among the loaded ones before every installed integration is imported.
+
+    Why: a flow run's context holds its result storage, a block. To read it, each Dask worker imported
+    prefect-kubernetes, prefect-docker and others: 1,500 modules, two seconds, for a class of Prefect's own.
+    Watch: `Block.get_block_class_from_key`, which calls `load_prefect_collections` first.
+    Delete when: Prefect looks into its registry first.
+    """
+    original: Any = Block.get_block_class_from_key
+    load_and_find = original.__func__
+
+    def find(cls: type[Block], key: str) -> type[Block]:
+        try:
+            return lookup_type(cls, key)
+        except KeyError:
+            found: type[Block] = load_and_find(cls, key)
+            return found
+
+    Block.get_block_class_from_key = classmethod(find)  # type: ignore[assignment] # bound when it is looked up
