@@ -66,13 +66,13 @@ def targets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 class KubernetesServer(ThreadingHTTPServer):
-    """A Kubernetes API that gives the `answers` (status, body), one after another, and keeps the requests."""
+    """A Kubernetes API that keeps the requests and gives `answers` (status, body), in order or by a function."""
 
     DISCONNECT = 0
     NO_ANSWER = -1
 
     def __init__(self) -> None:
-        self.answers: list[tuple[int, Any]] = []
+        self.answers: list[tuple[int, Any]] | Callable[[str], tuple[int, Any]] = []
         self.requests: list[str] = []
         self.over = Event()
         super().__init__(("127.0.0.1", 0), KubernetesHandler)
@@ -86,8 +86,10 @@ class KubernetesHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         status, given = 200, {"gitVersion": "v1.34.0"}
         if not self.path.startswith("/version"):
-            self.server.requests.append(f"{self.command} {self.path} {body}".strip())
-            status, given = self.server.answers.pop(0)
+            request = f"{self.command} {self.path} {body}".strip()
+            self.server.requests.append(request)
+            answers = self.server.answers
+            status, given = answers(request) if callable(answers) else answers.pop(0)
         if status == self.server.NO_ANSWER:
             self.server.over.wait(60)
         if status <= 0:

@@ -30,12 +30,14 @@ def test_a_cluster_without_a_worker_used_nothing() -> None:
 
 
 def test_the_page_holds_the_ends_of_the_logs_and_stays_within_its_limit() -> None:
-    logs = [usage.PodLog(f"pod-{n}", "node", 1, "OOMKilled (137)", f"first {'x' * 50_000} last") for n in range(4)]
+    ended = {"restartCount": 1, "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+    pod = {"metadata": {"name": "p"}, "spec": {"nodeName": "n"}, "status": {"containerStatuses": [ended]}}
+    logs = [(pod, f"first {'x' * 50_000} last")] * 4
     page = usage.page("c", "where", {"created": 0.1}, usage.measure(counted(), SIZE), logs, limit=20_000)
     assert len(page.encode()) <= 20_000
     assert page.count("last\n") == 4
     assert "first" not in page
-    assert "1 restarts, OOMKilled (137)" in page
+    assert "p on n, 1 restarts, OOMKilled (137)" in page
 
 
 def test_the_page_says_when_the_scheduler_was_lost() -> None:

@@ -28,10 +28,6 @@ _RETRY_SECONDS = 0.5
 _ABSENT = (HTTPStatus.NOT_FOUND,)
 
 
-class Unavailable(Exception):  # noqa: N818 - a state of the API, not of the request
-    """The API did not answer, or failed for a reason that does not lie in the request."""
-
-
 class KubernetesApi:
     """Requests in one namespace. Use it on one event loop only.
 
@@ -51,8 +47,7 @@ class KubernetesApi:
             seconds: As of `retry_for`.
 
         Raises:
-            ClusterError: there are no credentials, or they are refused.
-            Unavailable: the API did not answer.
+            ClusterError: there are no credentials, they are refused, or the API does not answer.
         """
         self.retry_for(seconds)
         try:
@@ -148,8 +143,7 @@ class KubernetesApi:
         """Make a request, again while it gets no answer and `retry_for` lasts.
 
         Raises:
-            Unavailable: no answer, or the API's own failure.
-            ClusterError: refused, with the API's own sentence.
+            ClusterError: refused, with the API's own sentence; or no answer, or the API's own failure.
         """
         while True:
             try:
@@ -163,5 +157,6 @@ class KubernetesApi:
                     where = f"{what} in namespace {self.namespace}"
                     raise ClusterError(f"Kubernetes refused {where}: {error}") from error
                 if monotonic() > self._give_up:
-                    raise Unavailable(str(error) or type(error).__name__) from error
+                    reason = str(error) or type(error).__name__
+                    raise ClusterError(f"no answer from the Kubernetes API to {what}: {reason}") from error
             await asyncio.sleep(_RETRY_SECONDS)

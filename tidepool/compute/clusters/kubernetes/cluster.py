@@ -20,12 +20,12 @@ import dask.config
 from distributed.core import Status, rpc
 
 from tidepool.compute.clusters.kubernetes import manifest, names, pod_status, usage
-from tidepool.compute.clusters.kubernetes.api import KubernetesApi, Unavailable
+from tidepool.compute.clusters.kubernetes.api import KubernetesApi
 from tidepool.compute.clusters.kubernetes.driver import Driver, Run, digest, driver_of, running_image, this_run
 from tidepool.compute.clusters.preload.scheduler import USAGE
 from tidepool.compute.clusters.preload.versions import VERSIONS, difference, versions
 from tidepool.compute.run_log import run_log
-from tidepool.errors import ClusterError, TidepoolError
+from tidepool.errors import ClusterError
 from tidepool.settings import settings
 from tidepool.upstream.distributed_cluster import RemoteCluster
 
@@ -122,7 +122,7 @@ class KubernetesCluster(RemoteCluster):
             raise
         steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.steps.items())
         self._logger.info("Dask cluster %s is ready (%s)", self.name, steps)
-        usage.publish(self.run, self._where(), f"Dask cluster {self.name}", self._logger, wait=False)
+        self.start_soon(usage.publish(self.run, self._where(), f"Dask cluster {self.name}", self._logger))
         return self
 
     def close(self, timeout: float | None = None) -> None:
@@ -134,10 +134,6 @@ class KubernetesCluster(RemoteCluster):
             return
         self.sync(self._shut_down, callback_timeout=timeout)  # type: ignore[no-untyped-call]
         self.stop_loop()
-        if self.steps and not self.shared:
-            text = usage.page(self.name, self._where(), self.steps, self.used, self._logs, limit=90_000)
-            about = usage.summary(self.used) if self.used else f"Dask cluster {self.name}"
-            usage.publish(self.run, text, about, self._logger, wait=True)
 
     @property
     def dashboard_link(self) -> str:
@@ -285,8 +281,8 @@ class KubernetesCluster(RemoteCluster):
         try:
             pods = await self._kubernetes.pods(self.name)
             warnings = await self._kubernetes.warnings(self.name)
-        except (Unavailable, ClusterError) as error:
-            return f"no answer from the Kubernetes API: {error}"
+        except ClusterError as error:
+            return str(error)
         reasons = [reason for reason in (pod_status.reasons(pods), *warnings[-1:]) if reason]
         if not pods and not reasons:
             return f"no pod yet; is the Dask operator running in namespace {self._kubernetes.namespace}?"
@@ -320,7 +316,7 @@ class KubernetesCluster(RemoteCluster):
         if self.status == Status.running and not self.shared:
             try:
                 await asyncio.wait_for(self._collect(), _COLLECT_SECONDS)
-            except (TimeoutError, OSError, Unavailable, TidepoolError) as error:
+            except (TimeoutError, OSError, ClusterError) as error:
                 text = "Dask cluster %s: usage and logs could not be collected: %s"
                 self._logger.warning(text, self.name, error or "no answer")
         with suppress(TimeoutError, OSError):
@@ -329,12 +325,16 @@ class KubernetesCluster(RemoteCluster):
         if self._must_delete:
             await self._delete()
         await self._kubernetes.close()
+        if self.steps and not self.shared:
+            text = usage.page(self.name, self._where(), self.steps, self.used, self._logs, limit=90_000)
+            about = usage.summary(self.used) if self.used else f"Dask cluster {self.name}"
+            await usage.publish(self.run, text, about, self._logger)
 
     async def _delete(self) -> None:
         self._kubernetes.retry_for(_DELETE_SECONDS)
         try:
             await self._kubernetes.delete_cluster(self.name)
-        except (Unavailable, ClusterError) as error:
+        except ClusterError as error:
             text = "Dask cluster %s could not be deleted (%s); Kubernetes deletes it with its Job, or: %s"
             self._logger.warning(text, self.name, error, self._delete_command())
 
@@ -348,7 +348,7 @@ class KubernetesCluster(RemoteCluster):
         self._logger.info("Dask cluster %s used %s", self.name, usage.summary(self.used))
         pods = (await self._kubernetes.pods(self.name))[:_LOG_PODS]
         logs = await asyncio.gather(*(self._kubernetes.log(pod["metadata"]["name"], _LOG_LINES) for pod in pods))
-        self._logs = [usage.pod_log(pod, lines) for pod, lines in zip(pods, logs, strict=True)]
+        self._logs = list(zip(pods, logs, strict=True))
 
     # --- lost workers -----------------------------------------------------------------------------------------------
 
@@ -364,7 +364,7 @@ class KubernetesCluster(RemoteCluster):
         while monotonic() < end:
             try:
                 pods = await self._kubernetes.pods(self.name)
-            except (Unavailable, ClusterError):
+            except ClusterError:
                 return None
             pod = next((each for each in pods if each.get("status", {}).get("podIP") == ip), None)
             if pod is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -11,33 +11,17 @@ from tidepool.compute.clusters.kubernetes import pod_status
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from tidepool.compute.clusters.kubernetes.driver import Run
     from tidepool.settings import SizeSettings
 
+# A pod as the API returns it, and lines of its log.
+PodLog = tuple[dict[str, Any], str]
+
 _GIB = 1024**3
 _MIB = 1024**2
 _PUBLISH_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class PodLog:
-    """The end of one Dask pod's log.
-
-    Attributes:
-        pod: Its name.
-        node: The node that it ran on.
-        restarts: How often its container was restarted.
-        last_exit: How the container last terminated; empty when it never did.
-        lines: The last lines that it printed.
-    """
-
-    pod: str
-    node: str
-    restarts: int
-    last_exit: str
-    lines: str
 
 
 @dataclass(frozen=True)
@@ -94,19 +78,8 @@ def summary(usage: Usage) -> str:
     )
 
 
-def pod_log(pod: Mapping[str, Any], lines: str) -> PodLog:
-    """Return the end of a pod's log with what the pod's status says."""
-    return PodLog(
-        pod=pod["metadata"]["name"],
-        node=pod["spec"].get("nodeName", ""),
-        restarts=pod_status.restarts(pod),
-        last_exit=pod_status.last_exit(pod),
-        lines=lines,
-    )
-
-
 def page(
-    cluster: str, where: str, steps: Mapping[str, float], usage: Usage | None, logs: list[PodLog], *, limit: int
+    cluster: str, where: str, steps: Mapping[str, float], usage: Usage | None, logs: Collection[PodLog], *, limit: int
 ) -> str:
     """Return the run's page about its cluster, in Markdown.
 
@@ -115,7 +88,7 @@ def page(
         where: How to reach the dashboard while the cluster exists.
         steps: Seconds from the request to each step of the start.
         usage: What was used; None when the scheduler did not answer at the end.
-        logs: The pods' last lines; shortened to fit.
+        logs: The pods with the last lines that each printed; shortened to fit.
         limit: Bytes that the page may have.
     """
     parts = [f"# Dask cluster `{cluster}`", where]
@@ -141,33 +114,26 @@ def page(
         parts.append(f"| worker | seconds | CPU-seconds | peak MiB | limit MiB |\n|---|---:|---:|---:|---:|{rows}")
     text = "\n\n".join(parts)
     room = (limit - len(text.encode())) // max(len(logs), 1) - 400
-    for log in logs:
-        title = f"{log.pod} on {log.node or 'no node'}, {log.restarts} restarts"
-        title += f", {log.last_exit}" if log.last_exit else ""
-        lines = log.lines.encode()[-max(room, 0) :].decode(errors="ignore").replace("```", "'''")
+    for pod, printed in logs:
+        node = pod["spec"].get("nodeName", "no node")
+        title = f"{pod['metadata']['name']} on {node}, {pod_status.restarts(pod)} restarts"
+        title += f", {ended}" if (ended := pod_status.last_exit(pod)) else ""
+        lines = printed.encode()[-max(room, 0) :].decode(errors="ignore").replace("```", "'''")
         text += f"\n\n<details><summary>{title}</summary>\n\n```\n{lines}\n```\n\n</details>"
     return text
 
 
-def publish(run: Run, text: str, about: str, log: logging.Logger | logging.LoggerAdapter[Any], *, wait: bool) -> None:
-    """Write the run's page, in a thread: the Prefect API may be away, and a run waits at most 5 s for it.
+async def publish(run: Run, text: str, about: str, log: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+    """Write the run's page. The Prefect API may be away: after 5 s, or an error, there is only a warning.
 
     Args:
         run: The flow run; without an id nothing is written.
         text: The page.
         about: Its description.
-        log: The run's logger, for a page that cannot be written.
-        wait: Wait for it.
+        log: The run's logger.
     """
     if not run.id:
         return
-    thread = threading.Thread(target=_publish, args=(run, text, about, log), daemon=True)
-    thread.start()
-    if wait:
-        thread.join(_PUBLISH_SECONDS)
-
-
-def _publish(run: Run, text: str, about: str, log: logging.Logger | logging.LoggerAdapter[Any]) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import ArtifactCreate
 
@@ -175,7 +141,7 @@ def _publish(run: Run, text: str, about: str, log: logging.Logger | logging.Logg
     key = f"{run.flow}-dask-cluster"
     page = ArtifactCreate(key=key, type="markdown", description=about, data=text, flow_run_id=UUID(run.id))
     try:
-        with get_client(sync_client=True) as client:
-            client.create_artifact(page)
+        async with asyncio.timeout(_PUBLISH_SECONDS), get_client() as client:
+            await client.create_artifact(page)
     except Exception as error:  # noqa: BLE001 - a missing page must not fail a run
-        log.warning("the page %s was not published: %s", key, error)
+        log.warning("the page %s was not published: %r", key, error)
