@@ -1,4 +1,4 @@
-"""Dask clusters on Kubernetes: how many start, how fast, and where the time goes; the stock class beside it.
+"""Start of Dask clusters on Kubernetes: success rate, seconds of each step; the stock class beside it.
 
     python -m benchmarks.cluster_start --namespace tidepool --clusters 40 --at-a-time 5
     python -m benchmarks.cluster_start --namespace tidepool --runs 20
@@ -8,7 +8,7 @@ Needs KUBECONFIG and a chart installed as tests/cluster does (TEST_KEEP_NAMESPAC
 `--clusters`: each driver is a Job from the work pool's template;
 one cluster = one Prefect flow that maps three tasks. Times are from asking for the cluster (the call of `map`) to the
 result of the first mapped Prefect task. Stock is prefect_dask.DaskTaskRunner with dask_kubernetes' KubeCluster, given
-pods that start: its own spec starts no cluster with this Dask. It needs more rights, which it gets for the time.
+pods that start: with its own spec and this Dask no cluster starts. It needs more rights, which it gets meanwhile.
 
 `--runs`: flow runs of a deployment through the work pool, one after another, from "run" to the end of the first mapped
 task; by the server's clock and the Job's creationTimestamp, which has whole seconds.
@@ -44,7 +44,7 @@ def double(x):
     return 2 * x
 
 async def gone():
-    """Waits until this driver's clusters are: one at a time means that none is being removed while one starts."""
+    """Wait until this driver's clusters are deleted: one at a time means that none is deleted while one starts."""
     from tidepool.compute.clusters.kubernetes.api import KubernetesApi
     from tidepool.settings import settings
     api = KubernetesApi(settings().kubernetes.namespace)
@@ -61,7 +61,7 @@ def steps():
     return [dict(each.steps) for each in running]
 
 def stock(size):
-    """KubeCluster as it is, with pods that start."""
+    """Return KubeCluster as it is, with pods that start."""
     import asyncio
     from dask_kubernetes.operator import KubeCluster
     from tidepool.compute.clusters.kubernetes import manifest
@@ -114,7 +114,7 @@ for n in range(int(os.environ["CLUSTERS"])):
     except Exception as error:
         print("RESULT " + json.dumps({"failed": repr(error)[:300]}), flush=True)
 '''
-# Its task is inside of the flow: it travels to the workers by value, which have no such file.
+# Its task is inside the flow: it travels by value to the workers, which do not have the file.
 PROGRAM = """
 from prefect import flow, task
 from tidepool.compute import dask_runner
@@ -146,7 +146,7 @@ subjects: [{kind: ServiceAccount, name: tidepool-flow-run}]
 
 
 def measure(namespace: Namespace, kind: str, clusters: int, at_a_time: int) -> list[dict[str, object]]:
-    """Runs so many drivers at a time; every cluster's line."""
+    """Run so many drivers at a time; return each cluster's figures."""
     each = {"KIND": kind, "CLUSTERS": str(clusters // at_a_time), "PREFECT_LOGGING_LEVEL": "ERROR"}
     drivers = [drive(namespace, DRIVER, **each) for _ in range(at_a_time)]
     lines = [line for driver in drivers for line in driver.wait(120 + 90 * clusters / at_a_time)[1].splitlines()]
@@ -154,7 +154,7 @@ def measure(namespace: Namespace, kind: str, clusters: int, at_a_time: int) -> l
 
 
 def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
-    """Seconds between the steps of so many flow runs, one after another."""
+    """Return the seconds between the steps of so many flow runs, one after another."""
     where = "--output=jsonpath={.spec.template.spec.containers[0].image}"
     image = platform.namespace.kubectl("get", "deployment", "tidepool-worker", where)
     program = base64.b64encode(PROGRAM.encode()).decode()
@@ -208,7 +208,7 @@ def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
 
 
 def deployed(namespace: Namespace, runs: int) -> None:
-    """Measures through the work pool, and prints it."""
+    """Measure flow runs through the work pool, and print the figures."""
     with namespace.forwarded("service/tidepool-server", 4200) as port:
         found: dict[str, Any] = through_the_pool(Platform(namespace, "", f"http://127.0.0.1:{port}/api"), runs)
     print(f"\nthrough the work pool: {runs - len(found.pop('failed', []))} of {runs} runs Completed")
@@ -217,12 +217,12 @@ def deployed(namespace: Namespace, runs: int) -> None:
 
 
 def percentile(values: list[float], part: float) -> float:
-    """That part of the values is not above it."""
+    """Return the value that this part of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, round(part * (len(values) - 1)))]
 
 
 def table(title: str, asked: int, results: list[dict[str, object]]) -> None:
-    """Prints one measurement."""
+    """Print one measurement."""
     first = [float(str(each["first"])) for each in results if "first" in each]
     print(f"\n{title}: {len(first)} of {asked} clusters ran their tasks")
     for reason in sorted({str(each["failed"])[:160] for each in results if "failed" in each}):
@@ -242,7 +242,7 @@ def table(title: str, asked: int, results: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--namespace", default="tidepool")
     arguments.add_argument("--clusters", type=int, default=0)

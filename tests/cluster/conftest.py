@@ -1,9 +1,9 @@
-"""The whole platform on a real cluster: images built and pushed, chart installed, flows deployed; removed at the end.
+"""The whole platform on a real cluster: images built and pushed, chart installed, flows deployed; deleted at the end.
 
 Any cluster will do: KUBECONFIG names it, TEST_REGISTRY is a registry that this machine pushes to and the nodes pull
-from (default localhost:5000), TEST_BASE_IMAGE stands in for python:3.11-slim-bookworm where there is no Docker Hub.
-TEST_IMAGE=name@sha256:… is installed in place of an image built here. TEST_KEEP_NAMESPACE=1 leaves the installation,
-TEST_NAMESPACE=name uses one that was left.
+from (default localhost:5000), TEST_BASE_IMAGE replaces python:3.11-slim-bookworm where Docker Hub is not reachable.
+TEST_IMAGE=name@sha256:… is installed instead of an image built here. TEST_KEEP_NAMESPACE=1 keeps the installation,
+TEST_NAMESPACE=name uses a kept one.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def dependencies() -> str:
 
 @pytest.fixture(scope="session")
 def namespace() -> Iterator[Namespace]:
-    """A namespace of these tests' own, which enforces the restricted Pod Security Standard; gone afterwards."""
+    """A namespace of these tests' own, which enforces the restricted Pod Security Standard; deleted afterwards."""
     assert os.environ.get("KUBECONFIG"), "these tests need a Kubernetes cluster: set KUBECONFIG"
     if kept := os.environ.get("TEST_NAMESPACE"):
         yield Namespace(kept)

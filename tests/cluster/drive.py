@@ -1,4 +1,4 @@
-"""Runs a Python script as a flow run's driver: a Job made from the work pool's own template, with its account."""
+"""Run a Python script as a flow run's driver: a Job made from the work pool's own template, with its account."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Driver:
     name: str
 
     def wait(self, seconds: float = 300) -> tuple[bool, str]:
-        """Waits for its end; whether it succeeded, and all that it printed."""
+        """Wait for its end; return whether it succeeded, and all that it printed."""
 
         def ended() -> list[str]:
             [job] = [each for each in self.namespace.get("jobs") if each["metadata"]["name"] == self.name]
@@ -37,13 +37,13 @@ class Driver:
         return "Complete" in conditions, self.log()
 
     def log(self) -> str:
-        """What it has printed so far; nothing when it has not begun."""
+        """Return what it has printed so far; nothing before its start."""
         pods = self.namespace.get("pods", f"job-name={self.name}")
         begun = [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] != "Pending"]
         return self.namespace.kubectl("logs", begun[-1]) if begun else ""
 
     def result(self, seconds: float = 300) -> dict[str, Any]:
-        """The JSON object that it printed last, when it succeeded."""
+        """Return the JSON object that it printed last, after it succeeded."""
         succeeded, log = self.wait(seconds)
         assert succeeded, f"{log}\n{self.namespace.report()}"
         # What it logs goes another way than what it prints: a line of the closing cluster may stand after the object.
@@ -53,7 +53,7 @@ class Driver:
 
 
 def drive(namespace: Namespace, script: str, **environment: str) -> Driver:
-    """Starts a script.
+    """Start a script.
 
     Args:
         namespace: Where the platform is.
@@ -90,7 +90,7 @@ def drive(namespace: Namespace, script: str, **environment: str) -> Driver:
 
 
 def _fill(part: Any, values: dict[str, Any]) -> Any:
-    """The template with its `{{ variables }}` replaced, and what has no value left out, as Prefect does."""
+    """Return the template with its `{{ variables }}` replaced and those without a value left out, as Prefect does."""
     if isinstance(part, dict):
         filled = {key: _fill(each, values) for key, each in part.items()}
         return {key: each for key, each in filled.items() if each is not None}

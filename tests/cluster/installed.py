@@ -33,19 +33,19 @@ class Platform:
     api: str
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Asks the Prefect API."""
+        """Send a request to the Prefect API."""
         return self._ask("POST", path, json=body or {})
 
     def read(self, path: str) -> Any:
-        """Reads from the Prefect API."""
+        """Read from the Prefect API."""
         return self._ask("GET", path)
 
     def delete(self, path: str) -> None:
-        """Deletes by the Prefect API."""
+        """Delete through the Prefect API."""
         self._ask("DELETE", path)
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
-        """One request, made again while the server is replaced; nothing is created twice by that."""
+        """Send a request, again while the server is replaced, unless that could create something twice."""
 
         def attempt() -> httpx.Response | None:
             try:
@@ -61,7 +61,7 @@ class Platform:
         return answer.json() if answer.content else None
 
     def start(self, deployment: str, **parameters: Any) -> str:
-        """Starts a run of `flow/deployment` as a person does in the UI; its id."""
+        """Start a run of `flow/deployment` as a person does in the UI; return its id."""
         found = self.read(f"deployments/name/{deployment}")
         body = {
             "parameters": {**found["parameters"], **parameters},
@@ -70,25 +70,25 @@ class Platform:
         return str(self.post(f"deployments/{found['id']}/create_flow_run", body)["id"])
 
     def run(self, run_id: str) -> dict[str, Any]:
-        """A flow run as the server knows it."""
+        """Return a flow run as the server knows it."""
         return dict(self.read(f"flow_runs/{run_id}"))
 
     def state(self, run_id: str) -> str:
-        """The type of its state."""
+        """Return the type of its state."""
         return str(self.run(run_id)["state_type"])
 
     def wait(self, run_id: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
-        """Waits until a run has ended; its last word."""
+        """Wait until a run has ended; return it."""
         self.namespace.until(lambda: self.state(run_id) in FINAL, f"flow run {run_id} has ended", seconds)
         return self.run(run_id)
 
     def logs(self, run_id: str) -> str:
-        """What a run logged."""
+        """Return the log of a run."""
         query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return "\n".join(line["message"] for line in self.post("logs/filter", query))
 
     def artifacts(self, run_id: str) -> dict[str, Any]:
-        """A run's artifacts by key, the newest of each."""
+        """Return a run's artifacts by key, the newest of each."""
         query = {"artifacts": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
         found = sorted(self.post("artifacts/filter", query), key=lambda each: each["created"])
         return {each["key"]: each for each in found}

@@ -19,7 +19,7 @@ DASK_KINDS = "daskclusters,daskworkergroups,daskautoscalers"
 
 
 def command(*arguments: str, text: str | None = None, timeout: float = 120) -> str:
-    """Runs a program; its output, or an error that carries what it said."""
+    """Run a program; return its output, or raise an error with it."""
     done = subprocess.run(arguments, input=text, capture_output=True, text=True, check=False, timeout=timeout)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
@@ -33,29 +33,29 @@ class Namespace:
         self.name = name
 
     def kubectl(self, *arguments: str, text: str | None = None, timeout: float = 120) -> str:
-        """Runs kubectl in this namespace."""
+        """Run kubectl in this namespace."""
         return command("kubectl", "--namespace", self.name, *arguments, text=text, timeout=timeout)
 
     def apply(self, manifest: dict[str, Any] | str) -> None:
-        """Creates or changes objects."""
+        """Create or change objects."""
         self.kubectl("apply", "--filename=-", text=manifest if isinstance(manifest, str) else json.dumps(manifest))
 
     def get(self, kinds: str, selector: str = "") -> list[dict[str, Any]]:
-        """The objects of some kinds."""
+        """Return the objects of some kinds."""
         chosen = [f"--selector={selector}"] if selector else []
         return list(json.loads(self.kubectl("get", kinds, "--output=json", *chosen))["items"])
 
     def names(self, kinds: str, selector: str = "") -> set[str]:
-        """Their names, as kind/name."""
+        """Return their names, as kind/name."""
         return {f"{each['kind']}/{each['metadata']['name']}" for each in self.get(kinds, selector)}
 
     def dask(self) -> set[str]:
-        """Everything that a Dask cluster is made of and that is there now."""
+        """Return all existing objects that a Dask cluster consists of."""
         of_a_cluster = "dask.org/cluster-name"
         return self.names(DASK_KINDS) | self.names("pods,deployments,replicasets,services", of_a_cluster)
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float) -> Any:
-        """Waits for a true value; when none comes, fails with all that there is to see."""
+        """Wait for a true value; at the deadline fail with a report."""
         end = time.monotonic() + seconds
         while True:
             if value := condition():
@@ -66,7 +66,7 @@ class Namespace:
 
     @contextmanager
     def forwarded(self, target: str, port: int) -> Iterator[int]:
-        """A local port that leads to one of a Prefect server in the cluster; made again when it breaks."""
+        """Forward a local port to one of a Prefect server in the cluster, again when the connection breaks."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             local = probe.getsockname()[1]
@@ -82,7 +82,7 @@ class Namespace:
             forward.wait()
 
     def report(self) -> str:
-        """Objects, events, descriptions and logs, for the page of a failed test."""
+        """Return objects, events, descriptions and logs, for the report of a failed test."""
         parts = [
             self._try("get", f"jobs,pods,{DASK_KINDS}", "--output=wide"),
             self._try("get", "events", "--sort-by=.lastTimestamp"),

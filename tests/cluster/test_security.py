@@ -1,4 +1,4 @@
-"""What the accounts may do, and who reaches whom, under default-deny and the restricted Pod Security Standard."""
+"""Rights of the accounts and allowed connections, under default-deny and the restricted Pod Security Standard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FORBIDDEN = (
 
 @pytest.fixture(scope="module")
 def probe(installation: Platform) -> str:
-    """The script, with addresses in the place of names: a pod that may not ask the DNS would be refused for that."""
+    """The script, with addresses instead of names: a pod that may not ask the DNS would be refused for that."""
 
     def address(service: str) -> str:
         found = installation.namespace.kubectl("get", "service", service, "--output=jsonpath={.spec.clusterIP}")
@@ -53,7 +53,7 @@ def probe(installation: Platform) -> str:
 
 
 def stranger(namespace: Namespace, image: str, script: str) -> dict[str, bool]:
-    """What a pod without our labels reaches; it passes the restricted standard: only the policies stop it."""
+    """A pod without our labels passes the restricted standard: only the policies stop it."""
     name = "stranger"
     container = {
         "name": "probe",
@@ -100,7 +100,7 @@ def test_an_account_may_not_rise(installation: Platform, account: str) -> None:
 
 
 def allowed(namespace: Namespace, verb: str, what: str, *options: str) -> bool:
-    """What `kubectl auth can-i` says; its exit code is 1 for no."""
+    """Return the answer of `kubectl auth can-i`, whose exit code is 1 for no."""
     try:
         return namespace.kubectl("auth", "can-i", verb, what, *options).strip() == "yes"
     except RuntimeError:

@@ -1,0 +1,82 @@
+"""The Dask operator's start, and its end when the loop over idle clusters fails."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import kopf
+import pytest
+from dask_kubernetes.operator.controller import controller
+
+from tidepool.operate import dask_operator, idle_clusters
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[kopf.OperatorRegistry]:
+    """A copy of the controller's handlers, which the operator changes."""
+    original = kopf.get_default_registry()
+    registry = copy.copy(original)
+    registry._spawning = copy.copy(original._spawning)
+    monkeypatch.setattr(controller, "build_default_worker_group_spec", controller.build_default_worker_group_spec)
+    kopf.set_default_registry(registry)
+    yield registry
+    kopf.set_default_registry(original)
+
+
+async def start(monkeypatch: pytest.MonkeyPatch, watch: Callable[[str], Awaitable[None]]) -> kopf.Memo:
+    monkeypatch.setattr(idle_clusters, "watch", watch)
+    memo = kopf.Memo()
+    settings = kopf.OperatorSettings()
+    await dask_operator.prepare(settings=settings, memo=memo)
+    assert settings.scanning.disabled, "a Role allows no list of the cluster's namespaces"
+    return memo
+
+
+def test_the_loop_over_idle_clusters_replaces_the_timer(
+    registry: kopf.OperatorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = []
+
+    async def watch(namespace: str) -> None:
+        watched.append(namespace)
+        await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        memo = await start(monkeypatch, watch)
+        await asyncio.sleep(0)
+        assert watched == [""]
+        await dask_operator.end(memo=memo)
+        await asyncio.wait({memo.idle_clusters}, timeout=30)
+        assert memo.idle_clusters.cancelled()
+
+    asyncio.run(scenario())
+    assert [each.fn for each in registry._spawning.get_all_handlers()] == [controller.daskautoscaler_adapt]
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_operator_ends_with_its_loop(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    terminated = threading.Event()
+
+    async def watch(_: str) -> None:
+        raise ValueError("no credentials")
+
+    async def scenario() -> None:
+        memo = await start(monkeypatch, watch)
+        await asyncio.wait({memo.idle_clusters}, timeout=30)
+        await asyncio.sleep(0)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    try:
+        asyncio.run(scenario())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert terminated.is_set()
+    assert "the watch over idle clusters has ended" in caplog.text
+    assert "no credentials" in caplog.text
