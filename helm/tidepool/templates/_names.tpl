@@ -7,7 +7,7 @@
 {{- end }}
 {{- end }}
 
-{{/* What a Deployment selects on: must never change. Takes (list $ component). */}}
+{{/* Selector labels of a Kubernetes Deployment: they must never change. Takes (list $ component). */}}
 {{- define "tidepool.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: tidepool

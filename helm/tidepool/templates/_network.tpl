@@ -17,7 +17,7 @@
     - port: 4200
 {{- end }}
 
-{{/* Takes a component of a Dask cluster: scheduler or worker. The operator labels their pods. */}}
+{{/* Selector of Dask pods; takes the component, scheduler or worker. The operator sets these labels. */}}
 {{- define "tidepool.dask-pods" -}}
 podSelector:
   matchLabels:

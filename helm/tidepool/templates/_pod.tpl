@@ -1,8 +1,8 @@
-{{/* What every pod of the platform has in common. */}}
+{{/* Common parts of every pod of the platform. */}}
 
 {{/* Pod spec head. Takes (dict "root" $ "values" .Values.<component> "account" name-or-empty).
-     A token is mounted only for a component that has an account of its own. Service links are off because
-     Kubernetes would turn a Service into TIDEPOOL_* variables, which are no settings. */}}
+     A token is mounted only for a component with its own ServiceAccount. Service links are off because
+     Kubernetes would turn a Service into TIDEPOOL_* variables, which are not settings. */}}
 {{- define "tidepool.pod" -}}
 {{- $root := .root -}}
 {{- with .account }}
@@ -44,7 +44,7 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* /tmp is the only writable folder: HOME, PREFECT_HOME and Dask's scratch space are there. */}}
+{{/* /tmp is the only writable folder: HOME, PREFECT_HOME and Dask's scratch space are in it. */}}
 {{- define "tidepool.tmp-mount" -}}
 - name: tmp
   mountPath: /tmp

@@ -1,4 +1,4 @@
-{{/* How the platform's own processes reach the Prefect API and its database. */}}
+{{/* Connection of the platform's own processes to the Prefect API and its database. */}}
 
 {{- define "tidepool.api-url" -}}
 http://{{ include "tidepool.fullname" . }}-server.{{ .Release.Namespace }}.svc:4200/api
