@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tidepool import settings as settings_module
+from tidepool.local.processes import file_lock
 from tidepool.local.server import Home, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+CACHE = Path(__file__).parents[2] / ".pytest_cache"
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with all migrations of this version of Prefect, to copy: the migrations take 10 s of CPU time."""
+    database = CACHE / f"prefect-{version('prefect')}.db"
+    CACHE.mkdir(exist_ok=True)
+    with file_lock(database.with_suffix(".lock"), wait=True):  # pytest-xdist's workers are processes
+        if not database.exists():
+            home = tmp_path_factory.mktemp("migrated")
+            kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "COVERAGE_"))}
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            subprocess.run(command, env={**kept, "PREFECT_HOME": str(home)}, check=True, stdout=subprocess.DEVNULL)
+            shutil.copy(home / "prefect.db", database.with_suffix(".new"))
+            database.with_suffix(".new").replace(database)
+    return database
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[str]:
     """The API URL of a Prefect server on SQLite, a child process; PREFECT_API_URL points to it meanwhile."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -26,7 +50,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with pytest.MonkeyPatch.context() as patched:
             # The server runs no code of this repository: measuring its coverage would only slow it down.
             patched.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-            server = stack.enter_context(running_server(Home(tmp_path_factory.mktemp("prefect"))))
+            home = Home(tmp_path_factory.mktemp("prefect"))
+            shutil.copy(migrated_database, home.prefect / "prefect.db")
+            server = stack.enter_context(running_server(home))
         patched = stack.enter_context(pytest.MonkeyPatch.context())
         patched.setenv("PREFECT_HOME", str(server.home.prefect))
         patched.setenv("PREFECT_API_URL", server.api)

@@ -37,27 +37,18 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 @task
-def where(_item: int) -> tuple[int, str]:
-    return os.getpid(), threading.current_thread().name
+def where(_item: int) -> tuple[int, str, int]:
+    """The process, the thread and the niceness that it runs at."""
+    return os.getpid(), threading.current_thread().name, os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @flow(task_runner=dask_runner("small"))
-def mapped() -> list[tuple[int, str]]:
+def mapped() -> list[tuple[int, str, int]]:
     return where.map(range(4)).result()
 
 
-@task
-def niceness(_item: int) -> int:
-    return os.getpriority(os.PRIO_PROCESS, 0)
-
-
 @flow(task_runner=dask_runner("small"))
-def gentle() -> set[int]:
-    return set(niceness.map(range(4)).result())
-
-
-@flow(task_runner=dask_runner("small"))
-def called() -> tuple[int, str]:
+def called() -> tuple[int, str, int]:
     return where(1)
 
 
@@ -65,30 +56,24 @@ def square(number: int) -> int:
     return number * number
 
 
-def test_local_runs_mapped_tasks_in_other_processes(use: Callable[..., None]) -> None:
+def test_local_runs_mapped_tasks_in_other_processes_at_a_lower_priority(use: Callable[..., None]) -> None:
     use(COMPUTE_PROVIDER="local")
-    assert os.getpid() not in {pid for pid, _ in mapped()}
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    found = mapped()
+    assert os.getpid() not in {pid for pid, _, _ in found}
+    assert {niceness for _, _, niceness in found} == {here + NICENESS}
 
 
-def test_threads_runs_mapped_tasks_in_this_process(use: Callable[..., None]) -> None:
+def test_threads_runs_mapped_tasks_in_this_process_at_its_priority(use: Callable[..., None]) -> None:
     use(COMPUTE_PROVIDER="threads")
-    assert {pid for pid, _ in mapped()} == {os.getpid()}
-
-
-def test_local_workers_run_at_a_lower_priority(use: Callable[..., None]) -> None:
-    use(COMPUTE_PROVIDER="local")
-    assert gentle() == {os.getpriority(os.PRIO_PROCESS, 0) + NICENESS}
-
-
-def test_threads_run_at_the_niceness_of_their_process(use: Callable[..., None]) -> None:
-    use(COMPUTE_PROVIDER="threads")
-    assert gentle() == {os.getpriority(os.PRIO_PROCESS, 0)}
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    assert {(pid, niceness) for pid, _, niceness in mapped()} == {(os.getpid(), here)}
 
 
 def test_address_uses_the_scheduler_that_is_there_and_leaves_it(use: Callable[..., None]) -> None:
     with local_cluster(SizeSettings(workers=1)) as cluster:
         use(COMPUTE_PROVIDER="address", COMPUTE_ADDRESS=cluster.scheduler_address)
-        pids = {pid for pid, _ in mapped()}
+        pids = {pid for pid, _, _ in mapped()}
         with dask_client() as client:
             assert set(client.run(os.getpid).values()) == pids
         assert cluster.status.name == "running"
@@ -105,7 +90,7 @@ def test_address_without_an_address_names_the_setting(use: Callable[..., None]) 
 def test_a_run_that_maps_nothing_starts_no_cluster(use: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
     use(COMPUTE_PROVIDER="local")
     with caplog.at_level(logging.INFO):
-        pid, _ = called()
+        pid, _, _ = called()
     assert pid == os.getpid()
     assert "cluster" not in caplog.text.lower()
 

@@ -22,6 +22,7 @@ from flows.image_etl.flow import download, image_etl
 from flows.image_etl.transform import SEPARATOR, default_key
 from tests.polling import until
 from tidepool import report, storage
+from tidepool import settings as settings_module
 from tidepool.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def task_states(run_id: UUID, count: int) -> dict[str, State[Any]]:
     return until(look, lambda states: len(states) == count)
 
 
-def test_the_sample_gives_27_frames_and_is_downloaded_once(storage_root: str) -> None:
+def test_the_sample_gives_27_frames_and_is_downloaded_once(storage_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state, run_id = run(data_url=str(SAMPLE), frame_duration_ms=150, n_workers=2)
 
     folder = f"{storage_root}/image_etl/{run_id}"
@@ -132,6 +133,8 @@ def test_the_sample_gives_27_frames_and_is_downloaded_once(storage_root: str) ->
     first = task_states(run_id, 31)
     assert first[f"download {SAMPLE}"].name == "Completed"
 
+    monkeypatch.setenv("TIDEPOOL_COMPUTE_PROVIDER", "threads")
+    settings_module.settings.cache_clear()
     again, run_id = run(data_url=str(SAMPLE), gif_name="again.gif", n_workers=1)
 
     assert again.result()["frames"] == 27
