@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from tidepool.errors import UsageError, did_you_mean, reason
 
@@ -282,6 +282,8 @@ def settings() -> Settings:
     reject_unknown(os.environ)
     try:
         return Settings()
+    except SettingsError as error:  # it names the group only
+        raise UsageError(f"a {PREFIX}* variable is not valid JSON: {error}: {error.__cause__}") from None
     except ValidationError as error:
         raise UsageError("; ".join(_problem(each) for each in error.errors())) from None
 

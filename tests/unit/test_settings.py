@@ -53,6 +53,14 @@ def test_a_value_that_is_not_accepted_names_variable_and_value(monkeypatch: pyte
     )
 
 
+def test_invalid_json_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_WORKER_TOLERATIONS", "[")
+    with pytest.raises(
+        UsageError, match=r'^a TIDEPOOL_\* variable is not valid JSON: .*"kubernetes".*: Expecting value: '
+    ):
+        module.settings()
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         module.settings().storage.root = "s3://elsewhere"  # type: ignore[misc]
