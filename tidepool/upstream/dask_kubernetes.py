@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import kopf
@@ -15,7 +14,6 @@ from dask_kubernetes.operator.controller import controller
 IDLE_TIMER = controller.daskcluster_autoshutdown
 
 
-@cache
 def own_worker_groups() -> None:
     """Have the controller create a cluster's worker group with its owner reference.
 
