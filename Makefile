@@ -51,14 +51,24 @@ run: setup ## Run one deployment's flow on this machine: make run FLOW=csv-etl [
 test: setup ## Run the tests with coverage (T=tests/unit/test_x.py for some of them)
 	@if test -n "$(T)"; then $(BIN)/python -m pytest $(T); else \
 	  $(BIN)/python -m coverage erase; \
-	  $(BIN)/python -m pytest $(OURS) tests/unit tests/contract tests/helm tests/integration \
-	    $(addprefix --ignore=,$(COMMANDS)) --cov --cov-report=; \
-	  $(BIN)/python -m pytest $(OURS) $(COMMANDS) \
+	  $(BIN)/python -m pytest $(OURS) $(PARALLEL) $(LONGEST) $(filter-out $(LONGEST) $(COMMANDS),$(TESTS)) \
+	    --cov --cov-report=; \
+	  $(BIN)/python -m pytest $(OURS) $(PARALLEL) $(COMMANDS) \
 	    --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90; fi
 
-# Tests of the commands start servers and deploy to them: they get a process and a Prefect server of their own.
-COMMANDS := $(wildcard tests/integration/test_deploy_*.py) tests/integration/test_demo.py \
-  tests/integration/test_run_command.py tests/integration/test_storage.py
+TESTS := $(wildcard $(addsuffix /test_*.py,$(addprefix tests/,integration contract unit helm)))
+
+# A process per core, up to four, each with a Prefect server of its own; it takes the next file when it has finished one. The
+# longest files come first, because one that begins last leaves the other cores idle.
+JOBS ?= logical
+PARALLEL = --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+LONGEST := $(addprefix tests/integration/,test_runner_truth.py test_runner_behaviours.py test_forecast_flow.py \
+  test_taxi_flows.py test_batches.py test_compute.py test_image_etl_flow.py test_tickets_flow.py)
+
+# Tests of the commands deploy to the Prefect server: on one that has only their deployments, what a plan lists and what
+# `prune` would delete is known.
+COMMANDS := $(addprefix tests/integration/,test_demo.py test_run_command.py) \
+  $(wildcard tests/integration/test_deploy_*.py) tests/integration/test_storage.py
 
 # Tests of the stock task runner take minutes, and must not block a change of ours.
 OURS := -m "not stock"

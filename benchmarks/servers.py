@@ -1,4 +1,4 @@
-"""Prefect servers for benchmarks, in processes of their own, on SQLite or PostgreSQL."""
+"""Prefect servers for benchmarks, on SQLite or PostgreSQL, with their CPU time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Server:
         self._processes = processes
 
     def cpu_seconds(self) -> float:
-        """CPU time that the server and its database have used so far."""
+        """Add up the CPU time that the server and its database have used so far, seconds."""
         total = 0.0
         for root in self._processes:
             with suppress(psutil.NoSuchProcess):
@@ -46,19 +46,19 @@ class Server:
                 for one in (process, *process.children(recursive=True)):
                     with suppress(psutil.NoSuchProcess):
                         times = one.cpu_times()
-                        # Of children that ended: PostgreSQL makes a process for each connection.
+                        # Children that ended count too: PostgreSQL starts a process for each connection.
                         total += times.user + times.system + times.children_user + times.children_system
         return total
 
     def count_task_runs(self, flow_run_id: str, state: str = "COMPLETED") -> int:
-        """How many task runs of a flow run have that type of state on the server."""
+        """Count the task runs of a flow run that have that type of state on the server."""
         body = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"state": {"type": {"any_": [state]}}}}
         answer = httpx.post(f"{self.api}/task_runs/count", json=body, timeout=60)
         answer.raise_for_status()
         return int(answer.json())
 
     def catch_up(self, flow_run_id: str, task_runs: int) -> int:
-        """Waits until it has recorded that many task runs as Completed; how many are lost, when no more come."""
+        """Wait until that many task runs are recorded as Completed; return how many are lost, when no more arrive."""
         recorded, changed = -1, time.monotonic()
         while (known := self.count_task_runs(flow_run_id)) < task_runs:
             if known != recorded:
@@ -71,7 +71,7 @@ class Server:
 
 @contextmanager
 def prefect_server(database: str) -> Iterator[Server]:
-    """A fresh server on `sqlite` or `postgresql`, set up as the chart does it; gone with its data afterwards."""
+    """Run a fresh server on `sqlite` or `postgresql`, configured as by the chart; delete its data afterwards."""
     with ExitStack() as stack:
         home = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="tidepool-bench-", ignore_cleanup_errors=True))
@@ -92,7 +92,7 @@ def prefect_server(database: str) -> Iterator[Server]:
 
 @contextmanager
 def _postgresql() -> Iterator[tuple[str, int]]:
-    """A PostgreSQL of its own (Debian's package `postgresql`), run by a user who is not root."""
+    """Run a separate PostgreSQL (Debian's package `postgresql`), by a user who is not root."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")

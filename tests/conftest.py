@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Receiver(ThreadingHTTPServer):
-    """A web server that keeps what it is sent and answers as told."""
+    """A web server that records requests and answers with a given status."""
 
     def __init__(self) -> None:
         self.got: list[dict[str, str]] = []
@@ -38,12 +38,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """The receiver of messages that the targets of `targets` may be."""
+    """A receiver of notifications, to use as a target of `targets`."""
     with Receiver() as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

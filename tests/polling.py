@@ -1,4 +1,4 @@
-"""Waiting for what comes later: the server learns of task runs, logs and artifacts some time after they were made."""
+"""Polling with a deadline: the server records task runs, logs and artifacts some time after they were created."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 def until(look: Callable[[], T], want: Callable[[T], object] = bool, *, seconds: float = 60) -> T:
-    """What `look` finds, as soon as it is as wanted.
+    """Poll `look` until `want` accepts its result; return the result.
 
     Raises:
-        AssertionError: it is not within that many seconds; with what was found last.
+        AssertionError: not accepted within that many seconds; shows the last result.
     """
     deadline = time.monotonic() + seconds
     while not want(found := look()):
-        assert time.monotonic() < deadline, f"not as wanted after {seconds:g} s: {found}"
+        assert time.monotonic() < deadline, f"still not accepted after {seconds:g} s: {found}"
         time.sleep(0.1)
     return found

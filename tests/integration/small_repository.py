@@ -1,4 +1,4 @@
-"""A repository of small flows for the tests of `tidepool run` and `tidepool demo`, and no more."""
+"""A repository of small flows for the tests of `tidepool run` and `tidepool demo`."""
 
 from __future__ import annotations
 

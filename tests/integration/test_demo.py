@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import sqlite3
@@ -57,9 +58,12 @@ def test_every_deployment_runs_through_the_work_pool_and_nothing_is_left(tmp_pat
     database.close()
 
 
-def test_ctrl_c_in_the_middle_leaves_nothing_even_from_a_background_job(tmp_path: Path) -> None:
+def test_ctrl_c_in_the_middle_leaves_nothing_even_from_a_background_job(
+    tmp_path: Path, migrated_database: Path
+) -> None:
     """A shell starts a background job with SIGINT ignored; Prefect's worker would then never end."""
     repository = make(tmp_path / "repository", "good", "slow")
+    shutil.copy(migrated_database, Home.of(repository).prefect / "prefect.db")
     ignoring = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     )

@@ -64,7 +64,7 @@ class Handler(SimpleHTTPRequestHandler):
             super().do_HEAD()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

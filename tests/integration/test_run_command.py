@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from tests.integration.small_repository import command, make, processes_of, variables
+from tidepool.local.server import Home
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,8 +101,11 @@ def test_an_unreachable_configured_server_is_reported_at_once(repository: Path) 
     assert "the Prefect API http://127.0.0.1:1/api (PREFECT_API_URL) does not answer" in done.stderr
 
 
-def test_without_a_server_it_starts_one_which_ends_and_whose_history_stays(repository: Path) -> None:
-    # PREFECT_HOME elsewhere: the profile of whoever runs the tests is not asked.
+def test_without_a_server_it_starts_one_which_ends_and_whose_history_stays(
+    repository: Path, migrated_database: Path
+) -> None:
+    shutil.copy(migrated_database, Home.of(repository).prefect / "prefect.db")
+    # PREFECT_HOME elsewhere: the user's own Prefect profile must have no effect.
     done = _run(repository, "good", "--json", PREFECT_HOME=str(repository / "elsewhere"))
     assert done.returncode == 0, done.stderr
     identity = json.loads(done.stdout)["flow_run_id"].replace("-", "")
