@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 import distributed
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
@@ -215,17 +216,28 @@ def test_a_cluster_that_is_closed_while_it_starts_is_deleted(
     assert requests(kubernetes, "DELETE") == [f"DELETE daskclusters/{cluster.name}?propagationPolicy=Background"]
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_the_page_is_an_artifact_of_the_run() -> None:
-    from prefect import flow
+@pytest.mark.usefixtures("prefect_server", "dask_pods")
+def test_a_runs_cluster_has_its_name_and_a_page() -> None:
+    @flow(name="Noted run")
+    def noted() -> str:
+        with kubernetes_cluster(SIZE) as cluster:
+            return cluster.name
 
-    @flow
-    def noted() -> None:
-        pass
-
-    run = noted(return_state=True).state_details.flow_run_id
-    asyncio.run(usage.publish(Run(str(run), "noted"), "the page", "about it", logging.getLogger(__name__)))
-    key = ArtifactFilter(key=ArtifactFilterKey(any_=["noted-dask-cluster"]))
+    ended: Any = noted(return_state=True)
+    run = ended.state_details.flow_run_id
+    assert re.fullmatch(rf"noted-run-{str(run)[:8]}-1-[0-9a-f]{{4}}", ended.result())
+    key = ArtifactFilter(key=ArtifactFilterKey(any_=["noted-run-dask-cluster"]))
     with get_client(sync_client=True) as client:
-        [artifact] = client.read_artifacts(artifact_filter=key)
-    assert (artifact.flow_run_id, artifact.data, artifact.description) == (run, "the page", "about it")
+        pages = [each for each in client.read_artifacts(artifact_filter=key) if each.flow_run_id == run]
+    [page] = [each for each in pages if "core-seconds requested" in str(each.data)]
+    assert "a line" in str(page.data)
+    assert "1 workers" in str(page.description)
+
+
+def test_a_page_that_cannot_be_written_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(usage, "_PUBLISH_SECONDS", 0)
+    run = Run("0d9e1c1e-86a4-4a0f-9d47-6a8a5d1a0b11", "noted")
+    asyncio.run(usage.publish(run, "the page", "about it", logging.getLogger(__name__)))
+    assert "the page noted-dask-cluster was not published: TimeoutError" in caplog.text

@@ -7,7 +7,6 @@ the driver's pod: the image by digest, the variables (secrets by reference), pul
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import TYPE_CHECKING, Any
 
 from tidepool.compute.clusters.kubernetes import names
@@ -57,13 +56,13 @@ def name_for(run: Run, suffix: str) -> str:
         suffix: The random part, four characters.
     """
     tail = f"-{run.id[:8]}-{run.attempt}-{suffix}" if run.id else f"-{suffix}"
-    return _slug(run.flow)[: NAME_LENGTH - len(tail)].strip("-") + tail
+    return names.slug(run.flow)[: NAME_LENGTH - len(tail)].strip("-") + tail
 
 
 def shared_name(name: str, image: str) -> str:
     """Return a shared cluster's name. It depends on the image: after a deploy no run meets workers of the old one."""
     tail = "-" + hashlib.sha256(digest(image).encode()).hexdigest()[:8]
-    return f"shared-{_slug(name)}"[: NAME_LENGTH - len(tail)].strip("-") + tail
+    return f"shared-{names.slug(name)}"[: NAME_LENGTH - len(tail)].strip("-") + tail
 
 
 def check_caps(sizes: Iterable[SizeSettings], settings: KubernetesSettings) -> None:
@@ -129,7 +128,7 @@ def manifest(
     }
     metadata: dict[str, Any] = {"name": name, "labels": labels, "annotations": annotations}
     if shared:
-        labels[names.LABEL_SHARED] = _slug(shared)
+        labels[names.LABEL_SHARED] = names.slug(shared)
     else:
         labels[names.LABEL_RUN] = run.id or "none"
         annotations[names.ANNOTATION_DEPLOYMENT] = driver.deployment
@@ -311,7 +310,3 @@ def _service(cluster: str) -> dict[str, Any]:
             {"name": "http-dashboard", "protocol": "TCP", "port": names.HTTP_PORT, "targetPort": "http-dashboard"},
         ],
     }
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

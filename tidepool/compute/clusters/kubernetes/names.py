@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 GROUP = "kubernetes.dask.org/v1"
 SCHEDULER_PORT = 8786
 HTTP_PORT = 8787
@@ -25,3 +27,8 @@ def scheduler_service(cluster: str) -> str:
 def scheduler_url(cluster: str, namespace: str) -> str:
     """Return the address of a scheduler's HTTP server inside the Kubernetes cluster."""
     return f"http://{scheduler_service(cluster)}.{namespace}:{HTTP_PORT}"
+
+
+def slug(text: str) -> str:
+    """Return a text as a part of a name of Kubernetes or Prefect: lower-case letters, digits and single dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

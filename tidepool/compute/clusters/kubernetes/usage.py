@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from tidepool.compute.clusters.kubernetes import pod_status
+from tidepool.compute.clusters.kubernetes import names, pod_status
 
 if TYPE_CHECKING:
     import logging
@@ -138,7 +138,7 @@ async def publish(run: Run, text: str, about: str, log: logging.Logger | logging
     from prefect.client.schemas.actions import ArtifactCreate
 
     # Not by `report`: when a cluster closes, the context from which Prefect knows the run has ended.
-    key = f"{run.flow}-dask-cluster"
+    key = f"{names.slug(run.flow)}-dask-cluster"
     page = ArtifactCreate(key=key, type="markdown", description=about, data=text, flow_run_id=UUID(run.id))
     try:
         async with asyncio.timeout(_PUBLISH_SECONDS), get_client() as client:
