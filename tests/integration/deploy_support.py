@@ -22,6 +22,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tidepool import settings as settings_module
+from tidepool.deploy import steps
 from tidepool.deploy.client import connect, pages
 from tidepool.deploy.config import environments
 from tidepool.deploy.reconcile import apply, comparison
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.testing.cli import CycloptsResult
 
     from tidepool.deploy.reconcile.plan import Plan
 
@@ -218,20 +220,28 @@ class Shop:
         )
 
 
-def deploy_in_process(repository: Path, manifest: environments.Manifest, written: Callable[[str], None]) -> str:
-    """Run `prefect deploy --all` in this process: starting the command takes seconds. See `apply.Deploy`."""
+def prefect_deploy(repository: Path, manifest: environments.Manifest) -> CycloptsResult:
+    """Run `prefect deploy --all` in this process: starting the command takes seconds.
+
+    A veto in the manifest, `tidepool.deploy.steps.validate`, reads the repository's own prefect.yaml.
+    """
     from prefect.testing.cli import CycloptsCliRunner
 
+    steps._validate.cache_clear()  # once per command
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         path = Path(folder) / "prefect.yaml"
         path.write_text(environments.to_yaml(manifest))
         patched.chdir(repository)
         patched.syspath_prepend(repository)
-        patched.setenv("COLUMNS", "1000")
-        done = CycloptsCliRunner().invoke(["--no-prompt", "deploy", "--all", "--prefect-file", str(path)])
+        return CycloptsCliRunner().invoke(["--no-prompt", "deploy", "--all", "--prefect-file", str(path)])
+
+
+def deploy_in_process(repository: Path, manifest: environments.Manifest, written: Callable[[str], None]) -> str:
+    """Write deployments in this process. See `apply.Deploy`."""
+    done = prefect_deploy(repository, manifest)
     for name in re.findall(r"Deployment '([^']+)' successfully created with id", done.output):
         written(name)
-    return "" if done.exit_code == 0 else f"{done.exception or done.output[-500:]}"
+    return "" if done.exit_code == 0 else f"exit code {done.exit_code}"
 
 
 NIGHTLY = {"slug": "nightly", "cron": "15 3 * * *", "timezone": "Europe/Paris"}

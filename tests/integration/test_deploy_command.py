@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.deploy_support import NIGHTLY, Shop, recorded
+from tests.integration.deploy_support import NIGHTLY, Shop, prefect_deploy, recorded
 from tidepool import settings as settings_module
 from tidepool.cli import main
 from tidepool.deploy.client import connect
@@ -86,19 +86,19 @@ def test_a_bare_deploy_is_vetoed_before_the_first_write(shop: Shop, proxy: Proxy
 
 def test_a_bare_deploy_keeps_a_pause_and_leaves_what_is_unmanaged_alone(shop: Shop, proxy: Proxy) -> None:
     shop.deployment("one", NIGHTLY)
-    assert shop.stock().returncode == 0
+    assert prefect_deploy(shop.write().root, shop.manifest).exit_code == 0
     with connect() as client:
         client.pause_deployment(shop.deployments()["one"]["id"])
-    assert shop.stock().returncode == 0
+    assert prefect_deploy(shop.write().root, shop.manifest).exit_code == 0
     live = shop.deployments()["one"]
     # Prefect itself resumed the deployment; its schedules were paused before that.
     assert [each["active"] for each in live["schedules"]] == [False]
     with connect() as client:
         client.request("PATCH", "/deployments/{id}", path_params={"id": live["id"]}, json={"tags": ["theirs"]})
     proxy.requests.clear()
-    done = shop.stock()
-    assert done.returncode != 0
-    assert "exists on the server and is unmanaged (tags: theirs)" in done.stderr
+    vetoed = prefect_deploy(shop.root, shop.manifest)
+    assert vetoed.exit_code == 1
+    assert "exists on the server and is unmanaged (tags: theirs)" in vetoed.output
     assert proxy.writes == []
 
 

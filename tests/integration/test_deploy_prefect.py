@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, deploy_in_process
+from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, prefect_deploy
 from tests.polling import until
 from tidepool.deploy.client import connect
-from tidepool.deploy.reconcile.apply import prefect_deploy
+from tidepool.deploy.reconcile import apply
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def shop(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_command_reports_each_deployment_and_the_reason_of_a_failure(shop: Shop) -> None:
     shop.deployment("one"), shop.deployment("two", entrypoint=f"{shop.module}.nothing"), shop.deployment("three")
     written: list[str] = []
-    reason = prefect_deploy(shop.root, shop.manifest, written.append)
+    reason = apply.prefect_deploy(shop.root, shop.manifest, written.append)
     assert written == [f"{shop.flow}/one"]
     assert "nothing" in reason
     assert set(shop.deployments()) == {"one"}
@@ -39,12 +39,12 @@ def test_the_command_reports_each_deployment_and_the_reason_of_a_failure(shop: S
 def test_a_redeploy_resumes_a_paused_deployment_and_leaves_schedules_alone_that_it_does_not_name(shop: Shop) -> None:
     """Therefore an apply writes a pause out, and updates schedules itself."""
     config = shop.deployment("one", NIGHTLY)
-    assert deploy_in_process(shop.root, shop.manifest, lambda _: None) == ""
+    assert prefect_deploy(shop.root, shop.manifest).exit_code == 0
     before = shop.deployments()["one"]
     with connect() as client:
         client.pause_deployment(before["id"])
     del config["schedules"]
-    assert deploy_in_process(shop.root, shop.manifest, lambda _: None) == ""
+    assert prefect_deploy(shop.root, shop.manifest).exit_code == 0
     after = shop.deployments()["one"]
     assert after["paused"] is False
     assert [each["id"] for each in after["schedules"]] == [each["id"] for each in before["schedules"]]
@@ -55,7 +55,7 @@ def test_deleting_a_schedule_deletes_its_late_runs_too_as_the_docs_say(shop: Sho
     from prefect.states import State
 
     shop.deployment("one", HOURLY)
-    assert deploy_in_process(shop.root, shop.manifest, lambda _: None) == ""
+    assert prefect_deploy(shop.root, shop.manifest).exit_code == 0
     deployment = shop.deployments()["one"]
     run = min(until(shop.future_runs))
     with connect() as client:

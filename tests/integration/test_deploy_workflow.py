@@ -42,7 +42,7 @@ def worker(pool: None, prefect_server: str, storage_root: str, tmp_path: Path) -
     del pool, storage_root
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--type", "process"]
     log = (tmp_path / "worker.log").open("wb")
-    variables = {**os.environ, "PREFECT_API_URL": prefect_server}
+    variables = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield

@@ -144,7 +144,9 @@ def test_the_second_of_two_automations_of_one_name_is_deleted() -> None:
 def test_the_share_of_deletions_counts_each_kind() -> None:
     there = [actual(name) for name in "abcd"] + [actual(name, Kind.VARIABLE) for name in "vw"]
     found = make_plan([resource("a"), resource("b"), resource("c"), resource("v", Kind.VARIABLE)], there)
+    assert excessive_deletions(found, there, 0.2) == ["1 of 2 variables", "1 of 4 deployments"]
     assert excessive_deletions(found, there, 0.3) == ["1 of 2 variables"]
+    assert excessive_deletions(found, there, 0.5) == []
 
 
 # --- a model of the server to which a plan is applied --------------------------------------------------------------

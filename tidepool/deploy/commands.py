@@ -250,7 +250,7 @@ def rollback(
             image = version.image or "no image"
             typer.echo(f"{version.at:%Y-%m-%d %H:%M}Z  {version.commit[:12]}  {image}  {version.subject}")
         if not found:
-            typer.echo(f"{name}: there is no record of a deploy in this checkout", err=True)
+            typer.echo(f"{name}: this checkout has no record of a deploy", err=True)
         return
     version = history.choose(found, to)
     options = [] if yes_delete is None else ["--yes-delete", str(yes_delete)]

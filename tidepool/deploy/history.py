@@ -95,7 +95,7 @@ def choose(found: list[Version], wanted: str) -> Version:
         if wanted == version.tag or wanted == version.tag.rsplit("/", 1)[1] or version.commit.startswith(wanted):
             return version
     known = (
-        ", ".join(version.commit[:12] for version in found) or "none: there is no record of a deploy in this checkout"
+        ", ".join(version.commit[:12] for version in found) or "none: this checkout has no record of a deploy"
     )
     raise UsageError(f"version {wanted!r} was not deployed; known: {known}")
 

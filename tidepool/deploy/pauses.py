@@ -52,7 +52,7 @@ def find(client: SyncPrefectClient, name: str, owner: str) -> tuple[str, Json]:
         owner: Owner of the managed resources.
 
     Raises:
-        UsageError: there is none, or more than one.
+        UsageError: none or several have that name.
     """
     managed = read_deployments(client, automations.owner_tag(owner), [])
     found = [key for key in managed if name in (key, key.split("/", 1)[1])]
@@ -67,7 +67,7 @@ def pause(client: SyncPrefectClient, wanted: Pause, owner: str) -> None:
     """Record a pause, and pause the deployment.
 
     Raises:
-        UsageError: there is no such deployment.
+        UsageError: the deployment does not exist.
     """
     from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 
@@ -94,7 +94,7 @@ def resume(client: SyncPrefectClient, name: str, owner: str) -> str:
         `flow/deployment`.
 
     Raises:
-        UsageError: there is no such deployment.
+        UsageError: the deployment does not exist.
     """
     full_name, deployment = find(client, name, owner)
     client.resume_deployment(deployment["id"])
