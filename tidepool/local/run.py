@@ -77,6 +77,7 @@ def run(
             # Prefect's overloads know no flow of any parameters and any result.
             state = cast("State[Any]", cast("Any", flow)(**values, return_state=True))
             outcome, reason = _outcome(flow, state)
+            _flush()
     if as_json:
         sys.stdout.write(json.dumps(asdict(outcome), default=str) + "\n")
     else:
@@ -258,7 +259,6 @@ def _api(repository: Path) -> Iterator[None]:
     with signals_interrupt(), running_server(home) as server:
         _use(server.variables)
         yield
-        _flush()
 
 
 def _use(variables: dict[str, str]) -> None:
@@ -270,7 +270,7 @@ def _use(variables: dict[str, str]) -> None:
 
 
 def _flush() -> None:
-    """Send the logs and events that Prefect still buffers, before the server ends."""
+    """Send the logs and events that Prefect still buffers: the server may end, and the outcome is printed last."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
