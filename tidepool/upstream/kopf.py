@@ -17,5 +17,5 @@ def remove_timer(registry: kopf.OperatorRegistry, function: Callable[..., Any]) 
     Watch: `kopf._core.intents.registries.OperatorRegistry._spawning`.
     Delete when: kopf can remove or filter handlers, or the operator runs with a handler list of its own.
     """
-    spawning = registry._spawning  # noqa: SLF001 - see above
-    spawning._handlers = [each for each in spawning._handlers if each.fn is not function]  # noqa: SLF001
+    spawning = registry._spawning
+    spawning._handlers = [each for each in spawning._handlers if each.fn is not function]

@@ -15,5 +15,5 @@ async def close_connection(connection: kr8s.asyncio.Api) -> None:
     Watch: `kr8s._api.Api._session` and its uses.
     Delete when: `Api` has a public `close`.
     """
-    if (session := connection._session) is not None:  # noqa: SLF001 - see above
+    if (session := connection._session) is not None:
         await session.aclose()

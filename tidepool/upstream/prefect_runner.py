@@ -57,7 +57,7 @@ def prepare_in_process(condition: Callable[[FlowRun], Awaitable[bool]]) -> None:
                 await engine.start(flow_run, task_status=task_status)
                 return 0
 
-            supervisor._launch_engine = launch  # noqa: SLF001 - see above
+            supervisor._launch_engine = launch
             config = WorkspaceSupervisorConfig(
                 flow_run_id=flow_run.id,
                 workspace_root=self._workspace_root,
