@@ -167,13 +167,12 @@ class Shop:
         """Compare the files with the server."""
         return comparison.compare(client, self.root, "production", self.owner)
 
-    def apply(self, report: Callable[[str], None] = lambda _: None) -> list[str]:
+    def apply(self, deploy: apply.Deploy | None = None) -> list[str]:
         """Write the files and apply them; return what was written."""
         self.write()
         with connect() as client:
-            return apply.apply(
-                client, self.compare(client), self.root, self.owner, report=report, deploy=deploy_in_process
-            )
+            found, deploy = self.compare(client), deploy or deploy_in_process
+            return apply.apply(client, found, self.root, self.owner, report=lambda _: None, deploy=deploy)
 
     def plan(self) -> Plan:
         """Write the files and compare."""

@@ -10,7 +10,16 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.integration.deploy_support import HOURLY, NIGHTLY, Shop, now, paths, prefect_deploy, recorded
+from tests.integration.deploy_support import (
+    HOURLY,
+    NIGHTLY,
+    Shop,
+    deploy_in_process,
+    now,
+    paths,
+    prefect_deploy,
+    recorded,
+)
 from tests.polling import until
 from tidepool.deploy import drift, pauses
 from tidepool.deploy.client import connect, pages
@@ -21,9 +30,10 @@ from tidepool.deploy.reconcile.plan import Action, Kind
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.conftest import Receiver
     from tests.integration.deploy_support import Proxy
 
 pytestmark = pytest.mark.timeout(240)
@@ -188,6 +198,19 @@ def test_a_server_that_fails_half_way_is_reported_exactly_and_the_next_apply_com
     assert not shop.plan()
 
 
+def test_the_exit_code_of_prefect_deploy_counts_and_not_its_wording(shop: Shop) -> None:
+    def silent(repository: Path, manifest: dict[str, Any], _: object) -> str:
+        return deploy_in_process(repository, manifest, lambda _: None)
+
+    shop.deployment("one", NIGHTLY)
+    expected = [f"deployment {shop.flow}/one", f"schedule {shop.flow}/one#nightly"]
+    with pytest.raises(
+        apply.PartialApplyError, match=rf"did not create all[^:]+:[^:]+outcome unknown \(1\): {expected[0]}"
+    ):
+        shop.apply(lambda *_: "")
+    assert shop.apply(silent) == expected
+
+
 def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, proxy: Proxy) -> None:
     (shop.root / "template.json").write_text(
         '{"variables": {"type": "object", "properties": {"image": {"type": "string", "default": "a"}}}, '
@@ -322,35 +345,15 @@ def _cron(cron: str) -> Any:
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")  # by a plugin of Apprise
 def test_a_notification_reaches_all_targets_of_the_settings(
-    shop: Shop, prefect_server: str, monkeypatch: pytest.MonkeyPatch, proxy: Proxy
+    shop: Shop, prefect_server: str, proxy: Proxy, receiver: Receiver, targets: Callable[..., None]
 ) -> None:
-    import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-
-    from tidepool import settings as settings_module
-
-    received: dict[str, bytes] = {}
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    receiver = HTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=receiver.serve_forever, daemon=True).start()
-    target = f"json://127.0.0.1:{receiver.server_address[1]}"
-    monkeypatch.setenv("TIDEPOOL_NOTIFY_URLS", f"{target}/first {target}/second")
-    settings_module.settings.cache_clear()
+    targets(receiver.target, f"{receiver.target}/second")
     shop.deployment("one")
     shop.server_file = {
         "automations": [
             {
                 "name": "drift-found",
-                "description": "Tells.",
+                "description": "Notifies.",
                 "trigger": {
                     "type": "event",
                     "posture": "Reactive",
@@ -368,8 +371,7 @@ def test_a_notification_reaches_all_targets_of_the_settings(
         proxy.requests.clear()
         assert shop.apply() == []
         assert proxy.writes == []
-        monkeypatch.delenv("TIDEPOOL_NOTIFY_URLS")  # without the secret, as on a laptop, there is nothing to change
-        settings_module.settings.cache_clear()
+        targets()  # without the secret, as on a laptop, there is nothing to change
         assert not shop.plan()
         event = {
             "id": str(uuid4()),
@@ -379,11 +381,9 @@ def test_a_notification_reaches_all_targets_of_the_settings(
             "payload": {"summary": "2 differ"},
         }
         httpx.post(f"{prefect_server}/events", json=[event]).raise_for_status()
-        until(lambda: sorted(received) == ["/first", "/second"], seconds=90)
-        assert all(b"2 differ" in body for body in received.values())
+        until(lambda: len(receiver.got) == 2, seconds=90)
+        assert all("2 differ" in each["message"] for each in receiver.got)
     finally:
-        receiver.shutdown()
-        receiver.server_close()
         with connect() as client:
             for each in client.read_automations():
                 if f"managed-by:{shop.owner}" in each.tags:

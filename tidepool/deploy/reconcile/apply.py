@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from tidepool.deploy.client import ServerError
 from tidepool.deploy.config import automations, environments
 from tidepool.deploy.config.checks import STEP
-from tidepool.deploy.reconcile import actual
+from tidepool.deploy.reconcile.actual import ActualState, read_deployments
 from tidepool.deploy.reconcile.plan import Action, Change, Kind, Plan
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import environment as process_environment
@@ -150,7 +150,7 @@ def apply(
             if kind is Kind.DEPLOYMENT:
                 schedules = [each for each in plan.of(Action.CREATE) if each.resource.kind is Kind.SCHEDULE]
                 if changes:
-                    writer.deployments(changes, schedules, progress, lambda *file: deploy(repository, *file))
+                    writer.deployments(changes, schedules, progress, partial(deploy, repository))
                 continue
             for change in changes:
                 if change.label not in progress.written:  # a new deployment is written with its schedules
@@ -161,7 +161,7 @@ def apply(
             progress.in_flight = [change.label]
             writer.delete(change)
             progress.done(change)
-    except (httpx.HTTPError, PrefectException, ServerError) as error:
+    except (httpx.HTTPError, PrefectException) as error:
         raise _partial(str(error) or type(error).__name__, plan, progress) from error
     except _DeployError as error:
         raise _partial(str(error), plan, progress) from None
@@ -204,7 +204,7 @@ class _DeployError(Exception):
 class _Writer:
     client: SyncPrefectClient
     desired: DesiredState
-    actual: actual.ActualState
+    actual: ActualState
     owner: str
 
     def deployments(
@@ -239,15 +239,16 @@ class _Writer:
             # They are written one after another: the first that was not reported may be on the server or not.
             progress.in_flight = [each.label for each in left[:1]]
             raise _DeployError(f"prefect deploy: {reason}")
-        created = [each.resource.name for each in changes if each.action is Action.CREATE]
+        progress.in_flight = [each.label for each in left]
+        created = [each for each in changes if each.action is Action.CREATE]
         if created:
-            there = actual.read_deployments(self.client, automations.owner_tag(self.owner), [])
+            there = read_deployments(self.client, automations.owner_tag(self.owner), [])
             ids = {name: str(each["id"]) for name, each in there.items()}
             self.actual = replace(self.actual, deployments={**self.actual.deployments, **ids})
-            if missing := [by_name[name].label for name in created if name not in ids]:
+            if missing := [each.label for each in created if each.resource.name not in ids]:
                 progress.in_flight = missing
                 raise _DeployError("prefect deploy succeeded, but did not create all deployments")
-        # Its exit code is what counts, not the wording of its output.
+        # Its exit code counts, not the wording of its output.
         for change in left:
             written(change.resource.name)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tidepool.deploy.config import automations, checks, environments
 from tidepool.deploy.config.problems import raise_if_any
-from tidepool.deploy.reconcile import actual, desired, plan
+from tidepool.deploy.reconcile import actual, desired
+from tidepool.deploy.reconcile.plan import UNKNOWN, make_plan
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,14 +17,18 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import SyncPrefectClient
 
+    from tidepool.deploy.reconcile.actual import ActualState
+    from tidepool.deploy.reconcile.desired import DesiredState
+    from tidepool.deploy.reconcile.plan import Plan
+
 
 @dataclass(frozen=True)
 class Comparison:
     """Desired state, actual state, and the plan that makes the second the first."""
 
-    desired: desired.DesiredState
-    actual: actual.ActualState
-    plan: plan.Plan
+    desired: DesiredState
+    actual: ActualState
+    plan: Plan
 
     @property
     def notes(self) -> list[str]:
@@ -72,7 +77,7 @@ def compare(
     wanted = desired.load(repository, environment, owner, image=image, version=version)
     there = actual.read(client, owner, wanted)
     resources = wanted.with_automations(owner, block=bool(there.block))
-    return Comparison(desired=wanted, actual=there, plan=plan.make_plan(resources, there.resources))
+    return Comparison(desired=wanted, actual=there, plan=make_plan(resources, there.resources))
 
 
 def check(client: SyncPrefectClient | None, repository: Path, environment: str, owner: str) -> None:
@@ -108,4 +113,4 @@ def templates(client: SyncPrefectClient, names: Iterable[str]) -> dict[str, Mapp
 def _has_unknown(value: object) -> bool:
     if isinstance(value, dict):
         return any(_has_unknown(item) for item in value.values())
-    return value is plan.UNKNOWN
+    return value is UNKNOWN
