@@ -58,7 +58,7 @@ _MEASUREMENT_SECONDS = 900
 
 
 def code() -> str:
-    """The commit that last changed more than results, with a `+` where there are changes that no commit has."""
+    """Return the commit that last changed more than results, with a `+` for uncommitted changes."""
     other = ["--", ":/", f":(top,exclude){RESULTS.relative_to(RESULTS.parents[1])}"]
 
     def git(*arguments: str) -> str:
@@ -133,7 +133,7 @@ def _ratio(groups: Groups, key: tuple[str, str, int, str], peer: str) -> str:
 
 
 def _summary(groups: Groups) -> list[str]:
-    """The figures that were promised, a line each."""
+    """Return the promised figures, a line each."""
     lines = []
     for database in sorted({key[0] for key in groups}):
         thousand = (database, "map", 1000, "tidepool")
@@ -176,7 +176,7 @@ def _summary(groups: Groups) -> list[str]:
 
 
 def report(records: list[dict[str, Any]]) -> str:
-    """The tables, as Markdown."""
+    """Render the tables as Markdown."""
     groups: Groups = defaultdict(list)
     for number, record in enumerate(sorted(records, key=lambda record: str(record["at"]))):
         key = record["database"], record["kind"], record["items"], record["runner"]

@@ -37,13 +37,13 @@ MARK = "MEASURED "
 
 @task
 def no_op(item: int) -> int:
-    """Does nothing: what is left is the cost of a task run."""
+    """Do nothing: the time is the cost of a task run."""
     return item
 
 
 @task
 def pause(item: int) -> int:
-    """An item of 5 ms that leaves the processors to the others."""
+    """Take 5 ms without using a core."""
     time.sleep(PAUSE_SECONDS)
     return item
 
@@ -59,7 +59,7 @@ def _pause_seconds() -> float:
 
 
 def plain_no_op(item: int) -> int:
-    """The same without Prefect."""
+    """Do nothing, without Prefect."""
     return item
 
 

@@ -43,7 +43,7 @@ _SETTLE_SECONDS = 20
 
 @task
 def die(number: int, way: str) -> int:
-    """The first of them takes its worker with it."""
+    """End the worker process, in the first task run."""
     if number == 0:
         time.sleep(0.3)
         if way == "exit":
@@ -59,13 +59,13 @@ def die(number: int, way: str) -> int:
 
 @task
 def after() -> int:
-    """Waits for the others."""
+    """Run after the others."""
     return 1
 
 
 @task
 def long(_number: int) -> None:
-    """Runs while its scheduler dies."""
+    """Run while the scheduler dies."""
     time.sleep(30)
 
 
@@ -176,7 +176,7 @@ def _states(api: str, kind: str, field: str = "state_type") -> list[str]:
 
 
 def report(cells: list[dict[str, Any]]) -> str:
-    """The table, as Markdown."""
+    """Render the table as Markdown."""
     lines = ["# Truth after a loss", ""]
     for runner in RUNNERS:
         found = [cell for cell in cells if cell["runner"] == runner]

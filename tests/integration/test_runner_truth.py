@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 import pytest
-from prefect import flow, get_client, task
+from prefect import flow, get_client, runtime, task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from tests.polling import until
 from tidepool import settings as settings_module
 from tidepool.compute.clusters.local import set_dask_defaults
-from tidepool.compute.runner import backlog, submission, tracker
-from tidepool.compute.runner.limits import ArgumentRefusedError, ResultRefusedError
+from tidepool.compute.limits import ArgumentRefusedError, ResultRefusedError
+from tidepool.compute.runner import backlog, submission, task_runner, tracker
 from tidepool.compute.runner.recorder import Recorder
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.worker_loss import ReportingNanny, WorkerLostError
@@ -133,6 +133,28 @@ def test_a_killed_worker_is_never_green(runner: TidepoolTaskRunner, body: Callab
         states = ["Completed" if name == "Cancelled" else name for name in states]
         states.sort()
     assert states == ["Completed", "Completed", "Crashed"]
+
+
+def test_a_flow_run_that_prefect_completes_unasked_is_corrected(
+    runner: TidepoolTaskRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade of Prefect may no longer ask; then the public client of the runner says Failed."""
+    monkeypatch.setattr(task_runner, "before_completed", lambda *_: lambda: None)
+
+    flow_runs: list[Any] = []
+
+    def body() -> str:
+        flow_runs.append(runtime.flow_run.id)
+        die.map([0, 1, 2])
+        return "done"
+
+    with pytest.raises(WorkerLostError, match="1 task runs did not survive"):
+        flow(task_runner=runner, name="unasked")(body)()
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_runs[0]).state
+    assert state is not None
+    assert state.is_failed()
+    assert "1 task runs did not survive" in str(state.message)
 
 
 def test_what_waits_for_a_lost_task_does_not_run(runner: TidepoolTaskRunner) -> None:

@@ -14,8 +14,8 @@ from prefect.states import Completed, Failed, Pending
 
 from tests.polling import until
 from tidepool.compute.run_log import run_log
-from tidepool.compute.runner.futures import Outcome
 from tidepool.compute.runner.recorder import Conclusion, Recorder
+from tidepool.compute.worker.outcome import Outcome
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(120)]
 
@@ -79,7 +79,7 @@ def test_one_that_was_not_ready_has_ended_too(caplog: pytest.LogCaptureFixture) 
         assert recorder.record_unsent([conclusion], seconds=60)
 
     body()
-    assert caplog.text.count("had not heard of") == 1
+    assert caplog.text.count("that a lost worker had not sent") == 1
 
 
 def test_a_task_run_that_the_server_knows_is_not_announced_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -96,4 +96,4 @@ def test_a_task_run_that_the_server_knows_is_not_announced_again(caplog: pytest.
     body()
     _recorded(second, ["Pending", "Completed"])
     _recorded(first, ["Pending", "Failed"])
-    assert "1 task runs had ended that the server had not heard of" in caplog.text
+    assert "sent the final states of 1 task runs that a lost worker had not sent" in caplog.text

@@ -27,18 +27,19 @@ from prefect.utilities.annotations import opaque, quote
 
 from tidepool.compute.batches import BatchOutcome, _Batches, _delay
 from tidepool.compute.clusters.local import local_cluster
-from tidepool.compute.runner.futures import Outcome, Submission, TidepoolFuture
-from tidepool.compute.runner.limits import (
+from tidepool.compute.limits import (
     ArgumentRefusedError,
     ResultRefusedError,
     pickle_argument,
     refuse_arguments,
     refuse_result,
 )
+from tidepool.compute.runner.futures import Submission, TidepoolFuture
 from tidepool.compute.runner.submission import _assets
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.tracker import Tracker
 from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLostError, describe_exit
+from tidepool.compute.worker.outcome import Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path

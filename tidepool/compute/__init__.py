@@ -1,7 +1,7 @@
-"""Where mapped tasks run.
+"""Task runners and Dask clusters for mapped tasks.
 
 `@flow(task_runner=dask_runner("small"))` runs the tasks that a flow maps or submits on a Dask cluster of that size;
-tasks that it simply calls run in the flow-run process. `with dask_client("small") as client:` is a cluster inside one
+tasks that it calls directly run in the flow-run process. `with dask_client("small") as client:` is a cluster inside one
 task. Which kind of cluster (`local`, `threads`, `address`, `kubernetes`) is the setting `TIDEPOOL_COMPUTE_PROVIDER`,
 not the flow's concern. The cluster starts with the first task that is submitted: a run that submits none costs none.
 """

@@ -1,7 +1,7 @@
 """Many items per task run: a task run costs about 5 ms of a worker and 25 ms of the server, an item may cost less.
 
-`map_batched(task, items)` runs the task's function for every item, many of them in one task run, and still gives each
-item its own result, error and retries.
+`map_batched(task, items)` runs the task's function for every item, many of them in one task run. Each item keeps its
+own result, error and retries.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from prefect.futures import as_completed
 from prefect.states import Failed
 from prefect.utilities.math import clamped_poisson_interval
 
+from tidepool.compute.limits import ResultRefusedError, refuse_result
 from tidepool.compute.run_log import run_log
-from tidepool.compute.runner.limits import ResultRefusedError, refuse_result
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import settings
 
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# `auto` looks at that many items, one per task run, before it decides.
+# Items that `auto` measures, one per task run, before it decides.
 _PROBES = 12
-# Overhead of a task run where the probes do not show it: as many workers as probes.
+# Overhead of a task run where the probes do not show it, because there are as many workers as probes.
 _USUAL_OVERHEAD_SECONDS = 0.02
-# What is promised is 5 % of everything; begin and end, when not all workers are busy, take their part of it.
+# The promise is 5 % of the total; the begin and the end, when not all workers are busy, take their part of it.
 _OVERHEAD_SHARE = 0.01
-# What a lost worker may cost, and how many batches each worker should get, so that all end at about the same time.
+# The time that a lost worker may cost; batches of each worker, so that all end at about the same time.
 _LONGEST_BATCH_SECONDS = 60.0
 _BATCHES_PER_WORKER = 4
 _LARGEST_BATCH = 10_000
@@ -61,9 +61,9 @@ class FailedItem:
     """An item without a result.
 
     Attributes:
-        index: Its place among the items, from 0.
-        item: What it was, as text.
-        error: What its last try raised, or `WorkerLostError`.
+        index: Its position among the items, from 0.
+        item: The item as text.
+        error: The exception of its last try, or `WorkerLostError`.
         tries: How often it was tried.
     """
 
@@ -82,7 +82,7 @@ class BatchError(TidepoolError):
 
     Attributes:
         failed: The items that failed, in order.
-        results: What came of every item, in order: its result, or its `FailedItem`.
+        results: The result of every item, in order, or its `FailedItem`.
     """
 
     def __init__(self, task: str, failed: list[FailedItem], results: list[Any]) -> None:
@@ -103,17 +103,17 @@ def map_batched(
     wait_for: Iterable[PrefectFuture[Any]] | None = None,
     **fixed: Any,
 ) -> list[R]:
-    """Runs a task for many items, many items per task run, and waits for all of them.
+    """Run a task for many items, many items per task run, and wait for all of them.
 
     The task's `retries`, `retry_delay_seconds`, `retry_jitter_factor` and `retry_condition_fn` apply to each item,
-    its tags and timeout to each task run. A batch whose worker is lost runs again; at last it is split, until the item
-    that kills is alone.
+    its tags and timeout to each task run. A batch whose worker is lost is retried; then it is split, until the item
+    that kills its worker is alone.
 
     Args:
         task: The task; its first parameter takes the item.
         items: The items.
-        batch_size: Items per task run; `auto` measures the first items and makes overhead less than 5 %.
-        raise_on_failure: Whether failed items raise, or stand as `FailedItem` among the results.
+        batch_size: Items per task run; `auto` measures the first items and keeps overhead below 5 %.
+        raise_on_failure: Whether failed items raise `BatchError`, or are `FailedItem`s among the results.
         progress: Whether to show progress as an artifact of the flow run.
         wait_for: Futures that have to be completed before.
         fixed: The task's other parameters, the same for each item.
@@ -143,11 +143,11 @@ def map_batched(
 
 
 class BatchTask(Task[..., Any]):
-    """A Prefect task that runs another one's function for each item of a list.
+    """A Prefect task that runs another task's function for each item of a list.
 
     Args:
-        item_task: The other one.
-        items_per_run: The most items that a task run gets: that much more may travel with it.
+        item_task: The other task.
+        items_per_run: Maximum items of a task run; its limit on arguments and results grows with them.
     """
 
     def __init__(self, item_task: Task[..., Any], items_per_run: int) -> None:
@@ -158,7 +158,7 @@ class BatchTask(Task[..., Any]):
             tags=item_task.tags,
             timeout_seconds=item_task.timeout_seconds,
             log_prints=item_task.log_prints,
-            # What is cached by its inputs would be cached by its batch.
+            # A cache by inputs would be a cache by batches.
             cache_policy=NO_CACHE,
             persist_result=False,
         )
@@ -167,7 +167,7 @@ class BatchTask(Task[..., Any]):
 
 
 class _Batches:
-    """The items of one `map_batched`, and what came of them so far."""
+    """The items of one `map_batched`, and their results so far."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _Batches:
         return len(self.items) - self._done
 
     def run(self, indices: Sequence[int], size: int) -> None:
-        """Runs the items at these indices, so many per task run; batches that were lost are split and run again."""
+        """Run the items at these indices, `size` per task run; split lost batches and run them again."""
         todo = [indices[start : start + size] for start in range(0, len(indices), size)]
         while todo:
             batch_task = BatchTask(self._task, max(len(batch) for batch in todo))
@@ -212,13 +212,13 @@ class _Batches:
             self._progress.show(self._done, len(self.items), last=not self.left())
 
     def _take(self, batch: Sequence[int], outcome: Any) -> list[Sequence[int]]:
-        """Notes what came of a batch; gives back what to run again."""
+        """Take the results of a batch; return the batches to run again."""
         if isinstance(outcome, BatchOutcome):
             self._seen.append(outcome)
             for index, value in zip(batch, outcome.values, strict=True):
                 self.results[index] = value
         elif len(batch) > 1:
-            # Which of its items is to blame will show when they are apart.
+            # The item at fault shows when they are apart.
             size = math.isqrt(len(batch))
             return [batch[start : start + size] for start in range(0, len(batch), size)]
         else:
@@ -229,13 +229,13 @@ class _Batches:
         return []
 
     def measured_size(self) -> int:
-        """The size of batch that keeps overhead below its share, from what has been run one by one."""
+        """Return the batch size that keeps overhead below its share, from the items that ran one by one."""
         if not self._seen:
             return 1
         by_worker: dict[str, list[BatchOutcome]] = {}
         for outcome in sorted(self._seen, key=lambda one: one.begun):
             by_worker.setdefault(outcome.worker, []).append(outcome)
-        # Between the end of one task run and the begin of the next on the same worker there is nothing but overhead.
+        # The time between two task runs on the same worker is all overhead.
         gaps = [after.begun - before.ended for runs in by_worker.values() for before, after in itertools.pairwise(runs)]
         overhead = statistics.median(gaps) if gaps else _USUAL_OVERHEAD_SECONDS
         each = max(statistics.median(one.ended - one.begun for one in self._seen), 1e-6)
@@ -243,7 +243,7 @@ class _Batches:
         workers = len(by_worker)
         balanced = self.left() // (_BATCHES_PER_WORKER * workers)
         size = max(1, min(wanted, balanced, int(_LONGEST_BATCH_SECONDS / each), _LARGEST_BATCH))
-        # As many for each worker, so that all end at about the same time.
+        # The same number for each worker, so that all end at about the same time.
         rounds = math.ceil(self.left() / (size * workers))
         return max(1, math.ceil(self.left() / (rounds * workers)) if rounds else 1)
 
@@ -257,14 +257,14 @@ class _Progress:
         self._shown = 0.0
 
     def begin(self) -> None:
-        """Makes the artifact, unless there is one: while the first items run, which do not wait for it."""
+        """Create the artifact once, while the first items run; they do not wait for it."""
         if self._artifact is None:
             # In an async flow too: this is not awaited.
             self._artifact = _in_sync(create_progress_artifact)(progress=0.0, description=f"{self._task}: items done")
             self._shown = time.monotonic()
 
     def show(self, done: int, total: int, *, last: bool = False) -> None:
-        """Shows how many items are done; not more often than is of use."""
+        """Show how many items are done, at most every two seconds."""
         self.begin()
         if last or time.monotonic() - self._shown > _PROGRESS_SECONDS:
             self._shown = time.monotonic()
@@ -284,13 +284,13 @@ def _in_sync(function: Any) -> Callable[..., Any]:
 
 @dataclass
 class BatchOutcome:
-    """What came of a batch.
+    """The results of a batch.
 
     Attributes:
-        values: Of each item its result, or its `FailedItem`.
-        begun: When it began (s since the epoch).
-        ended: When it ended.
-        worker: Which thread of which process ran it.
+        values: The result of each item, or its `FailedItem`.
+        begun: Start time, in seconds since the epoch.
+        ended: End time, in seconds since the epoch.
+        worker: The node, process and thread that ran it.
     """
 
     values: list[Any]
@@ -342,7 +342,7 @@ def _caller(task: Task[..., Any], fixed: dict[str, Any], loop: asyncio.Runner) -
 def _try(call: Callable[[Any], Any], values: list[Any], items: list[Any], first: int, at: int, tries: int) -> bool:
     try:
         values[at] = call(items[at])
-    except Exception as error:  # noqa: BLE001 - whatever the author's function raises is the item's outcome
+    except Exception as error:  # noqa: BLE001 - any exception of the author's function is the item's outcome
         values[at] = FailedItem(first + at, _shown(items[at]), error, tries)
         return False
     return True
@@ -357,7 +357,7 @@ def _may_retry(task: Task[..., Any], context: TaskRunContext, error: BaseExcepti
         answer = task.retry_condition_fn(task, context.task_run, Failed(data=error, message=repr(error)))
         return bool(loop.run(answer) if inspect.iscoroutine(answer) else answer)
     except Exception:  # noqa: BLE001 - an author's function; as in Prefect's engine, the item's own error stands
-        run_log().exception("The retry condition of task `%s` failed; the item is not tried again", task.name)
+        run_log().exception("The retry condition of task `%s` failed; the item is not retried", task.name)
         return False
 
 

@@ -1,4 +1,4 @@
-"""The logger of the run that something is part of."""
+"""The logger of the current run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _log = get_logger("tidepool.compute")
 
 
 def run_log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-    """The logger of the task run or flow run that this is part of, or the platform's own outside of one.
+    """Return the logger of the current task run or flow run, or the platform's own outside of one.
 
-    Also before the flow's context is there, in which a cluster that is asked for early begins to start.
+    It works before the flow's context exists, when a cluster that is asked for early begins to start.
     """
     try:
         return get_run_logger()

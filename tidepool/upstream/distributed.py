@@ -28,10 +28,10 @@ def call_whenever_done(future: Future[Any], call: Callable[[], None]) -> None:
         future: The future of a `Client`.
         call: Must not hold the future, which would keep it alive.
     """
-    state: Any = future._state  # noqa: SLF001 - see above
-    done, state._event = state.done(), _CallingEvent(call)  # noqa: SLF001
+    state: Any = future._state
+    done, state._event = state.done(), _CallingEvent(call)
     if done:
-        state._event.set()  # noqa: SLF001
+        state._event.set()
 
 
 class _CallingEvent(asyncio.Event):

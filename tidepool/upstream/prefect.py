@@ -82,8 +82,8 @@ def has_unsent_events() -> bool:
     Delete when: a service can be waited for with a timeout.
     """
     registry: Any = EventsWorker  # one dictionary for all of Prefect's services
-    services: list[Any] = list(registry._instances.values())  # noqa: SLF001 - see above
-    return any(isinstance(each, EventsWorker) and each._queue.unfinished_tasks for each in services)  # noqa: SLF001
+    services: list[Any] = list(registry._instances.values())
+    return any(isinstance(each, EventsWorker) and each._queue.unfinished_tasks for each in services)
 
 
 @cache

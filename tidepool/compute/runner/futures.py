@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
-import cloudpickle
-from prefect.client.schemas.objects import State, StateDetails
 from prefect.results import ResultRecord  # type: ignore[attr-defined] # public, and not in its __all__
 
 from tidepool.upstream.prefect import raise_if_flow_run_suspension_requested
@@ -14,12 +12,13 @@ from tidepool.upstream.prefect_dask import DaskFuture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
     from uuid import UUID
 
     from prefect import Task
-    from prefect.client.schemas.objects import TaskRun
+    from prefect.client.schemas.objects import State
     from prefect.futures import PrefectFuture
+
+    from tidepool.compute.worker.outcome import Outcome
 
 R = TypeVar("R")
 
@@ -49,57 +48,6 @@ class Submission:
     attempt: int = 0
     losses: int = 0
     started: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A final state as it came from the worker, in little memory: a driver keeps ten thousand of them.
-
-    Attributes:
-        header: The state without its data and without what is default, pickled.
-        data: The state's data (result or exception), pickled apart: reading it may fail, and takes time. Empty if the
-            outcome is kept without it.
-        name: The task run's name; None if no worker ran it.
-        start_time: When it began to run, if it did.
-        worker: Address of the Dask worker that ran it.
-    """
-
-    header: bytes
-    data: bytes
-    name: str | None = None
-    start_time: datetime | None = None
-    worker: str | None = None
-
-    @classmethod
-    def of(cls, state: State[Any], run: TaskRun | None = None, worker: str | None = None) -> Outcome:
-        """Return the outcome with that state.
-
-        Args:
-            state: A final state.
-            run: The task run, as its worker knows it.
-            worker: That worker's address.
-        """
-        details = state.state_details.model_dump(exclude_defaults=True)
-        header = cloudpickle.dumps((state.type.value, state.name, state.message, state.id, state.timestamp, details))
-        data = cloudpickle.dumps(state.data)
-        return cls(header, data) if run is None else cls(header, data, run.name, run.start_time, worker)
-
-    def state(self) -> State[Any]:
-        """Return the final state."""
-        kind, name, message, state_id, timestamp, details = cloudpickle.loads(self.header)
-        return State(
-            type=kind,
-            name=name,
-            message=message,
-            id=state_id,
-            timestamp=timestamp,
-            state_details=StateDetails(**details),
-            data=cloudpickle.loads(self.data) if self.data else None,
-        )
-
-    def without_data(self) -> Outcome:
-        """Return the same outcome without the state's data."""
-        return replace(self, data=b"")
 
 
 class Follower(Protocol):

@@ -1,4 +1,4 @@
-"""Tells the server how task runs ended that no worker can speak for any more."""
+"""Final states of task runs that no worker can report, sent to the server by the driver."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ if TYPE_CHECKING:
     from prefect import Task
     from prefect.client.schemas.objects import State, TaskRun
 
-    from tidepool.compute.runner.futures import Outcome, TidepoolFuture
+    from tidepool.compute.runner.futures import TidepoolFuture
+    from tidepool.compute.worker.outcome import Outcome
 
-# The most that the server gives in one answer.
+# Maximum of one answer of the server.
 _PAGE = 200
 _POLL_SECONDS = 0.5
+
+_NOT_RECORDED = "the server may not have recorded the final states"
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """How a task run ended.
+    """The end of a task run.
 
     Attributes:
         task_run_id: The task run.
@@ -49,7 +52,7 @@ class Conclusion:
 
     @classmethod
     def of(cls, future: TidepoolFuture[Any], outcome: Outcome) -> Conclusion:
-        """The conclusion for a future that is not settled yet."""
+        """Return the conclusion of a future that is not settled yet."""
         assert future.submission is not None  # noqa: S101 - settled futures have their state from elsewhere
         return cls(future.task_run_id, future.submission.task, future.submission.dependencies, outcome)
 
@@ -59,7 +62,7 @@ class Recorder:
 
     Args:
         context: Context variables of the flow run that the task runs belong to.
-        log: Where it says what could not be told.
+        log: Reports what could not be sent.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Recorder:
         self._log = log
 
     def record(self, concluded: Sequence[Conclusion], if_known: Sequence[Conclusion] = ()) -> None:
-        """Records final states.
+        """Record final states.
 
         Args:
             concluded: Task runs to record, also if the server has not heard of them.
@@ -78,21 +81,21 @@ class Recorder:
         self._in_flow(self._record, concluded, if_known)
 
     def record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> bool:
-        """Records the final states that a worker may have been lost with before they were sent.
+        """Record the final states that a lost worker may not have sent.
 
-        The events are those that the worker made, with their ids: the server takes each once.
+        The events have the ids that the worker gave them: the server takes each once.
 
         Args:
             ended: Task runs that ended on a worker.
             seconds: How long the server may take to hear of them from the worker.
 
         Returns:
-            Whether the server could be told.
+            Whether the server was reached.
         """
         return self._in_flow(self._record_unsent, ended, seconds)
 
     def has_recorded(self, ended: Conclusion, seconds: float) -> bool:
-        """Whether the server knows, or hears within that many seconds, how a task run ended."""
+        """Return whether the server has recorded the end of a task run, or does within that many seconds."""
         unheard: list[Any] = []
 
         def look(ended: Sequence[Conclusion]) -> None:
@@ -104,9 +107,11 @@ class Recorder:
         try:
             self._context.copy().run(record, task_runs, *more)
         except httpx.HTTPError as error:
-            self._log.warning("The server may not know how %d task runs ended: %r", len(task_runs), error)
-        except Exception:  # noqa: BLE001 - what the flow has computed stands, whatever the server knows of it
-            self._log.exception("The server may not know how %d task runs ended", len(task_runs))
+            self._log.warning(
+                "the server may not have recorded the final states of %d task runs: %r", len(task_runs), error
+            )
+        except Exception:  # noqa: BLE001 - the results of the flow stand, whatever the server knows of them
+            self._log.exception("%s of %d task runs", _NOT_RECORDED, len(task_runs))
         else:
             return True
         return False
@@ -125,11 +130,11 @@ class Recorder:
         for conclusion, known in unheard:
             _emit_as_it_was(known, conclusion)
         if unheard:
-            self._log.warning("%d task runs had ended that the server had not heard of", len(unheard))
+            self._log.warning("sent the final states of %d task runs that a lost worker had not sent", len(unheard))
 
 
 def _unheard(ended: Sequence[Conclusion], seconds: float) -> list[tuple[Conclusion, TaskRun | None]]:
-    """Those of which the server does not hear within that many seconds how they ended, and what it knows of them."""
+    """Return those whose end the server does not record within that many seconds, with its task run."""
     deadline = time.monotonic() + seconds
     while True:
         known = _known(ended)
@@ -144,13 +149,13 @@ def _is_final(task_run: TaskRun) -> bool:
 
 
 def _has_ended(known: TaskRun | None, conclusion: Conclusion) -> bool:
-    """Whether the server knows how it ended; one that waits for a failed one ends Pending, as NotReady."""
+    """Return whether the server has recorded the end; one that waits for a failed one ends Pending, as NotReady."""
     return known is not None and (_is_final(known) or known.state_id == conclusion.outcome.state().id)
 
 
 def _known(conclusions: Sequence[Conclusion]) -> dict[UUID, TaskRun]:
     found: dict[UUID, TaskRun] = {}
-    # Settings of its own, so that it is not the flow's client: that one is in use by another thread.
+    # Own settings give a client of its own: the flow's is in use by another thread.
     with get_client(sync_client=True, httpx_settings={"timeout": 30}) as client:
         for start in range(0, len(conclusions), _PAGE):
             wanted = [conclusion.task_run_id for conclusion in conclusions[start : start + _PAGE]]
@@ -160,7 +165,7 @@ def _known(conclusions: Sequence[Conclusion]) -> dict[UUID, TaskRun]:
 
 
 def _announce(conclusion: Conclusion, at: datetime | None = None) -> TaskRun:
-    """A task run that the server has not heard of: its worker died with what it had to say."""
+    """Announce a task run that is unknown to the server: its worker died before it sent its events."""
     task_run = new_task_run(conclusion.task, conclusion.task_run_id, FlowRunContext.get())
     task_run.task_inputs = {name: list(inputs) for name, inputs in conclusion.dependencies.items()}
     task_run.name = conclusion.outcome.name or task_run.name
@@ -171,7 +176,7 @@ def _announce(conclusion: Conclusion, at: datetime | None = None) -> TaskRun:
 
 
 def _emit_now(task_run: TaskRun, state: State[Any]) -> None:
-    # Later than the Pending that may have been announced just now: the server takes an older state for history.
+    # Later than a Pending that was announced just now: the server takes an older state for history.
     state.timestamp = cast("Any", datetime.now(UTC))
     _emit(task_run, state)
 
@@ -179,7 +184,7 @@ def _emit_now(task_run: TaskRun, state: State[Any]) -> None:
 def _emit_as_it_was(task_run: TaskRun | None, conclusion: Conclusion) -> None:
     state, begun = conclusion.outcome.state(), conclusion.outcome.start_time
     if task_run is None:
-        # Before anything that the worker may have said of it.
+        # Before anything that the worker may have sent.
         task_run = _announce(conclusion, (begun or state.timestamp) - timedelta(seconds=1))
     task_run.start_time = cast("Any", begun)
     if begun:

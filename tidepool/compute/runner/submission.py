@@ -26,8 +26,8 @@ from prefect.utilities.annotations import unmapped
 from prefect.utilities.collections import isiterable, visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
 
+from tidepool.compute.limits import pickle_argument, refuse_arguments
 from tidepool.compute.runner.futures import Submission, TidepoolFuture
-from tidepool.compute.runner.limits import pickle_argument, refuse_arguments
 from tidepool.compute.worker import engine, entry
 from tidepool.settings import settings
 

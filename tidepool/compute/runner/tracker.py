@@ -21,10 +21,10 @@ from distributed.scheduler import NoValidWorkerError, NoWorkerError
 from prefect.states import Cancelled, Crashed
 
 from tidepool.compute.runner.backlog import Backlog
-from tidepool.compute.runner.futures import Outcome, TidepoolFuture
 from tidepool.compute.runner.recorder import Conclusion, Recorder
 from tidepool.compute.runner.worker_loss import Exits, WorkerLostError
 from tidepool.compute.worker import engine, entry
+from tidepool.compute.worker.outcome import Outcome
 from tidepool.settings import settings
 from tidepool.upstream.distributed import call_whenever_done
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from distributed import Client, Future
     from prefect.client.schemas.objects import State
     from prefect.futures import PrefectFuture
+
+    from tidepool.compute.runner.futures import TidepoolFuture
 
 
 # Final states fetched at a time: each may have the size that a result may have.

@@ -1,7 +1,7 @@
-"""What happens in a Dask worker: one Prefect task run, from the bytes that the driver sent to those that it gets back.
+"""One Prefect task run in a Dask worker, from the bytes that the driver sent to those that it gets back.
 
 Hydrating Prefect's context (settings, flow, client with its TLS context) takes about 50 ms, a task run about 4 ms. So
-the context of a flow run travels once and is hydrated once per worker thread; what a task run may change in it is
+the context of a flow run travels once and is hydrated once per worker thread. The parts that a task run may change are
 fresh for each.
 """
 
@@ -25,8 +25,8 @@ from prefect.events.worker import EventsWorker
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
-from tidepool.compute.runner.futures import Outcome
-from tidepool.compute.runner.limits import ResultRefusedError, refuse_result
+from tidepool.compute.limits import ResultRefusedError, refuse_result
+from tidepool.compute.worker.outcome import Outcome
 from tidepool.upstream.prefect import (
     FlowRunSuspensionRequest,
     has_unsent_events,
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
     from prefect.transactions import AsyncTransaction, Transaction
 
-# Contexts that one thread, and calls that one process keeps: a shared cluster serves several flow runs at a time.
+# Contexts kept by each thread, and calls kept by the process: a shared cluster serves several flow runs at a time.
 _KEPT = 8
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the task runs of one `map` have in common.
+    """The common part of the task runs of one `map`.
 
     Attributes:
         task: The Prefect task.
@@ -63,12 +63,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Payload:
-    """What is particular to one task run.
+    """The individual part of one task run.
 
     Attributes:
         task_run_id: The task run.
         parameters: The call's arguments, with `Shared` and `Upstream` where a value comes from elsewhere.
-        wait_for: What else has to be done before, with `Upstream` for task runs.
+        wait_for: Other dependencies, with `Upstream` for task runs.
         dependencies: The task runs that each parameter comes from.
         assets: Serialised asset context, or None when no asset is concerned.
     """
@@ -82,22 +82,22 @@ class Payload:
 
 @dataclass(frozen=True)
 class Shared:
-    """Stands for a parameter that is in the `Call`."""
+    """Placeholder of a parameter that is in the `Call`."""
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """Stands for the final state of another task run: the one at `index` of those that were sent along."""
+    """Placeholder of another task run's final state: the one at `index` of those that were sent along."""
 
     index: int
 
 
 def run(call: list[str], context: list[str], payload: bytes, upstreams: Sequence[Outcome]) -> Outcome:
-    """Runs one task; what Dask calls.
+    """Run one task; `entry.run` calls it.
 
     Args:
-        call: Where the scheduler keeps the pickled `Call`.
-        context: Where it keeps the pickled Prefect context.
+        call: Metadata path of the pickled `Call` on the scheduler.
+        context: Metadata path of the pickled Prefect context.
         payload: A pickled `Payload`.
         upstreams: The final states that the payload refers to.
 
@@ -157,7 +157,7 @@ def _run(
             else:
                 engine.run(payload)
         except BaseException:
-            # The engine records a crash (sys.exit() in a task) and raises; its final state says all there is to say.
+            # The engine records a crash (sys.exit() in a task) and raises; its final state has the reason.
             if not (engine.task_run and engine.state.is_final()):
                 raise
     task_run = engine.task_run
@@ -195,7 +195,7 @@ def _readable(state: State[Any]) -> State[Any]:
         # An exception that cannot be pickled, or not read again, must not hide the state that carries it.
         try:
             cloudpickle.loads(cloudpickle.dumps(state))
-        except Exception as unreadable:  # noqa: BLE001 - whatever an exception's own __reduce__ or __init__ raises
+        except Exception as unreadable:  # noqa: BLE001 - an exception's own __reduce__ or __init__ may raise anything
             # Not `model_copy`: Prefect's gives a state another id and no time.
             state = copy(state)
             state.data = RuntimeError(f"{state.message} (unpicklable: {unreadable})")
@@ -203,7 +203,7 @@ def _readable(state: State[Any]) -> State[Any]:
 
 
 class _SyncEngine(SyncTaskRunEngine[Any, Any]):
-    """Prefect's engine, which refuses results that are too large to travel."""
+    """Prefect's engine; it refuses results that are too large to travel."""
 
     result_limit: int
 
@@ -244,7 +244,7 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
         return not isinstance(exc_or_state, ResultRefusedError) and await super().can_retry(exc_or_state)
 
 
-# --- what is fetched and made once ----------------------------------------------------------------
+# --- contexts and calls, fetched once---------------------------------------------------------------
 
 
 class _Thread(threading.local):
@@ -256,11 +256,11 @@ class _Thread(threading.local):
 
 @dataclass(frozen=True)
 class _Hydrated:
-    """A Prefect context that waits for task runs.
+    """A hydrated Prefect context, entered for each task run.
 
     Attributes:
         variables: Its context variables, to set for each task run.
-        home: Where its client was entered, and has to be left.
+        home: The context in which its client was entered, and has to be left.
         client: Its client.
     """
 
@@ -288,7 +288,7 @@ def _contexts(place: list[str]) -> dict[contextvars.ContextVar[Any], Any]:
 
 def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
     prefer_loaded_blocks()
-    # Dask's own, such as which worker this is; in its absence the flow's task runner would take this for a driver.
+    # Dask's own variables, such as the current worker: without it the flow's task runner would take this for a driver.
     before = contextvars.copy_context()
     # In a cluster of threads, a task run is not tagged with what tagged the cluster's start.
     TagsContext(current_tags=set()).__enter__()

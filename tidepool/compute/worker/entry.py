@@ -1,7 +1,7 @@
-"""What Dask is given to call: functions that cost its scheduler nothing to import.
+"""Functions that Dask calls: its scheduler imports them at no cost.
 
-The scheduler unpickles every graph that it receives, functions by reference, before it sends the tasks on. `engine.run`
-itself would have it import Prefect: about a second in which no task runs.
+The scheduler unpickles every graph that it receives, functions by reference, before it sends the tasks on. With
+`engine.run` in it, it would import Prefect: about a second in which no task runs.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from distributed.utils import sync
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidepool.compute.runner.futures import Outcome
+    from tidepool.compute.worker.outcome import Outcome
 
-# The driver learns here that a task run, which has lost a worker before, has begun again.
+# Topic on which a worker reports that a task run has begun which has lost a worker before.
 STARTED_TOPIC = "tidepool-started"
 
 
 class Sending(NamedTuple):
-    """What a task run needs, but for its upstreams.
+    """Everything that a task run needs, except its upstreams.
 
     Attributes:
-        call: Where the scheduler keeps the pickled `engine.Call`.
-        context: Where it keeps the pickled Prefect context.
+        call: Metadata path of the pickled `engine.Call` on the scheduler.
+        context: Metadata path of the pickled Prefect context.
         payload: A pickled `engine.Payload`.
-        again: Of a task run that has lost a worker before: its id, and how often it was sent again.
+        again: Id and number of the attempt, of a task run that has lost a worker before.
     """
 
     call: list[str]
@@ -38,7 +38,7 @@ class Sending(NamedTuple):
 
 
 def run(pickled: bytes, upstreams: Sequence[Outcome] = ()) -> Outcome:
-    """Runs one task in a worker: `tidepool.compute.worker.engine.run`.
+    """Run one task in a worker by `tidepool.compute.worker.engine.run`.
 
     Args:
         pickled: A `Sending`.
@@ -46,7 +46,7 @@ def run(pickled: bytes, upstreams: Sequence[Outcome] = ()) -> Outcome:
     """
     sending: Sending = pickle.loads(pickled)  # noqa: S301 - the driver's own
     if sending.again:
-        # Before anything of the flow's is imported or read: that too may end this process.
+        # Before anything of the flow is imported or read: that too may end this process.
         _report_start(*sending.again)
     from tidepool.compute.worker import engine
 
@@ -54,13 +54,13 @@ def run(pickled: bytes, upstreams: Sequence[Outcome] = ()) -> Outcome:
 
 
 def forget(name: str, dask_scheduler: Any) -> None:
-    """Takes what a flow run has published from the scheduler; `Client.run_on_scheduler` calls it."""
+    """Remove what a flow run has published on the scheduler; `Client.run_on_scheduler` calls it."""
     dask_scheduler.task_metadata.pop(name, None)
 
 
 def _report_start(task_run_id: str, attempt: int) -> None:
     worker = get_worker()
-    # With an answer, unlike Worker.log_event: the task may end this process at once.
+    # It waits for the answer, unlike Worker.log_event: the task may end this process at once.
     sync(
         worker.loop,
         worker.scheduler.log_event,

@@ -1,4 +1,4 @@
-"""Data travels by reference: an argument or result of a mapped task that is too large is refused, with the way out."""
+"""Size limits of arguments and results of mapped tasks: data travels by reference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _by_call(annotation: Any) -> tuple[Any, tuple[Any]]:
 
 
 class _ArgumentPickler(cloudpickle.Pickler):
-    """Pickles Prefect's annotations as what they are: being tuples, they would come back nested once."""
+    """Pickles Prefect's annotations by their class: being tuples, they would come back nested once."""
 
     dispatch_table: ClassVar = ChainMap(
         dict.fromkeys((allow_failure, opaque, quote), _by_call), cloudpickle.Pickler.dispatch_table
@@ -43,14 +43,14 @@ class _ArgumentPickler(cloudpickle.Pickler):
 
 
 def pickle_argument(value: Any) -> bytes:
-    """The argument of a task, pickled to travel."""
+    """Pickle an argument of a task."""
     with io.BytesIO() as buffer:
         _ArgumentPickler(buffer).dump(value)
         return buffer.getvalue()
 
 
 def refuse_arguments(task: str, pickled: Mapping[str, int], limit: int) -> None:
-    """Refuses the first argument that is too large.
+    """Refuse the first argument that is too large.
 
     Args:
         task: Name of the task.
@@ -58,7 +58,7 @@ def refuse_arguments(task: str, pickled: Mapping[str, int], limit: int) -> None:
         limit: Bytes that an argument may have.
 
     Raises:
-        ArgumentRefusedError: names the parameter, its size and what to do instead.
+        ArgumentRefusedError: an argument is too large; the sentence names it, its size and what to do instead.
     """
     for parameter, size in pickled.items():
         if size > limit:
@@ -68,15 +68,15 @@ def refuse_arguments(task: str, pickled: Mapping[str, int], limit: int) -> None:
 
 
 def refuse_result(task: str, result: Any, limit: int) -> None:
-    """Refuses a result that is too large or cannot be pickled.
+    """Refuse a result that is too large or cannot be pickled.
 
     Args:
         task: Name of the task.
-        result: What it returned; of a cached result, Prefect's record.
+        result: Its return value; of a cached result, Prefect's record.
         limit: Bytes that a result may have, pickled.
 
     Raises:
-        ResultRefusedError: names the task, the size and what to do instead.
+        ResultRefusedError: it is too large, or cannot be pickled; the sentence says what to do instead.
     """
     if isinstance(result, _SMALL_TYPES):
         return
