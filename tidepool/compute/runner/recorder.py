@@ -97,19 +97,13 @@ class Recorder:
     def has_recorded(self, ended: Conclusion, seconds: float) -> bool:
         """Return whether the server has recorded the end of a task run, or does within that many seconds."""
         unheard: list[Any] = []
-
-        def look(ended: Sequence[Conclusion]) -> None:
-            unheard.extend(_unheard(ended, seconds))
-
-        return self._in_flow(look, [ended]) and not unheard
+        return self._in_flow(lambda ended: unheard.extend(_unheard(ended, seconds)), [ended]) and not unheard
 
     def _in_flow(self, record: Callable[..., None], task_runs: Sequence[Conclusion], *more: Any) -> bool:
         try:
             self._context.copy().run(record, task_runs, *more)
         except httpx.HTTPError as error:
-            self._log.warning(
-                "the server may not have recorded the final states of %d task runs: %r", len(task_runs), error
-            )
+            self._log.warning("%s of %d task runs: %r", _NOT_RECORDED, len(task_runs), error)
         except Exception:  # noqa: BLE001 - the results of the flow stand, whatever the server knows of them
             self._log.exception("%s of %d task runs", _NOT_RECORDED, len(task_runs))
         else:

@@ -15,7 +15,8 @@ from collections import OrderedDict
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import cloudpickle
 from distributed import get_worker
@@ -104,9 +105,9 @@ def run(call: list[str], context: list[str], payload: bytes, upstreams: Sequence
     Returns:
         The final state.
     """
-    hydrated = _contexts(context)
+    hydrated = _context(tuple(context))
     task_run = contextvars.copy_context()
-    return task_run.run(_run, hydrated, _calls(call), cloudpickle.loads(payload), upstreams)
+    return task_run.run(_run, hydrated, _call(tuple(call)), cloudpickle.loads(payload), upstreams)
 
 
 async def flush(seconds: float, *, last: bool) -> None:
@@ -244,46 +245,37 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
         return not isinstance(exc_or_state, ResultRefusedError) and await super().can_retry(exc_or_state)
 
 
-# --- contexts and calls, fetched once---------------------------------------------------------------
+# --- contexts and calls, fetched once --------------------------------------------------------------
 
 
 class _Thread(threading.local):
-    """Hydrated contexts of this thread by name, oldest first: a Prefect client must not be shared by threads."""
+    """Hydrated contexts of this thread by path, oldest first: a Prefect client must not be shared by threads."""
 
     def __init__(self) -> None:
-        self.contexts: OrderedDict[str, _Hydrated] = OrderedDict()
+        self.contexts: OrderedDict[tuple[str, ...], _Hydrated] = OrderedDict()
 
 
-@dataclass(frozen=True)
-class _Hydrated:
-    """A hydrated Prefect context, entered for each task run.
-
-    Attributes:
-        variables: Its context variables, to set for each task run.
-        home: The context in which its client was entered, and has to be left.
-        client: Its client.
-    """
+class _Hydrated(NamedTuple):
+    """A hydrated Prefect context, whose variables are set for each task run."""
 
     variables: dict[contextvars.ContextVar[Any], Any]
-    home: contextvars.Context
+    home: contextvars.Context  # in which its client was entered, and has to be left
     client: SyncClientContext
 
 
 _thread = _Thread()
-_process_calls: OrderedDict[str, Call] = OrderedDict()
-_process_lock = threading.Lock()
 
 
-def _contexts(place: list[str]) -> dict[contextvars.ContextVar[Any], Any]:
-    kept, name = _thread.contexts, "/".join(place)
-    if name not in kept:
-        pickled, home = _fetch(place), contextvars.copy_context()
-        kept[name] = home.run(_hydrate, pickled, home)
+def _context(path: tuple[str, ...]) -> dict[contextvars.ContextVar[Any], Any]:
+    kept = _thread.contexts
+    if path not in kept:
+        pickled, home = _fetch(path), contextvars.copy_context()
+        kept[path] = home.run(_hydrate, pickled, home)
         if len(kept) > _KEPT:
             _, oldest = kept.popitem(last=False)
             oldest.home.run(oldest.client.__exit__, None, None, None)
-    kept.move_to_end(name)
-    return kept[name].variables
+    kept.move_to_end(path)
+    return kept[path].variables
 
 
 def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
@@ -302,17 +294,11 @@ def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
         return _Hydrated(variables, home, client)
 
 
-def _calls(place: list[str]) -> Call:
-    name = "/".join(place)
-    with _process_lock:
-        if name not in _process_calls:
-            _process_calls[name] = cloudpickle.loads(_fetch(place))
-            if len(_process_calls) > _KEPT:
-                _process_calls.popitem(last=False)
-        _process_calls.move_to_end(name)
-        return _process_calls[name]
+@lru_cache(_KEPT)
+def _call(path: tuple[str, ...]) -> Call:
+    return cast("Call", cloudpickle.loads(_fetch(path)))
 
 
-def _fetch(place: list[str]) -> bytes:
+def _fetch(path: tuple[str, ...]) -> bytes:
     worker = get_worker()
-    return cast("bytes", sync(worker.loop, worker.scheduler.get_metadata, keys=place))
+    return cast("bytes", sync(worker.loop, worker.scheduler.get_metadata, keys=list(path)))
