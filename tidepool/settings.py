@@ -9,21 +9,18 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from tidepool.errors import UsageError, did_you_mean, reason
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
 PREFIX = "TIDEPOOL_"
 _SECRETS = ("TIDEPOOL_NOTIFY_URLS",)  # never shown
 
 Provider = Literal["local", "threads", "address", "kubernetes"]
-SizeName = Literal["small", "medium", "large"]
+SIZES = ("small", "medium", "large")
 
 
 class _Group(BaseModel):
@@ -35,173 +32,132 @@ class _Group(BaseModel):
 class StorageSettings(_Group):
     """Storage of outputs."""
 
-    root: str = Field(
-        default="file://.tidepool/storage",
-        description="URL of the folder for all outputs: file://, s3:// or memory://. "
-        "A relative file:// path starts at the current folder.",
-    )
-    anonymous: bool = Field(
-        default=False,
-        description="Read s3:// without credentials, as public data sets allow. False: the usual AWS_* chain.",
-    )
-    timeout_seconds: float = Field(default=60, gt=0, description="Timeout of one request to the store, in seconds.")
+    root: str = "file://.tidepool/storage"
+    """URL of the folder for all outputs: file://, s3:// or memory://. A relative file:// path starts at the current
+    folder."""
+    anonymous: bool = False
+    """Read s3:// without credentials, as public data sets allow. False: the usual AWS_* chain."""
+    timeout_seconds: float = Field(60, gt=0)
+    """Timeout of one request to the store, in seconds."""
 
 
 class ComputeSettings(_Group):
     """Execution of mapped tasks."""
 
-    provider: Provider = Field(
-        default="local",
-        description="local: a Dask cluster of processes on this machine; threads: threads of the flow-run process; "
-        "address: an existing Dask scheduler; kubernetes: a Dask cluster of pods per run.",
-    )
-    address: str = Field(
-        default="", description="Address of the scheduler (tcp://host:8786) when the provider is `address`."
-    )
-    inline_rows: int = Field(
-        default=200_000,
-        ge=0,
-        description="Rows of work (items times rows of each) up to which a flow does mapped work in its own process "
-        "instead of starting a cluster.",
-    )
-    argument_limit_bytes: int = Field(
-        default=256 * 1024,
-        gt=0,
-        description="Maximum size of one argument or result of a mapped task, serialised, in bytes; pass larger data "
-        "by reference.",
-    )
-    worker_losses: int = Field(
-        default=3,
-        ge=1,
-        description="Number of workers that a mapped task may lose before it is Crashed; a task with more `retries` "
-        "may lose one worker per retry.",
-    )
-    no_worker_seconds: float = Field(
-        default=300, gt=0, description="Seconds that mapped tasks wait while the cluster has no worker."
-    )
-    close_seconds: float = Field(
-        default=60,
-        gt=0,
-        description="Timeout for closing a cluster, in seconds: finish task runs, send logs and events, stop workers.",
-    )
+    provider: Provider = "local"
+    """local: a Dask cluster of processes on this machine; threads: threads of the flow-run process; address: an
+    existing Dask scheduler; kubernetes: a Dask cluster of pods per run."""
+    address: str = ""
+    """Address of the scheduler (tcp://host:8786) when the provider is `address`."""
+    inline_rows: int = Field(200_000, ge=0)
+    """Rows of work (items times rows of each) up to which a flow does mapped work in its own process instead of
+    starting a cluster."""
+    argument_limit_bytes: int = Field(256 * 1024, gt=0)
+    """Maximum size of one argument or result of a mapped task, serialised, in bytes; pass larger data by reference."""
+    worker_losses: int = Field(3, ge=1)
+    """Number of workers that a mapped task may lose before it is Crashed; a task with more `retries` may lose one
+    worker per retry."""
+    no_worker_seconds: float = Field(300, gt=0)
+    """Seconds that mapped tasks wait while the cluster has no worker."""
+    close_seconds: float = Field(60, gt=0)
+    """Timeout for closing a cluster, in seconds: finish task runs, send logs and events, stop workers."""
 
 
 class KubernetesSettings(_Group):
     """Dask clusters of pods. In a driver pod, the base job template sets the first five."""
 
-    namespace: str = Field(
-        default="", description="Namespace of the Dask cluster. Empty: the driver pod's, else the kubeconfig's."
-    )
-    pod_name: str = Field(
-        default="",
-        description="Name of the driver pod: the Dask pods inherit its image, environment variables and placement. "
-        "Empty: the driver runs outside of Kubernetes.",
-    )
-    job_name: str = Field(default="", description="Name of the run's Job, which owns the run's Dask clusters.")
-    job_uid: str = Field(default="", description="UID of the run's Job.")
-    image: str = Field(
-        default="", description="Image of scheduler and workers. Empty: the driver's own, pinned by digest."
-    )
-    max_workers: int = Field(default=50, ge=1, description="Maximum number of workers of all Dask clusters of one run.")
-    max_cpu: float = Field(default=100, gt=0, description="Maximum CPU request of all workers of one run, in cores.")
-    max_memory_gib: float = Field(default=400, gt=0, description="Maximum memory of all workers of one run, in GiB.")
-    adaptive_minimum: int = Field(
-        default=0,
-        ge=0,
-        description="Minimum number of workers of an adaptive cluster, which scales up to the size's workers. "
-        "0: not adaptive, always the size's workers.",
-    )
-    scheduler_cpu: float = Field(default=0.25, gt=0, description="CPU request of a scheduler, in cores.")
-    scheduler_memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of a scheduler, in GiB.")
-    scratch_gib: float = Field(
-        default=10, gt=0, description="Disk limit of a worker for /tmp and spilled data, in GiB."
-    )
-    worker_node_selector: dict[str, str] = Field(
-        default={},
-        description="Node selector of workers, as JSON. Empty: the driver's, as for the scheduler.",
-    )
-    worker_tolerations: list[dict[str, str | int]] = Field(
-        default=[],
-        description="Tolerations of workers in addition to the driver's, as JSON; spot nodes usually need one.",
-    )
-    worker_priority_class: str = Field(
-        default="", description="PriorityClass of workers; lower than the driver's. Empty: the cluster's default."
-    )
-    start_timeout_seconds: float = Field(
-        default=600,
-        gt=0,
-        description="Seconds until a cluster's first worker must be ready; covers a new node and an image pull.",
-    )
-    idle_timeout_seconds: int = Field(
-        default=1200,
-        ge=60,
-        description="Seconds without a task and without a connected client after which the operator deletes a cluster.",
-    )
-    dashboard_url: str = Field(
-        default="",
-        description="URL of a cluster's dashboard, with {namespace} and {cluster}, if an ingress serves it. "
-        "Empty: the run's page shows the port-forward command.",
-    )
+    namespace: str = ""
+    """Namespace of the Dask cluster. Empty: the driver pod's, else the kubeconfig's."""
+    pod_name: str = ""
+    """Name of the driver pod: the Dask pods inherit its image, environment variables and placement. Empty: the driver
+    runs outside of Kubernetes."""
+    job_name: str = ""
+    """Name of the run's Job, which owns the run's Dask clusters."""
+    job_uid: str = ""
+    """UID of the run's Job."""
+    image: str = ""
+    """Image of scheduler and workers. Empty: the driver's own, pinned by digest."""
+    max_workers: int = Field(50, ge=1)
+    """Maximum number of workers of all Dask clusters of one run."""
+    max_cpu: float = Field(100, gt=0)
+    """Maximum CPU request of all workers of one run, in cores."""
+    max_memory_gib: float = Field(400, gt=0)
+    """Maximum memory of all workers of one run, in GiB."""
+    adaptive_minimum: int = Field(0, ge=0)
+    """Minimum number of workers of an adaptive cluster, which scales up to the size's workers. 0: not adaptive, always
+    the size's workers."""
+    scheduler_cpu: float = Field(0.25, gt=0)
+    """CPU request of a scheduler, in cores."""
+    scheduler_memory_gib: float = Field(1.0, gt=0)
+    """Memory limit of a scheduler, in GiB."""
+    scratch_gib: float = Field(10, gt=0)
+    """Disk limit of a worker for /tmp and spilled data, in GiB."""
+    worker_node_selector: dict[str, str] = {}
+    """Node selector of workers, as JSON. Empty: the driver's, as for the scheduler."""
+    worker_tolerations: list[dict[str, str | int]] = []
+    """Tolerations of workers in addition to the driver's, as JSON; spot nodes usually need one."""
+    worker_priority_class: str = ""
+    """PriorityClass of workers; lower than the driver's. Empty: the cluster's default."""
+    start_timeout_seconds: float = Field(600, gt=0)
+    """Seconds until a cluster's first worker must be ready; covers a new node and an image pull."""
+    idle_timeout_seconds: int = Field(1200, ge=60)
+    """Seconds without a task and without a connected client after which the operator deletes a cluster."""
+    dashboard_url: str = ""
+    """URL of a cluster's dashboard, with {namespace} and {cluster}, if an ingress serves it. Empty: the run's page
+    shows the port-forward command."""
 
 
 class SizeSettings(_Group):
     """One size of Dask cluster."""
 
-    workers: int = Field(ge=1, description="Worker processes (local) or pods (kubernetes).")
-    threads: int = Field(default=1, ge=1, description="Threads per worker.")
-    cpu: float = Field(default=1.0, gt=0, description="CPU request of each worker on Kubernetes, in cores.")
-    memory_gib: float = Field(default=1.0, gt=0, description="Memory limit of each worker, in GiB.")
+    workers: int = Field(ge=1)
+    """Worker processes (local) or pods (kubernetes)."""
+    threads: int = Field(1, ge=1)
+    """Threads per worker."""
+    cpu: float = Field(1.0, gt=0)
+    """CPU request of each worker on Kubernetes, in cores."""
+    memory_gib: float = Field(1.0, gt=0)
+    """Memory limit of each worker, in GiB."""
 
 
 class NotifySettings(_Group):
     """Notifications about the outcome of runs."""
 
-    urls: SecretStr = Field(
-        default=SecretStr(""),
-        description="Apprise URLs (slack://…, mailto://…, json://…), separated by spaces. Empty: no notifications.",
-    )
-    timeout_seconds: float = Field(default=10, gt=0, description="Timeout for sending one notification, in seconds.")
+    urls: SecretStr = SecretStr("")
+    """Apprise URLs (slack://…, mailto://…, json://…), separated by spaces. Empty: no notifications."""
+    timeout_seconds: float = Field(10, gt=0)
+    """Timeout for sending one notification, in seconds."""
 
 
 class ImageSettings(_Group):
     """The image in which everything runs."""
 
-    name: str = Field(
-        default="",
-        description="Registry and repository to which `prefect deploy --all` pushes the image, without a tag.",
-    )
-    base: str = Field(default="", description="Base image of the build. Empty: the Dockerfile's default.")
+    name: str = ""
+    """Registry and repository to which `prefect deploy --all` pushes the image, without a tag."""
+    base: str = ""
+    """Base image of the build. Empty: the Dockerfile's default."""
 
 
 class RepositorySettings(_Group):
     """The repository on the web."""
 
-    url: str = Field(
-        default="",
-        description="Web address of the repository's files (https://host/owner/name/blob/main), for the links to "
-        "runbooks in the deployments' descriptions.",
-    )
+    url: str = ""
+    """Web address of the repository's files (https://host/owner/name/blob/main), for the links to runbooks in the
+    deployments' descriptions."""
 
 
 class DeploySettings(_Group):
     """Deploys from Git to the server."""
 
-    owner: str = Field(
-        default="tidepool",
-        pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$",
-        description="Owner of the managed resources on the server, which carry the tag managed-by:<owner>. Only these "
-        "are changed and deleted.",
-    )
-    environment: str = Field(
-        default="production", description="Environment of the drift report: production, or an overlay."
-    )
-    delete_share: float = Field(
-        default=0.3,
-        ge=0,
-        le=1,
-        description="Maximum share of each kind of resource that one apply or prune deletes without --yes-delete.",
-    )
-    runs_per_hour: int = Field(default=60, ge=1, description="Runs per hour of one schedule above which a plan warns.")
+    owner: str = Field("tidepool", pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    """Owner of the managed resources on the server, which carry the tag managed-by:<owner>. Only these are changed and
+    deleted."""
+    environment: str = "production"
+    """Environment of the drift report: production, or an overlay."""
+    delete_share: float = Field(0.3, ge=0, le=1)
+    """Maximum share of each kind of resource that one apply or prune deletes without --yes-delete."""
+    runs_per_hour: int = Field(60, ge=1)
+    """Runs per hour of one schedule above which a plan warns."""
 
 
 class Settings(BaseSettings):
@@ -219,15 +175,12 @@ class Settings(BaseSettings):
     storage: StorageSettings = StorageSettings()
     compute: ComputeSettings = ComputeSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
-    small: Annotated[SizeSettings, Field(description="Size `small`: per-item work of seconds.")] = SizeSettings(
-        workers=2
-    )
-    medium: Annotated[SizeSettings, Field(description="Size `medium`: minutes of work.")] = SizeSettings(
-        workers=4, memory_gib=2.0
-    )
-    large: Annotated[SizeSettings, Field(description="Size `large`: an hour of work.")] = SizeSettings(
-        workers=16, cpu=2.0, threads=2, memory_gib=8.0
-    )
+    small: SizeSettings = SizeSettings(workers=2)
+    """Size `small`: per-item work of seconds."""
+    medium: SizeSettings = SizeSettings(workers=4, memory_gib=2.0)
+    """Size `medium`: minutes of work."""
+    large: SizeSettings = SizeSettings(workers=16, cpu=2.0, threads=2, memory_gib=8.0)
+    """Size `large`: an hour of work."""
     notify: NotifySettings = NotifySettings()
     image: ImageSettings = ImageSettings()
     repository: RepositorySettings = RepositorySettings()
@@ -244,9 +197,6 @@ class Settings(BaseSettings):
         return cast("SizeSettings", getattr(self, name))
 
 
-SIZES: tuple[str, ...] = ("small", "medium", "large")
-
-
 def variables() -> dict[str, tuple[str, str]]:
     """Return all variables by name, with the group and field that each one sets."""
     return {
@@ -257,10 +207,7 @@ def variables() -> dict[str, tuple[str, str]]:
 
 
 def reject_unknown(names: Any) -> None:
-    """Refuse unknown `TIDEPOOL_*` variables.
-
-    Args:
-        names: Names of variables; those with another prefix are ignored.
+    """Refuse unknown `TIDEPOOL_*` variables among the names of variables.
 
     Raises:
         UsageError: each unknown variable with the nearest known one.
@@ -285,22 +232,17 @@ def settings() -> Settings:
     except SettingsError as error:  # it names the group only
         raise UsageError(f"a {PREFIX}* variable is not valid JSON: {error}: {error.__cause__}") from None
     except ValidationError as error:
-        raise UsageError("; ".join(_problem(each) for each in error.errors())) from None
-
-
-def _problem(error: ErrorDetails) -> str:
-    variable = PREFIX + "_".join(str(part) for part in error["loc"]).upper()
-    return f"{variable}: {reason(error, show_input=variable not in _SECRETS)}"
+        found = [(PREFIX + "_".join(map(str, each["loc"])).upper(), each) for each in error.errors()]
+        problems = (f"{name}: {reason(each, show_input=name not in _SECRETS)}" for name, each in found)
+        raise UsageError("; ".join(problems)) from None
 
 
 def effective() -> list[tuple[str, str, str]]:
     """Return each setting as (variable, effective value with secrets masked, its source)."""
-    current = settings()
-    rows = []
-    for variable, (group, field) in sorted(variables().items()):
-        value = getattr(getattr(current, group), field)
-        rows.append((variable, str(value), "environment" if variable in os.environ else "default"))
-    return rows
+    return [
+        (name, str(getattr(getattr(settings(), group), field)), "environment" if name in os.environ else "default")
+        for name, (group, field) in sorted(variables().items())
+    ]
 
 
 def set_variables(values: dict[str, str]) -> None:
