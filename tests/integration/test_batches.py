@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 
 from tidepool.compute.batches import BatchError, FailedItem, map_batched
 from tidepool.compute.clusters.local import set_dask_defaults
-from tidepool.compute.runner.limits import ResultRefusedError
+from tidepool.compute.limits import ResultRefusedError
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.worker_loss import ReportingNanny
 from tidepool.errors import UsageError
