@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 import distributed
 import pytest
 from prefect import flow, get_client, runtime, task
@@ -39,14 +41,19 @@ pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900
 def cluster() -> Iterator[distributed.LocalCluster]:
     """Workers that may be killed: their nannies bring them back for the next test."""
     set_dask_defaults(300)
-    with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        worker_class=ReportingNanny,
-        scheduler_kwargs={"allowed_failures": 0},
-        memory_limit="700MiB",
-    ) as running:
+    # Each test ends workers: the next ones are forked from a process that has imported Prefect.
+    multiprocessing.set_forkserver_preload(["tidepool.compute.worker.engine"])
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            worker_class=ReportingNanny,
+            scheduler_kwargs={"allowed_failures": 0},
+            memory_limit="700MiB",
+        ) as running,
+    ):
         yield running
 
 
@@ -86,7 +93,7 @@ def _task_states(state: Any, count: int) -> dict[str, list[str]]:
 
     runs = until(
         lambda: _task_runs(state.state_details.flow_run_id),
-        lambda runs: len(runs) == count and all(settled(run) for run in runs),
+        lambda runs: len(runs) >= count and all(settled(run) for run in runs),
         seconds=90,
     )
     found: dict[str, list[str]] = {}
@@ -127,12 +134,14 @@ def test_a_killed_worker_is_never_green(runner: TidepoolTaskRunner, body: Callab
     state = flow(task_runner=runner, name=body.__name__)(body)(return_state=True)
 
     assert state.is_failed()
-    states = _task_states(state, 3)["die"]
+    states = _task_states(state, 2 if body is _result else 3)["die"]
     if body is _result:
-        # The flow fails with the first error that it collects: one that shared both lost workers is not done by then.
-        states = ["Completed" if name == "Cancelled" else name for name in states]
-        states.sort()
-    assert states == ["Completed", "Completed", "Crashed"]
+        # The flow fails with the first error that it collects: by then, a task that shared both lost workers is in
+        # flight, or has not begun and is unknown to the server.
+        assert set(states) <= {"Completed", "Cancelled", "Crashed"}
+        assert states.count("Crashed") == 1
+    else:
+        assert states == ["Completed", "Completed", "Crashed"]
 
 
 def test_a_flow_run_that_prefect_completes_unasked_is_corrected(
