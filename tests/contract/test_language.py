@@ -43,6 +43,8 @@ BANNED = {
 # A phrase may be broken by the end of a line, of a comment, or of a string that the next line continues.
 _GAP = r"""(?:[ \t]+|[ \t]*"?[ \t]*\n[ \t#*]*(?:f?"[ \t]*)?)"""
 _PHRASES = re.compile(r"\b(" + "|".join(phrase.replace(" ", _GAP) for phrase in BANNED) + r")\b", re.IGNORECASE)
+# The correct uses of a banned phrase.
+_CORRECT = re.compile(r"there\s+is no\b|\bis no\s+longer", re.IGNORECASE)
 _QUESTION = re.compile(r"(What|Where|How|Whether|Why|Who|Whose|When|Which)\b")
 
 
@@ -50,6 +52,8 @@ def phrases(text: str) -> list[tuple[int, str]]:
     """Line and message of each banned phrase in a text."""
     found = []
     for hit in _PHRASES.finditer(text):
+        if _CORRECT.search(text[max(0, hit.start() - 6) : hit.end() + 7]):
+            continue
         phrase = " ".join(re.findall(r"[a-z]{2,}", hit.group().lower()))
         found.append((text.count("\n", 0, hit.start()) + 1, f"'{phrase}': {BANNED[phrase]}"))
     return found
@@ -106,6 +110,7 @@ def test_a_banned_phrase_is_found_with_its_line(phrase: str) -> None:
 
 def test_words_that_only_contain_a_phrase_are_allowed() -> None:
     assert phrases("a renewed lease is not lost; this node is noted, forever") == []
+    assert phrases("there is no such pool; it is no longer used") == []
 
 
 def test_a_docstring_that_begins_with_a_question_word_is_found() -> None:
