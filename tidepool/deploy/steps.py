@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tidepool.deploy.client import connect, set_schedules_active
 from tidepool.deploy.config import automations, checks, environments, flows, yaml_source
-from tidepool.deploy.config.problems import Problem, raise_if_any
+from tidepool.deploy.config.yaml_source import Problem, raise_if_any
 from tidepool.deploy.reconcile import actual, comparison
 from tidepool.errors import UsageError
 from tidepool.settings import repository, settings
@@ -64,11 +64,10 @@ def pin_image(image: str) -> dict[str, str]:
 def _validate(file: Path) -> None:
     owner, root = settings().deploy.owner, repository()
     tag = automations.owner_tag(owner)
-    is_own = file.resolve() == (root / checks.FILE).resolve()
     with connect(retries=5) as client:
         content = yaml_source.read(file, file.name)
         templates = comparison.templates(client, checks.pools(content.data))
-        raise_if_any(checks.check(root, owner=owner, file=None if is_own else file, templates=templates))
+        raise_if_any(checks.check(root, owner=owner, file=file, templates=templates))
         listed = content.data["deployments"]
         names = {f"{flows.load(root, each['entrypoint']).name}/{each['name']}": i for i, each in enumerate(listed)}
         found = actual.read_deployments(client, tag, environments.deployment_names(content.data))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from tidepool.deploy.config import environments, flows
-from tidepool.deploy.config.problems import path
+from tidepool.deploy.config.yaml_source import path
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import set_prefect_variables, set_variables, settings
 

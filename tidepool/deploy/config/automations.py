@@ -17,7 +17,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 
 from tidepool.deploy.config import models, yaml_source
 from tidepool.deploy.config.models import Automation, ServerFile, WorkPool
-from tidepool.deploy.config.problems import InvalidFileError, Problem, place_in
+from tidepool.deploy.config.yaml_source import InvalidFileError, Problem, place_in
 from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
@@ -26,15 +26,13 @@ if TYPE_CHECKING:
 
     from prefect.events.schemas.automations import AutomationCore
 
-    from tidepool.deploy.config.problems import Finding
-    from tidepool.deploy.config.yaml_source import Place, YamlFile
+    from tidepool.deploy.config.yaml_source import Finding, Place, YamlFile
 
 FILE = "automations.yaml"
 NOTIFY = "notify"
-_NOTHING = {"type": "do-nothing"}
 # Sets in Prefect's models: their order has no meaning.
 _SETS = ("expect", "after", "for_each")
-_LATER = ("name", "enabled", "tags", "owner_resource")
+_NOT_COMPARED = {"name", "enabled", "tags", "owner_resource"}
 
 
 def load(repository: Path) -> ServerFile:
@@ -66,10 +64,11 @@ def check(repository: Path, owner: str, deployments: Collection[str] | None) -> 
         return found
     content = ServerFile.model_validate(file.data)
     found = list(_problems(repository, owner, file, content))
-    ids = {name: stand_in(name) for name in [*(deployments or ()), NOTIFY]}
-    for index, entry in enumerate(content.automations if deployments is not None else []):
-        for place, message in _entry_problems(repository, owner, entry, ids):
-            found.append(file.problem(("automations", index, *place), message))
+    if deployments is not None:
+        ids = {name: _stand_in(name) for name in [*deployments, NOTIFY]}
+        for index, entry in enumerate(content.automations):
+            for place, message in _entry_problems(repository, owner, entry, ids):
+                found.append(file.problem(("automations", index, *place), message))
     return found
 
 
@@ -139,7 +138,7 @@ def notify_block(owner: str) -> str:
     return f"{owner}-notify"
 
 
-def stand_in(name: str) -> str:
+def _stand_in(name: str) -> str:
     """Return an id that stands for one that only the server knows."""
     return str(uuid5(NAMESPACE_URL, name))
 
@@ -170,34 +169,18 @@ def model(entry: Automation, owner: str, ids: Mapping[str, str]) -> AutomationCo
     )
 
 
-def deployments_of(entry: Automation) -> list[str]:
-    """Return the deployments that its actions name."""
-    return [str(action["deployment"]) for action in entry.actions if "deployment" in action]
-
-
 def fields(entry: Automation, owner: str, *, notified: bool) -> dict[str, Any]:
-    """Return the normal form of an automation in Git.
-
-    Args:
-        entry: As in automations.yaml.
-        owner: Owner of the managed resources.
-        notified: There is a block with notification targets.
-    """
-    names = {stand_in(name): name for name in [*deployments_of(entry), NOTIFY]}
-    ids = {name: key for key, name in names.items() if notified or name != NOTIFY}
-    return normal(model(entry, owner, ids).model_dump(mode="json"), names)
+    """Return the normal form of an automation in Git; `notified` if there is a block with notification targets."""
+    deployments = [str(action["deployment"]) for action in entry.actions if "deployment" in action]
+    ids = {name: _stand_in(name) for name in [*deployments, *([NOTIFY] if notified else [])]}
+    return normal(model(entry, owner, ids).model_dump(mode="json"), {key: name for name, key in ids.items()})
 
 
 def normal(automation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the normal form of an automation, as Prefect's API returns it.
-
-    Args:
-        automation: The JSON object.
-        names: Name of each id.
-    """
+    """Return the normal form of an automation that is as Prefect's API returns it, by the name of each id."""
     from prefect.events.schemas.automations import AutomationCore
 
-    core = AutomationCore.model_validate(automation).model_dump(mode="json", exclude=set(_LATER))
+    core = AutomationCore.model_validate(automation).model_dump(mode="json", exclude=_NOT_COMPARED)
     return {**{key: _normal(value, names) for key, value in core.items()}, "tags": sorted(automation["tags"])}
 
 
@@ -216,7 +199,7 @@ def _normal(value: Any, names: Mapping[str, str]) -> Any:
 def _action(action: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
     if action.get("type") == NOTIFY:
         if NOTIFY not in ids:
-            return dict(_NOTHING)
+            return {"type": "do-nothing"}
         return {**action, "type": "send-notification", "block_document_id": ids[NOTIFY]}
     if "deployment" in action:
         name = action["deployment"]

@@ -20,10 +20,9 @@ from tidepool.deploy.config import (
     models,
     placeholders,
     schedules,
-    secrets,
     yaml_source,
 )
-from tidepool.deploy.config.problems import InvalidFileError, Problem, path
+from tidepool.deploy.config.yaml_source import InvalidFileError, Problem, path
 from tidepool.errors import UsageError, did_you_mean, reason
 from tidepool.settings import reject_unknown
 
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
 
     from prefect import Flow
 
-    from tidepool.deploy.config.problems import Finding
-    from tidepool.deploy.config.yaml_source import Place, YamlFile
+    from tidepool.deploy.config.yaml_source import Finding, Place, YamlFile
 
 FILE = "prefect.yaml"
 STEP = "tidepool.deploy.steps.validate"
@@ -50,7 +48,7 @@ def check(
     *,
     owner: str,
     file: Path | None = None,
-    templates: Mapping[str, Mapping[str, Any] | None] | None = None,
+    templates: Templates | None = None,
 ) -> list[Problem]:
     """Return all problems of the files, sorted by file and line.
 
@@ -63,7 +61,8 @@ def check(
             server does not have.
     """
     try:
-        base = yaml_source.read(file or repository / FILE, file.name if file else FILE)
+        file = file or repository / FILE
+        base = yaml_source.read(file, file.name)
     except InvalidFileError as error:
         return [error.problem]
     found = models.problems(models.PrefectFile, base)
@@ -71,7 +70,7 @@ def check(
     listed = _dict(base.data).get("deployments")
     if isinstance(listed, list) and all(_dict(each).get("name") for each in listed):
         checker = _Deployments(repository, owner, {**_templates_in_git(repository), **(templates or {})})
-        found += checker.check(base, environment if file is None else environments.PRODUCTION)
+        found += checker.check(base, environment)
         names = checker.names
     return sorted({*found, *automations.check(repository, owner, names)})
 
@@ -79,7 +78,7 @@ def check(
 def pools(manifest: Any) -> set[str]:
     """Return the names of the work pools that a prefect file uses."""
     deployments = [each for each in _list(_dict(manifest).get("deployments")) if isinstance(each, dict)]
-    names = {_dict(placeholders.fill_from_environment(each).get("work_pool")).get("name") for each in deployments}
+    names = {_dict(placeholders.fill_from_environment(each), "work_pool").get("name") for each in deployments}
     return {name for name in names if isinstance(name, str) and not placeholders.find(name)}
 
 
@@ -110,7 +109,9 @@ class _Deployments:
         overlay: YamlFile | None = None
         found: list[Problem] = []
         if environment == environments.PRODUCTION:
-            found += [base.problem(place, message) for place, message in _first_step(manifest)]
+            if not any(STEP in _dict(first) for first in _list(manifest.get("build"))[:1]):
+                message = f"the first step must be {STEP}: it refuses an invalid file before the first write"
+                found.append(base.problem(("build",), message))
         else:
             name = f"environments/{environment}.yaml"
             try:
@@ -154,11 +155,6 @@ class _Deployments:
         yield from _secrets(config)
 
     def _flow(self, config: Mapping[str, Any]) -> Flow[..., Any] | None:
-        """Import the deployment's flow.
-
-        Raises:
-            UsageError: it cannot be imported.
-        """
         entrypoint = config.get("entrypoint")
         if not isinstance(entrypoint, str):
             return None  # the models report it
@@ -171,7 +167,7 @@ class _Deployments:
     def _work_pool(self, config: Mapping[str, Any]) -> Iterator[Finding]:
         from prefect.utilities.schema_tools.validation import validate
 
-        pool = _dict(config.get("work_pool"))
+        pool = _dict(config, "work_pool")
         name = pool.get("name")
         if not isinstance(name, str) or name not in self._templates:
             return
@@ -179,9 +175,9 @@ class _Deployments:
         if template is None:
             yield ("work_pool", "name"), f"the server has no work pool {name!r}"
             return
-        schema = _dict(template.get("variables"))
-        variables = _dict(pool.get("job_variables"))
-        known = list(_dict(schema.get("properties")))
+        schema = _dict(template, "variables")
+        variables = _dict(pool, "job_variables")
+        known = list(_dict(schema, "properties"))
         for key in variables:
             if key not in known:
                 message = f"work pool {name} has no such job variable{did_you_mean(key, known)}"
@@ -209,12 +205,12 @@ def _schedules(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _parameters(flow: Flow[..., Any], config: Mapping[str, Any]) -> Iterator[Finding]:
-    own = _dict(config.get("parameters"))
+    own = _dict(config, "parameters")
     invalid = list(_parameter_problems(flow, own))
     for place, message in invalid:
         yield ("parameters", *place), message
     for index, schedule in enumerate(_list(config.get("schedules"))):
-        more = _dict(_dict(schedule).get("parameters"))
+        more = _dict(schedule, "parameters")
         for place, message in _parameter_problems(flow, more):
             yield ("schedules", index, "parameters", *place), message
         missing = flows.missing_parameters(flow, {**own, **more})
@@ -224,34 +220,26 @@ def _parameters(flow: Flow[..., Any], config: Mapping[str, Any]) -> Iterator[Fin
 
 
 def _parameter_problems(flow: Flow[..., Any], values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield the problems of parameters, but for values that a deploy has yet to fill in."""
-    for place, message in flows.parameter_problems(flow, values):
-        name = str(place[0])
-        if name not in flow.parameters.properties or not placeholders.find(values[name]):
-            yield place, message
+    """Return the problems of parameters, but for values that a deploy has yet to fill in."""
+    known = flow.parameters.properties
+    final = {name: each for name, each in values.items() if name not in known or not placeholders.find(each)}
+    return flows.parameter_problems(flow, final)
 
 
 def _secrets(config: Mapping[str, Any]) -> Iterator[Finding]:
     looks = "looks like a secret in plain text, which would be stored in the deployment's record"
-    environment = _dict(_dict(_dict(config.get("work_pool")).get("job_variables")).get("env"))
+    environment = _dict(config, "work_pool", "job_variables", "env")
     for key, value in environment.items():
-        if secrets.is_secret_variable(str(key), value):
+        if placeholders.is_secret_variable(str(key), value):
             message = f"{looks}; move it to the Kubernetes Secret of the flow runs"
             yield ("work_pool", "job_variables", "env", key), message
     try:
         reject_unknown([str(key) for key in environment])
     except UsageError as error:
         yield ("work_pool", "job_variables", "env"), str(error)
-    for key, value in _dict(config.get("parameters")).items():
-        if secrets.is_secret_value(value):
+    for key, value in _dict(config, "parameters").items():
+        if placeholders.is_secret_value(value):
             yield ("parameters", key), looks
-
-
-def _first_step(manifest: Mapping[str, Any]) -> Iterator[Finding]:
-    build = manifest.get("build") or []
-    first = next(iter(build[0]), "") if build and isinstance(build[0], dict) else ""
-    if first != STEP:
-        yield ("build",), f"the first step must be {STEP}: it refuses an invalid file before the first write"
 
 
 def _locate(base: YamlFile, overlay: YamlFile | None, name: str, place: Place) -> tuple[str, int]:
@@ -294,7 +282,10 @@ def _schedule(schedule: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield kind, f"{schedule[kind]!r}: {error}"
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _dict(value: Any, *keys: str) -> dict[str, Any]:
+    """Return the mapping below these keys of a value; empty where there is none."""
+    for key in keys:
+        value = _dict(value).get(key)
     return value if isinstance(value, dict) else {}
 
 

@@ -15,7 +15,7 @@ Schedules cannot be in an overlay: they are defined once, in prefect.yaml.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -32,7 +32,7 @@ PRODUCTION = "production"
 _OVERLAY_KEYS = ("image", "every_deployment", "deployments")
 _DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _IMAGE_STEPS = "prefect_docker."
-_VERSION_STEP = "commit"
+_VERSION = "commit"
 
 
 def load(repository: Path, environment: str, image: str | None = None, version: str | None = None) -> Manifest:
@@ -69,13 +69,7 @@ def names(repository: Path) -> list[str]:
 def render(
     manifest: Mapping[str, Any], overlay: Mapping[str, Any], image: str | None = None, version: str | None = None
 ) -> Manifest:
-    """Merge an overlay into a prefect file. Neither is changed.
-
-    Args:
-        manifest: Content of prefect.yaml.
-        overlay: Content of the overlay.
-        image: As in `load`.
-        version: As in `load`.
+    """Merge an overlay into a prefect file, with image and version as in `load`; neither is changed.
 
     Raises:
         UsageError: the overlay has an unknown key or deployment, or schedules; the image is not pinned by digest.
@@ -86,23 +80,32 @@ def render(
     everywhere = _mapping("every_deployment", overlay.get("every_deployment") or {})
     single = _mapping("deployments", overlay.get("deployments") or {})
     known = deployment_names(manifest)
-    for name, patch in [("every_deployment", everywhere), *single.items()]:
+    for name, changes in [("every_deployment", everywhere), *single.items()]:
         if name not in ("every_deployment", *known):
             raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, known)}")
-        if "schedules" in _mapping(name, patch or {}):
+        if "schedules" in _mapping(name, changes or {}):
             raise UsageError(f"{name} has schedules, which only prefect.yaml may define; `paused` switches them off")
+    if image is not None and "image" in overlay:
+        raise UsageError("this environment runs without an image: omit --image")
+    if image is not None and not _DIGEST.fullmatch(image):
+        raise UsageError(f"image {image!r} is not pinned by digest: use name@sha256:<64 hexadecimal digits>")
 
+    patch: dict[str, Any] = {}
+    build = manifest.get("build") or []
     rendered = {key: value for key, value in manifest.items() if key != "definitions"}
+    if version is not None:  # the step that asks Git for it is not needed
+        patch["version"] = version
+        rendered["build"] = build = [each for each in build if (next(iter(each.values())) or {}).get("id") != _VERSION]
+    if image is not None or "image" in overlay:
+        patch["work_pool"] = {"job_variables": {"image": image}}
+        rendered["build"] = [each for each in build if not next(iter(each)).startswith(_IMAGE_STEPS)]
+        rendered["push"] = []
     rendered["deployments"] = [
-        merge(merge(deployment, everywhere), single.get(deployment["name"]) or {})
+        merge(merge(merge(deployment, everywhere), single.get(deployment["name"]) or {}), patch)
         for deployment in manifest["deployments"]
         if single.get(deployment["name"], {}) is not None
     ]
-    if version is not None:
-        rendered = _with_version(rendered, version)
-    if image is None and "image" not in overlay:
-        return rendered
-    return _with_image(rendered, _checked(image, overlay))
+    return rendered
 
 
 def merge(base: Any, patch: Any) -> Any:
@@ -129,49 +132,15 @@ def deployment(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
         UsageError: it does not exist.
     """
-    for found in manifest["deployments"]:
-        if found["name"] == name:
-            return cast("dict[str, Any]", found)
-    raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, deployment_names(manifest))}")
+    found: dict[str, dict[str, Any]] = {each["name"]: each for each in manifest["deployments"]}
+    if name not in found:
+        raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, found)}")
+    return found[name]
 
 
 def to_yaml(manifest: Mapping[str, Any]) -> str:
     """Return the prefect file as YAML without anchors, for `prefect deploy --prefect-file`."""
     return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _with_version(manifest: Manifest, version: str) -> Manifest:
-    """Set the version, and remove the step that asks Git for it."""
-    steps = manifest.get("build") or []
-    build = [step for step in steps if (next(iter(step.values())) or {}).get("id") != _VERSION_STEP]
-    return {
-        **manifest,
-        "build": build,
-        "deployments": [merge(each, {"version": version}) for each in manifest["deployments"]],
-    }
-
-
-def _checked(image: str | None, overlay: Mapping[str, Any]) -> str | None:
-    """Return the image, if the environment runs one and it is pinned by digest."""
-    if image is None:
-        return None
-    if "image" in overlay:
-        raise UsageError("this environment runs without an image: omit --image")
-    if not _DIGEST.fullmatch(image):
-        raise UsageError(f"image {image!r} is not pinned by digest: use name@sha256:<64 hexadecimal digits>")
-    return image
-
-
-def _with_image(manifest: Manifest, image: str | None) -> Manifest:
-    """Set the image, or none, and remove the steps that build and push it; other steps (the version) stay."""
-    build = [step for step in manifest.get("build") or [] if not next(iter(step)).startswith(_IMAGE_STEPS)]
-    patch = {"work_pool": {"job_variables": {"image": image}}}
-    return {
-        **manifest,
-        "build": build,
-        "push": [],
-        "deployments": [merge(each, patch) for each in manifest["deployments"]],
-    }
 
 
 def _read(repository: Path, name: str) -> Manifest:
@@ -187,9 +156,7 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 class _Dumper(yaml.SafeDumper):
     """A dumper for people who read and compare: values instead of anchors, long texts as blocks."""
 
-    def ignore_aliases(self, data: object) -> bool:
-        """Return that no value becomes an anchor."""
-        del data
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - the interface of dumpers
         return True
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from tidepool.deploy.config.problems import place_in
+from tidepool.deploy.config.yaml_source import place_in
 from tidepool.errors import UsageError, did_you_mean, reason
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from prefect import Flow
 
-    from tidepool.deploy.config.problems import Finding
+    from tidepool.deploy.config.yaml_source import Finding
 
 
 def load(repository: Path, entrypoint: str) -> Flow[..., Any]:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tidepool.deploy.config.problems import place_in
+from tidepool.deploy.config.yaml_source import place_in
 from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from tidepool.deploy.config.problems import Problem
-    from tidepool.deploy.config.yaml_source import Place, YamlFile
+    from tidepool.deploy.config.yaml_source import Place, Problem, YamlFile
 
 NOT_ALLOWED = {
     "build": "a deployment with its own `build` skips the checks of the top-level one",
@@ -30,6 +29,9 @@ NOT_ALLOWED = {
 }
 """Keys that Prefect accepts in a deployment or a schedule and tidepool does not, with the reason."""
 
+_NO_PULL = (
+    "missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`"
+)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 
 
@@ -156,12 +158,7 @@ class ServerFile(_Strict):
 
 
 def problems(model: type[BaseModel], file: YamlFile) -> list[Problem]:
-    """Return the duplicate keys, unknown keys, missing keys and wrong types of a file.
-
-    Args:
-        model: Model of the whole file.
-        file: The file.
-    """
+    """Return the duplicate keys, unknown keys, missing keys and wrong types of a file, by the model of the whole."""
     if not isinstance(file.data, dict):
         return [file.problem((), f"it must be a mapping, not {type(file.data).__name__}")]
     found = list(file.duplicates)
@@ -176,34 +173,27 @@ def problems(model: type[BaseModel], file: YamlFile) -> list[Problem]:
 
 def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
     key = str(place[-1]) if place else ""
-    if error["type"] == "extra_forbidden":
-        if key in NOT_ALLOWED and len(place) > 1:
+    match error["type"]:
+        case "extra_forbidden" if key in NOT_ALLOWED and len(place) > 1:
             return f"not allowed here: {NOT_ALLOWED[key]}"
-        return f"unknown key{did_you_mean(key, sorted(_keys(model, place[:-1])))}"
-    if error["type"] == "missing":
-        return "missing" + (
-            ": without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`"
-            if place == ("pull",)
-            else ""
-        )
-    if error["type"] in ("model_type", "dict_type"):
-        return f"must be a mapping, not {error['input']!r}"
-    if error["type"] == "string_pattern_mismatch":
-        return f"{error['input']!r} must be lower-case words joined by hyphens"
+        case "extra_forbidden":
+            return f"unknown key{did_you_mean(key, sorted(_keys(model, place[:-1])))}"
+        case "missing":
+            return _NO_PULL if place == ("pull",) else "missing"
+        case "model_type" | "dict_type":
+            return f"must be a mapping, not {error['input']!r}"
+        case "string_pattern_mismatch":
+            return f"{error['input']!r} must be lower-case words joined by hyphens"
     return reason(error)
 
 
-def _keys(model: type[BaseModel], place: Place) -> list[str]:
+def _keys(model: type[BaseModel] | None, place: Place) -> list[str]:
     """Return the keys that the mapping at a place accepts."""
-    current: Any = model
-    for part in place:
-        if isinstance(part, int):
-            continue
-        field = next((each for name, each in current.model_fields.items() if (each.alias or name) == part), None)
-        if field is None:
-            return []
-        current = _model_in(field.annotation) or _Strict
-    return [field.alias or name for name, field in current.model_fields.items()]
+    fields = {field.alias or name: field for name, field in model.model_fields.items()} if model else {}
+    for index, part in enumerate(place):
+        if isinstance(part, str):
+            return _keys(_model_in(fields[part].annotation), place[index + 1 :]) if part in fields else []
+    return list(fields)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -1,32 +1,51 @@
-"""Placeholders of the prefect file: `{{ $VARIABLE }}` of the environment and `{{ step.output }}` of a step."""
+"""Placeholders of the prefect file (`{{ $VARIABLE }}`, `{{ step.output }}`), and secrets that should be references."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic_core import to_jsonable_python
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_PLACEHOLDER = re.compile(r"{{\s*([\w.\-\[\]$]+)\s*}}")
 _RUN_TIME = "ctx."  # filled in by the worker when a run starts: part of the value
+
+_SECRET_NAME = re.compile(
+    r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|AUTH_STRING)", re.IGNORECASE
+)
+_NAME_OF_A_REFERENCE = re.compile(r"(_NAME|_FILE|_PATH|_ID|_REF|_ENABLED|_SECONDS)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|hooks\.slack\.com/services/\w|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|://[^/\s:@]+:[^/\s@{]+@|pnu_[A-Za-z0-9]{20,}"
+)
 
 
 def find(value: Any) -> set[str]:
     """Return the names in `{{ … }}` that a deploy has to fill in."""
-    if isinstance(value, str):
-        return {name for name in _PLACEHOLDER.findall(value) if not name.startswith(_RUN_TIME)}
-    if isinstance(value, dict):
-        return set().union(*(find(item) for item in value.values()))
-    if isinstance(value, list):
-        return set().union(*(find(item) for item in value))
-    return set()
+    from prefect.utilities.templating import find_placeholders
+
+    # As JSON: Prefect's functions accept no dates, which YAML makes of whatever looks like one.
+    found = find_placeholders(to_jsonable_python(value))
+    return {each.name for each in found if not each.name.startswith(_RUN_TIME)}
 
 
 def fill_from_environment(deployment: Mapping[str, Any]) -> dict[str, Any]:
     """Return a deployment with its `{{ $VARIABLE }}`s filled in, as Prefect does it; unset ones stay."""
     from prefect.utilities.templating import apply_values
-    from pydantic_core import to_jsonable_python
 
-    # As JSON: Prefect's function accepts no dates, which YAML makes of whatever looks like one.
     return cast("dict[str, Any]", apply_values(to_jsonable_python(dict(deployment)), {}, remove_notset=False))
+
+
+def is_secret_value(value: object) -> bool:
+    """Return whether a value is a credential by its form: a key of a cloud, a token, a URL with a password."""
+    return isinstance(value, str) and _SECRET_VALUE.search(value) is not None
+
+
+def is_secret_variable(name: str, value: object) -> bool:
+    """Return whether the name or the value of a variable shows that it is a credential in plain text."""
+    if not isinstance(value, str) or not value or find(value):
+        return False
+    named = _SECRET_NAME.search(name) is not None and _NAME_OF_A_REFERENCE.search(name) is None
+    return named or is_secret_value(value)

@@ -1,4 +1,4 @@
-"""YAML files with the line of each value, so that a problem is reported with its line.
+"""YAML files with the line of each value, and the problems of their values, each with file and line.
 
 The data is PyYAML's, because `prefect deploy` reads with it. ruamel.yaml knows lines too, but even as YAML 1.1 it
 reads `y` as true and `1e5` as a number, where Prefect sees texts: the checks would see other data than the deploy.
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tidepool.deploy.config.problems import InvalidFileError, Problem, path
+from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 # libyaml, where PyYAML was built with it: ten times as fast.
@@ -22,6 +23,29 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 Place = tuple[str | int, ...]
 """The path of a value in a file: keys and list positions, from the top."""
+
+Finding = tuple[Place, str]
+"""A place in a file and what is wrong there."""
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One problem: the file's path from the repository's root, the line (from 1), and what is wrong and accepted."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+class InvalidFileError(UsageError):
+    """A file that cannot be read, with the problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -50,11 +74,7 @@ class YamlFile:
 
 
 def read(path: Path, name: str) -> YamlFile:
-    """Read a YAML file.
-
-    Args:
-        path: The file.
-        name: Its name in messages.
+    """Read a YAML file, which messages call by the name.
 
     Raises:
         InvalidFileError: the file cannot be read or is not valid YAML; with the line.
@@ -95,3 +115,46 @@ def _find_lines(file: YamlFile, node: yaml.Node, place: Place, visited: set[int]
             first.setdefault(here, file.lines[here])
             _find_lines(file, value, here, visited)
         visited.add(id(node))
+
+
+def raise_if_any(problems: Collection[Problem]) -> None:
+    """Refuse files that have problems.
+
+    Raises:
+        UsageError: all problems, one per line, below their number.
+    """
+    if problems:
+        count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}; nothing was written:"
+        raise UsageError("\n".join([count, *(f"  {problem}" for problem in problems)]))
+
+
+def path(place: Place, data: Any = None) -> str:
+    """Return a place as people write it: `deployments[csv-etl].work_pool.name`.
+
+    An item of a list in the data that has a name is shown with it instead of its position.
+    """
+    text = ""
+    for part in place:
+        data = data[part] if _holds(data, part) else None
+        if isinstance(part, int):
+            name = data.get("name") if isinstance(data, dict) else None
+            text += f"[{name}]" if name and isinstance(name, str) else f"[{part}]"
+        else:
+            text += f".{part}" if text else str(part)
+    return text or "the file"
+
+
+def place_in(data: Any, location: tuple[int | str, ...]) -> Place:
+    """Return pydantic's location of an error in the data as a place: without the branches of unions."""
+    place: list[int | str] = []
+    for index, part in enumerate(location):
+        if _holds(data, part):
+            data = data[part]
+        elif index < len(location) - 1 or not isinstance(data, dict) or not str(part).isidentifier():
+            continue  # it is not a missing key, which is the last part
+        place.append(part)
+    return tuple(place)
+
+
+def _holds(data: Any, part: int | str) -> bool:
+    return (isinstance(data, dict) and part in data) or (isinstance(data, list) and part in range(len(data)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tidepool.deploy.config import automations, checks, environments
-from tidepool.deploy.config.problems import raise_if_any
+from tidepool.deploy.config.yaml_source import raise_if_any
 from tidepool.deploy.reconcile import actual, desired
 from tidepool.deploy.reconcile.plan import UNKNOWN, make_plan
 from tidepool.errors import UsageError

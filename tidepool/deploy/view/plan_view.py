@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tidepool.deploy.config import schedules
-from tidepool.deploy.config.secrets import is_secret_variable
+from tidepool.deploy.config.placeholders import is_secret_variable
 from tidepool.deploy.reconcile.plan import ABSENT, Action, Change, Kind, Mark, Masked, Plan
 
 if TYPE_CHECKING:
