@@ -10,28 +10,25 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tempfile
 from contextlib import contextmanager
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from tidepool.errors import StorageError
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import pandas as pd
     from prefect import Task
     from prefect.client.schemas.objects import State, TaskRun
 
 _SCHEMES = ("file", "s3", "memory", "http", "https")
-_CHUNK = 1024 * 1024
-_SERVER_ERROR = 500
-_TRY_AGAIN = (408, 429)  # request timeout, too many requests
 
 
 def url(target: str) -> str:
@@ -40,24 +37,17 @@ def url(target: str) -> str:
     Raises:
         StorageError: the scheme is not supported, or a key leaves the storage root with `..`.
     """
-    scheme = urlsplit(target).scheme
     if "://" in target:
+        scheme = urlsplit(target).scheme
         if scheme not in _SCHEMES:
             raise StorageError(f"{target}: unsupported scheme {scheme!r}; supported: {', '.join(_SCHEMES)}")
-        if scheme == "file":
-            return _absolute(target.removeprefix("file://"))
-        return target
+        return _absolute(target.removeprefix("file://")) if scheme == "file" else target
     if Path(target).is_absolute():
         return _absolute(target)
     if ".." in target.split("/"):
         raise StorageError(f"{target}: a key must stay below the storage root; remove '..'")
-    return f"{root()}/{target}"
-
-
-def root() -> str:
-    """Return the absolute URL of the storage root, without a trailing slash."""
-    place = settings().storage.root
-    return url(place if "://" in place else f"file://{place}").rstrip("/")
+    root = settings().storage.root
+    return f"{url(root if '://' in root else f'file://{root}').rstrip('/')}/{target}"
 
 
 def source(name: str) -> str:
@@ -81,8 +71,7 @@ def size(target: str) -> int | None:
     Raises:
         StorageError: it does not exist.
     """
-    filesystem, path = _open(target)
-    with _absent_is_an_error(target):
+    with _existing(target) as (filesystem, path):
         return cast("int | None", filesystem.size(path))
 
 
@@ -92,8 +81,7 @@ def read(target: str, start: int | None = None, end: int | None = None) -> bytes
     Raises:
         StorageError: it does not exist.
     """
-    filesystem, path = _open(target)
-    with _absent_is_an_error(target):
+    with _existing(target) as (filesystem, path):
         # One request: a stream would fail when the object is replaced between two of its requests.
         return cast("bytes", filesystem.cat_file(path, start=start, end=end))
 
@@ -105,11 +93,10 @@ def reader(target: str) -> Iterator[IO[bytes]]:
     Raises:
         StorageError: it does not exist.
     """
-    filesystem, path = _open(target)
-    with _absent_is_an_error(target):
+    with _existing(target) as (filesystem, path):
         stream = filesystem.open(path, "rb")
     with stream:
-        yield cast("IO[bytes]", stream)
+        yield stream
 
 
 def write(target: str, data: bytes) -> str:
@@ -133,7 +120,7 @@ def create(target: str, data: bytes) -> str:
         StorageError: an object with other content exists.
     """
     if exists(target):
-        if content_hash(target) != _digest(io.BytesIO(data)):
+        if read(target) != data:
             raise StorageError(
                 f"{url(target)} exists with other content and is not overwritten; choose another destination"
             )
@@ -145,25 +132,25 @@ def create(target: str, data: bytes) -> str:
 def writer(target: str) -> Iterator[IO[bytes]]:
     """Open a stream whose bytes become the object when the block ends; an error in the block leaves nothing."""
     filesystem, path = _open(target)
-    if _scheme(target) == "file":
+    scheme = _scheme(target)
+    if scheme == "file":
         with _local_writer(Path(path)) as stream:
             yield stream
-        return
-    if _scheme(target) == "memory":
+    elif scheme == "memory":
         # fsspec's memory files are visible from their first byte.
         buffer = io.BytesIO()
         yield buffer
         filesystem.pipe_file(path, buffer.getvalue())
-        return
-    stream = filesystem.open(path, "wb", autocommit=False)
-    try:
-        yield cast("IO[bytes]", stream)
-    except BaseException:
-        stream.discard()
-        stream.closed = True  # otherwise its finaliser would upload its buffer
-        raise
-    stream.close()
-    stream.commit()
+    else:
+        stream = filesystem.open(path, "wb", autocommit=False)
+        try:
+            yield stream
+        except BaseException:
+            stream.discard()
+            stream.closed = True  # otherwise its finaliser would upload its buffer
+            raise
+        stream.close()
+        stream.commit()
 
 
 def delete(target: str) -> None:
@@ -177,8 +164,8 @@ def listing(target: str) -> list[str]:
     """List the URLs of all objects below the target, or of all that match if it contains `*`, sorted."""
     filesystem, path = _open(target)
     found = filesystem.glob(path, detail=True) if "*" in path else filesystem.find(path, detail=True)
-    scheme = _scheme(target)
-    return sorted(_with_scheme(scheme, name) for name, info in found.items() if info["type"] == "file")
+    urls = (filesystem.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
+    return sorted(each.replace("memory:///", "memory://") for each in urls)
 
 
 def content_hash(target: str) -> str:
@@ -188,7 +175,7 @@ def content_hash(target: str) -> str:
         StorageError: it does not exist.
     """
     with reader(target) as stream:
-        return _digest(stream)
+        return f"sha256:{hashlib.file_digest(cast('io.BufferedReader', stream), 'sha256').hexdigest()}"
 
 
 def put_frame(target: str, frame: pd.DataFrame) -> str:
@@ -197,12 +184,10 @@ def put_frame(target: str, frame: pd.DataFrame) -> str:
     Returns:
         The URL, to pass to the task instead of the table.
     """
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    return write(target, buffer.getvalue())
+    return write(target, frame.to_parquet(index=False))
 
 
-def get_frame(target: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def get_frame(target: str, columns: list[str] | None = None) -> pd.DataFrame:
     """Read a Parquet table, or some of its columns; only those are transferred.
 
     Raises:
@@ -211,7 +196,7 @@ def get_frame(target: str, columns: Sequence[str] | None = None) -> pd.DataFrame
     import pandas as pd
 
     with reader(target) as stream:
-        return pd.read_parquet(stream, columns=list(columns) if columns is not None else None)
+        return pd.read_parquet(stream, columns=columns)
 
 
 def is_transient(error: object) -> bool:
@@ -223,7 +208,8 @@ def is_transient(error: object) -> bool:
         return False
     status = getattr(error, "status", None)  # aiohttp's answers
     if isinstance(status, int) and status:
-        return status >= _SERVER_ERROR or status in _TRY_AGAIN
+        again = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+        return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in again
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in {"aiohttp", "botocore"}
 
 
@@ -249,49 +235,26 @@ def options(target: str) -> dict[str, Any]:
 def _local_writer(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: a rename is atomic within one file system only.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with part.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        _share(Path(name))
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _share(path: Path) -> None:
-    """Give a temporary file, which only its owner may read, the permissions of an ordinary new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
-def _digest(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := stream.read(_CHUNK):
-        digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _open(target: str) -> tuple[Any, str]:
     import fsspec
 
     place = url(target)
-    filesystem, path = fsspec.core.url_to_fs(place, **options(place))
-    return filesystem, path
+    return cast("tuple[Any, str]", fsspec.core.url_to_fs(place, **options(place)))
 
 
 def _scheme(target: str) -> str:
     return urlsplit(url(target)).scheme
-
-
-def _with_scheme(scheme: str, path: str) -> str:
-    if scheme == "file":
-        return _absolute(path)
-    return path if "://" in path else f"{scheme}://{path.lstrip('/')}"
 
 
 def _absolute(path: str) -> str:
@@ -299,9 +262,10 @@ def _absolute(path: str) -> str:
 
 
 @contextmanager
-def _absent_is_an_error(target: str) -> Iterator[None]:
+def _existing(target: str) -> Iterator[tuple[Any, str]]:
+    """Open the target's file system; a missing object is a StorageError."""
     try:
-        yield
+        yield _open(target)
     except FileNotFoundError as error:
         # fsspec raises it for every failed request to a web server; only a 404 means "not found".
         cause = error.__cause__
