@@ -95,7 +95,7 @@ def runner(kind):
         from prefect_dask import DaskTaskRunner
         return DaskTaskRunner(cluster_class=stock, cluster_kwargs={"size": size})
     from tidepool.compute.runner.task_runner import TidepoolTaskRunner
-    ours = "tidepool.compute.clusters.kubernetes.cluster.kubernetes_cluster"
+    ours = "tidepool.compute.clusters.kubernetes.cluster.KubernetesCluster"
     return TidepoolTaskRunner(cluster_class=ours, cluster_kwargs={"size": size})
 
 for n in range(int(os.environ["CLUSTERS"])):

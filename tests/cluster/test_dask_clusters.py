@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 OPEN = """
 import json, logging, time
 import distributed
-from tidepool.compute.clusters.kubernetes.cluster import kubernetes_cluster
+from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
 from tidepool.settings import settings
 logging.basicConfig(level=logging.INFO)
 size = settings().size("small")
@@ -21,7 +21,7 @@ size = settings().size("small")
 ONE = (
     OPEN
     + """
-with kubernetes_cluster(size) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+with KubernetesCluster(size) as cluster, distributed.Client(cluster, set_as_default=False) as client:
     client.wait_for_workers(2)
     value = client.submit(sum, [1, 2, 3]).result()
     time.sleep(SECONDS)
@@ -59,7 +59,7 @@ def test_clusters_that_are_closed_at_once_leave_nothing(installation: Platform) 
     """The operator makes a worker group without an owner; a cluster that was deleted by then left it orphaned."""
     script = """
 for wait in (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2):
-    cluster = kubernetes_cluster(size)
+    cluster = KubernetesCluster(size)
     time.sleep(wait)
     cluster.close()
 print(json.dumps({}))
@@ -116,7 +116,7 @@ def test_a_shared_cluster_serves_the_next_run_and_goes_when_it_is_idle(installat
 import os
 def where():
     return os.uname().nodename
-with kubernetes_cluster(size, shared="warm") as cluster, distributed.Client(cluster, set_as_default=False) as client:
+with KubernetesCluster(size, shared="warm") as cluster, distributed.Client(cluster, set_as_default=False) as client:
     pods = client.run(where)
 print(json.dumps({"name": cluster.name, "pods": sorted(pods.values()), "steps": list(cluster.steps)}))
 """
@@ -142,7 +142,7 @@ def work(seconds):
     return seconds
 # One long task and many short ones: when the short ones are done, the cluster shrinks around the long one.
 seconds = [45.0] + [6.0 + n / 100 for n in range(9)]
-with kubernetes_cluster(size) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+with KubernetesCluster(size) as cluster, distributed.Client(cluster, set_as_default=False) as client:
     futures = client.map(work, seconds)
     most = least_after = 0
     while not all(future.done() for future in futures):

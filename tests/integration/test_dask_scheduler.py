@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 import distributed
 import httpx
+from distributed.versions import get_versions
 
 from tidepool.compute.clusters.kubernetes import manifest
-from tidepool.compute.clusters.preload import versions
+from tidepool.compute.clusters.kubernetes.driver import PACKAGES, in_one_line
 from tidepool.compute.clusters.preload.scheduler import USAGE
-from tidepool.compute.clusters.preload.versions import VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,9 +83,10 @@ def test_scheduler_and_workers_return_usage_and_versions() -> None:
                 [worker] = (await getattr(remote, USAGE)())["workers"]
                 assert worker["memory_peak"] > 0
                 assert worker["cpu_seconds"] > 0
-                assert await getattr(remote, VERSIONS)() == versions.versions()
-                told = await remote.broadcast(msg={"op": VERSIONS})
-                assert set(told.values()) == {versions.versions()}
+                told = await remote.broadcast(msg={"op": "versions", "packages": PACKAGES})
+                told["scheduler"] = await remote.versions(packages=PACKAGES)
+                assert len(told) == 2
+                assert {in_one_line(each) for each in told.values()} == {in_one_line(get_versions(PACKAGES))}
 
     asyncio.run(scenario())
 

@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from tidepool import settings as settings_module
 from tidepool.compute.clusters.kubernetes import cluster as kubernetes_module
 from tidepool.compute.clusters.kubernetes import manifest, usage
-from tidepool.compute.clusters.kubernetes.cluster import kubernetes_cluster
+from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
 from tidepool.compute.clusters.kubernetes.driver import Run
 from tidepool.errors import ClusterError
 from tidepool.settings import SizeSettings
@@ -123,7 +123,7 @@ def requests(kubernetes: KubernetesServer, *methods: str) -> list[str]:
 
 @pytest.mark.usefixtures("dask_pods")
 def test_a_cluster_starts_computes_and_is_deleted(kubernetes: KubernetesServer, objects: dict[str, Any]) -> None:
-    with kubernetes_cluster(SIZE) as cluster:
+    with KubernetesCluster(SIZE) as cluster:
         assert [name for name in objects if name != "pods"] == [cluster.name]
         with distributed.Client(cluster, set_as_default=False) as client:
             assert client.submit(sum, [1, 2]).result(30) == 3
@@ -151,13 +151,13 @@ def test_a_cluster_starts_computes_and_is_deleted(kubernetes: KubernetesServer, 
 @pytest.mark.filterwarnings("ignore:Scheduler already contains a plugin with name worker-status")
 @pytest.mark.usefixtures("dask_pods")
 def test_a_shared_cluster_is_joined_and_outlives_the_run(kubernetes: KubernetesServer) -> None:
-    with kubernetes_cluster(SIZE, "warm") as first, kubernetes_cluster(SIZE, "warm") as second:
+    with KubernetesCluster(SIZE, "warm") as first, KubernetesCluster(SIZE, "warm") as second:
         assert first.name == second.name
         assert (next(iter(first.steps)), next(iter(second.steps))) == ("created", "joined")
     assert requests(kubernetes, "DELETE") == []
     with (
         pytest.raises(ClusterError, match=r"shared Dask cluster 'warm' has another size than this run \(1 x 1 threads"),
-        kubernetes_cluster(SizeSettings(workers=2), "warm"),
+        KubernetesCluster(SizeSettings(workers=2), "warm"),
     ):
         pass
 
@@ -168,7 +168,7 @@ def test_a_lost_worker_has_the_reason_that_kubernetes_reports(
 ) -> None:
     monkeypatch.setattr(kubernetes_module, "_EXIT_SECONDS", 0.1)
     killed = {"restartCount": 1, "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
-    with kubernetes_cluster(SIZE) as cluster:
+    with KubernetesCluster(SIZE) as cluster:
         assert cluster.worker_exit("tcp://10.0.0.1:8788") is None, "not reported yet"
         objects["pods"][1]["status"]["containerStatuses"] = [killed]
         assert cluster.worker_exit("tcp://10.0.0.1:8788") == "OOMKilled (137)"
@@ -198,7 +198,7 @@ def test_a_cluster_that_does_not_start_is_deleted(
     monkeypatch.setenv("TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS", str(seconds))
     settings_module.settings.cache_clear()
     objects["pods"] = pods
-    with pytest.raises(ClusterError, match=message), kubernetes_cluster(SIZE):
+    with pytest.raises(ClusterError, match=message), KubernetesCluster(SIZE):
         pass
     assert len(requests(kubernetes, "DELETE")) == 1
     assert [name for name in objects if name != "pods"] == []
@@ -207,7 +207,7 @@ def test_a_cluster_that_does_not_start_is_deleted(
 def test_a_cluster_that_is_closed_while_it_starts_is_deleted(
     kubernetes: KubernetesServer, objects: dict[str, Any]
 ) -> None:
-    cluster = kubernetes_cluster(SIZE)
+    cluster = KubernetesCluster(SIZE)
     end = time.monotonic() + 30
     while len(objects) == 1:
         assert time.monotonic() < end
@@ -220,7 +220,7 @@ def test_a_cluster_that_is_closed_while_it_starts_is_deleted(
 def test_a_runs_cluster_has_its_name_and_a_page() -> None:
     @flow(name="Noted run")
     def noted() -> str:
-        with kubernetes_cluster(SIZE) as cluster:
+        with KubernetesCluster(SIZE) as cluster:
             return cluster.name
 
     ended: Any = noted(return_state=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from dask.config import collect_env
+from distributed.versions import get_versions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -262,3 +263,12 @@ def test_without_the_downward_api_the_owner_is_that_of_the_pod() -> None:
 def test_the_image_is_the_digest_that_the_driver_runs(image_id: str, image: str) -> None:
     pod = driver_pod(containerStatuses=[{"name": "prefect-job", "imageID": image_id}])
     assert drivers.running_image(pod) == image
+
+
+def test_a_difference_of_versions_is_named() -> None:
+    here = drivers.in_one_line(get_versions(drivers.PACKAGES))
+    assert re.match(r"python 3\.\d+\.\d+\S*, cloudpickle \d\S*, dask \d.*, tidepool \d", here)
+    assert drivers.difference(here, here) == ""
+    assert drivers.difference("python 3.11.7, dask 2026.8.0", "python 3.11.7, dask 2026.1.0") == (
+        "dask 2026.8.0 here, dask 2026.1.0 there"
+    )

@@ -1,4 +1,4 @@
-"""Preload modules of Dask's processes on Kubernetes: versions, and the scheduler's plugin."""
+"""The preload module of a Dask scheduler on Kubernetes: its imports and its plugin."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ from subprocess import run
 from types import SimpleNamespace
 from typing import Any
 
-from tidepool.compute.clusters.preload import versions
 from tidepool.compute.clusters.preload.scheduler import ClusterPlugin
-
-# --- versions ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_difference_is_named() -> None:
-    here = versions.versions()
-    assert versions.difference(here, here) == ""
-    assert versions.difference("python 3.11.7, dask 2026.8.0", "python 3.11.7, dask 2026.1.0") == (
-        "dask 2026.8.0 here, dask 2026.1.0 there"
-    )
 
 
 def test_a_scheduler_imports_neither_prefect_nor_pandas() -> None:

@@ -94,9 +94,9 @@ def dask_client(size: str = "small", workers: int | None = None, *, shared: str 
         with local.existing(_address()) as client:
             yield client
     elif provider == "kubernetes":
-        from tidepool.compute.clusters.kubernetes.cluster import kubernetes_cluster
+        from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
 
-        with kubernetes_cluster(chosen, shared) as pods, local.client(pods) as client:
+        with KubernetesCluster(chosen, shared) as pods, local.client(pods) as client:
             yield client
     else:
         with local.cluster(chosen, processes=provider == "local") as cluster, local.client(cluster) as client:
@@ -130,10 +130,10 @@ def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> Any:
     if provider == "address":
         return TidepoolTaskRunner(address=_address())
     if provider == "kubernetes":
-        from tidepool.compute.clusters.kubernetes.cluster import kubernetes_cluster
+        from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
 
         return TidepoolTaskRunner(
-            cluster_class=kubernetes_cluster,
+            cluster_class=KubernetesCluster,
             cluster_kwargs={"size": size, "shared": shared, "allowed_failures": 0},
             start_early=start_early,
         )

@@ -18,12 +18,21 @@ from urllib.parse import urlsplit
 
 import dask.config
 from distributed.core import Status, rpc
+from distributed.versions import get_versions
 
 from tidepool.compute.clusters.kubernetes import manifest, names, pod_status, usage
 from tidepool.compute.clusters.kubernetes.api import KubernetesApi
-from tidepool.compute.clusters.kubernetes.driver import Driver, Run, digest, driver_of, running_image, this_run
+from tidepool.compute.clusters.kubernetes.driver import (
+    PACKAGES,
+    Driver,
+    difference,
+    digest,
+    driver_of,
+    in_one_line,
+    running_image,
+    this_run,
+)
 from tidepool.compute.clusters.preload.scheduler import USAGE
-from tidepool.compute.clusters.preload.versions import VERSIONS, difference, versions
 from tidepool.compute.run_log import run_log
 from tidepool.errors import ClusterError
 from tidepool.settings import settings
@@ -51,45 +60,31 @@ _LOG_PODS = 12
 _clusters: weakref.WeakSet[KubernetesCluster] = weakref.WeakSet()
 
 
-def kubernetes_cluster(
-    size: SizeSettings, shared: str = "", *, allowed_failures: int | None = None
-) -> KubernetesCluster:
-    """Start a Dask cluster of pods, without waiting for it: entering it waits.
+class KubernetesCluster(RemoteCluster):
+    """A Dask cluster of pods that has been asked for; entering it waits until it runs.
 
     Args:
         size: Workers, and threads, cores and memory (GiB) of each.
         shared: Name of a warm cluster that several runs use, one after another or together; empty for an own one.
         allowed_failures: Workers that a task may lose before Dask gives it up; None for Dask's own setting.
 
-    Raises:
-        UsageError: the run would exceed its caps; nothing was created.
-    """
-    own = [each.size for each in _clusters if not each.shared and each.status != Status.closed]
-    manifest.check_caps([size] if shared else [*own, size], settings().kubernetes)
-    return KubernetesCluster(size, shared=shared, run=this_run(), allowed_failures=allowed_failures)
-
-
-class KubernetesCluster(RemoteCluster):
-    """A running Dask cluster of pods.
-
-    Args:
-        size: Workers, and threads, cores and memory (GiB) of each.
-        shared: Name of a shared cluster, or empty.
-        run: The run that it is for.
-        allowed_failures: As of `kubernetes_cluster`.
-
     Attributes:
         steps: Seconds from the request to each step of the start.
         used: What its workers used; None until it is closed, for a shared one, and when the scheduler was lost.
+
+    Raises:
+        UsageError: the run would exceed its caps; nothing was created.
     """
 
-    def __init__(self, size: SizeSettings, *, shared: str, run: Run, allowed_failures: int | None = None) -> None:
+    def __init__(self, size: SizeSettings, shared: str = "", *, allowed_failures: int | None = None) -> None:
+        self._settings = settings().kubernetes
+        own = [each.size for each in _clusters if not each.shared and each.status != Status.closed]
+        manifest.check_caps([size] if shared else [*own, size], self._settings)
         self.size = size
         self.shared = shared
-        self.run = run
+        self.run = this_run()
         self.steps: dict[str, float] = {}
         self.used: usage.Usage | None = None
-        self._settings = settings().kubernetes
         self._logger = run_log()
         self._kubernetes = KubernetesApi(self._settings.namespace)
         self._driver = Driver(self._settings.image)
@@ -104,7 +99,7 @@ class KubernetesCluster(RemoteCluster):
         self._began = self._logged = monotonic()
         self._give_up = self._began + self._settings.start_timeout_seconds
         # The name of a shared one is final once the image is known; closing before that needs none.
-        super().__init__(manifest.name_for(run, secrets.token_hex(2)))
+        super().__init__(manifest.name_for(self.run, secrets.token_hex(2)))
         _clusters.add(self)
         self._start_task: asyncio.Task[None] | None = None
         self._ready = self.start_soon(self._bring_up())
@@ -189,19 +184,18 @@ class KubernetesCluster(RemoteCluster):
             worker_variables={
                 name: str(value) for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items()
             },
-            versions=versions(),
+            versions=in_one_line(get_versions(PACKAGES)),
             shared=self.shared,
         )
         while True:
             # Set first: it may be created although the answer is lost.
             self._must_delete = not self.shared
-            cluster = await self._kubernetes.create(body)
-            if cluster is not None:
+            if cluster := await self._kubernetes.create(body):
                 self._must_delete = True
                 self._note("created")
                 break
             cluster = await self._kubernetes.cluster(self.name)
-            if cluster is not None and "deletionTimestamp" not in cluster["metadata"]:
+            if cluster and "deletionTimestamp" not in cluster["metadata"]:
                 # Without a shared name it is our own, by a random name: the answer to the first request was lost.
                 if self.shared:
                     self._compare(cluster["metadata"]["annotations"], body["metadata"]["annotations"])
@@ -290,12 +284,12 @@ class KubernetesCluster(RemoteCluster):
 
     async def _verify(self) -> None:
         """Check that scheduler and workers run this process's image and libraries: they exchange pickles."""
-        ours, desired = versions(), self._driver.image
+        ours, desired = get_versions(PACKAGES), self._driver.image
         scheduler: Any = self.scheduler_comm
-        answers = {"scheduler": await getattr(scheduler, VERSIONS)()}
-        answers |= await scheduler.broadcast(msg={"op": VERSIONS})
+        answers = {"scheduler": await scheduler.versions(packages=PACKAGES)}
+        answers |= await scheduler.broadcast(msg={"op": "versions", "packages": PACKAGES})
         for who, theirs in answers.items():
-            if differs := difference(ours, str(theirs)):
+            if differs := difference(in_one_line(ours), in_one_line(theirs)):
                 raise ClusterError(f"{who} of Dask cluster {self.name} has other libraries than this run: {differs}")
         for pod in await self._kubernetes.pods(self.name):
             image = running_image(pod)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _DRIVERS_OWN = re.compile(
     r"TIDEPOOL_KUBERNETES_(NAMESPACE|POD_NAME|JOB_NAME|JOB_UID|IMAGE)|PREFECT__.*|PREFECT_FLOW_RUN_EXECUTE_.*"
 )
+# Libraries that driver, scheduler and workers must have in the same version: they exchange pickles.
+PACKAGES = ("cloudpickle", "dask", "distributed", "msgpack", "numpy", "pandas", "prefect", "prefect-dask", "tidepool")
 # Kubernetes adds these to every pod.
 _AUTOMATIC_TOLERATIONS = {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
 
@@ -108,3 +110,15 @@ def running_image(pod: Mapping[str, Any]) -> str:
 def digest(image: str) -> str:
     """Return the `sha256:…` of an image name, or the name itself without one: equal for equal images."""
     return image.rpartition("@")[2]
+
+
+def in_one_line(versions: Mapping[str, Any]) -> str:
+    """Return the versions that distributed reports for a process: `python 3.11.2.final.0, cloudpickle 3.1.1, …`."""
+    packages = versions["packages"]
+    return ", ".join([f"python {versions['host']['python']}", *(f"{name} {packages[name]}" for name in PACKAGES)])
+
+
+def difference(ours: str, theirs: str) -> str:
+    """Return the differences of two such lines, as `pandas 2.3.3 here, pandas 2.3.1 there`; empty without one."""
+    pairs = zip(ours.split(", "), theirs.split(", "), strict=True)
+    return "; ".join(f"{here} here, {there} there" for here, there in pairs if here != there)

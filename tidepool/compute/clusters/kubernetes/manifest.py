@@ -117,7 +117,7 @@ def manifest(
         settings: Timeouts, placement.
         dask_settings: Settings of the Dask scheduler, by their name under `distributed.scheduler`.
         worker_variables: What a nanny would set before it starts a worker: one thread per library.
-        versions: The libraries that must be equal everywhere, from `preload.versions`.
+        versions: The libraries that must be equal everywhere, from `driver.in_one_line`.
         shared: The name under which runs share it; empty for a cluster of one run.
     """
     labels = {"app.kubernetes.io/part-of": "tidepool", "app.kubernetes.io/managed-by": "tidepool"}

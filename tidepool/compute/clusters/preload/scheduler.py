@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.http.utils import RequestHandler
 
-from tidepool.compute.clusters.preload.versions import VERSIONS, versions
-
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler, WorkerState
     from tornado.httputil import HTTPServerRequest
@@ -130,6 +128,5 @@ async def dask_setup(scheduler: Scheduler) -> None:
     plugin = ClusterPlugin(scheduler)
     scheduler.add_plugin(plugin)
     scheduler.handlers[USAGE] = plugin.usage
-    scheduler.handlers[VERSIONS] = versions
     # tornado calls its one method only.
     scheduler.http_application.applications.append(LazyDashboard(scheduler))

@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING
 
 import tidepool.compute.worker.engine  # noqa: F401 - what runs the tasks, with Prefect
-from tidepool.compute.clusters.preload.versions import VERSIONS, versions
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -28,4 +27,3 @@ def figures(_worker: Worker) -> dict[str, float]:
 def dask_setup(worker: Worker) -> None:
     """Extend the worker before it joins the scheduler."""
     worker.metrics["tidepool"] = figures
-    worker.handlers[VERSIONS] = versions
