@@ -29,11 +29,7 @@ _ABSENT = (HTTPStatus.NOT_FOUND,)
 
 
 class KubernetesApi:
-    """Requests in one namespace. Use it on one event loop only.
-
-    Args:
-        namespace: The namespace; empty for the pod's own or the kubeconfig's, which `connect` finds.
-    """
+    """Requests in one namespace; an empty one becomes the pod's own or the kubeconfig's. Of one event loop only."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -41,10 +37,7 @@ class KubernetesApi:
         self._give_up = 0.0
 
     async def connect(self, seconds: float) -> None:
-        """Find the credentials and try them.
-
-        Args:
-            seconds: As of `retry_for`.
+        """Find the credentials and try them, with `retry_for` so many seconds.
 
         Raises:
             ClusterError: there are no credentials, they are refused, or the API does not answer.
@@ -66,11 +59,7 @@ class KubernetesApi:
             await close_connection(self._connection)
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Create an object of Dask's.
-
-        Returns:
-            The object, or None when one of that name exists already.
-        """
+        """Create an object of Dask's and return it; None when one of that name exists already."""
         url = f"{manifest['kind'].lower()}s"
         return await self._object("POST", url, GROUP, (HTTPStatus.CONFLICT,), content=json.dumps(manifest))
 
@@ -100,14 +89,14 @@ class KubernetesApi:
 
     async def warnings(self, cluster: str) -> list[str]:
         """Return the Warning events of a cluster's objects, newest last."""
-        # A pod that is starting is Unhealthy for its probe until it has started: not a reason for anything.
-        events = [
-            each
-            for each in await self._list("events", fieldSelector="type=Warning")
+        events = await self._list("events", fieldSelector="type=Warning")
+        events.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
+        return [
+            f"{each['reason']}: {each['message']}"
+            for each in events
+            # A pod that is starting is Unhealthy for its probe until it has started: not a reason for anything.
             if each["involvedObject"].get("name", "").startswith(cluster) and each["reason"] != "Unhealthy"
         ]
-        events.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
-        return [f"{each['reason']}: {each['message']}" for each in events]
 
     async def log(self, pod: str, lines: int) -> str:
         """Return the last lines that a pod printed; empty when its container does not run (400) or is gone."""

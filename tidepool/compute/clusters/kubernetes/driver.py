@@ -23,17 +23,11 @@ _AUTOMATIC_TOLERATIONS = {"node.kubernetes.io/not-ready", "node.kubernetes.io/un
 
 @dataclass(frozen=True)
 class Run:
-    """The run that a cluster is for.
+    """The run that a cluster is for."""
 
-    Attributes:
-        id: The flow run's id; empty outside of one.
-        flow: The flow's name.
-        attempt: 1 for the first execution of the run, 2 for its first retry, …
-    """
-
-    id: str = ""
+    id: str = ""  # empty outside of a flow run
     flow: str = "adhoc"
-    attempt: int = 1
+    attempt: int = 1  # 2 for the first retry, …
 
 
 def this_run() -> Run:
@@ -67,12 +61,7 @@ class Driver:
 
 
 def driver_of(pod: Mapping[str, Any], settings: KubernetesSettings) -> Driver:
-    """Return what a driver's pod passes on.
-
-    Args:
-        pod: The pod as the API returns it.
-        settings: Job name and uid, from the downward API.
-    """
+    """Return what a driver's pod passes on; the settings may have name and uid of its Job, from the downward API."""
     spec = pod["spec"]
     container = spec["containers"][0]
     keep = ("nodeSelector", "affinity", "priorityClassName", "imagePullSecrets")
@@ -81,13 +70,12 @@ def driver_of(pod: Mapping[str, Any], settings: KubernetesSettings) -> Driver:
     if tolerations:
         placement["tolerations"] = tolerations
     owners = {each["kind"]: (each["name"], each["uid"]) for each in pod["metadata"].get("ownerReferences", [])}
-    owner = (settings.job_name, settings.job_uid) if settings.job_uid else owners.get("Job")
     return Driver(
         image=running_image(pod),
         env=[each for each in container.get("env", []) if not _DRIVERS_OWN.fullmatch(each["name"])],
         env_from=container.get("envFrom", []),
         placement=placement,
-        owner=owner,
+        owner=(settings.job_name, settings.job_uid) if settings.job_uid else owners.get("Job"),
         deployment=pod["metadata"].get("labels", {}).get("prefect.io/deployment-name", ""),
     )
 

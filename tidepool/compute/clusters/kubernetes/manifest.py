@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # The operator takes 53 characters, but adds 26 to name a worker, whose name is also a host name of at most 63.
 NAME_LENGTH = 36
+_PORTS = {"tcp-comm": names.SCHEDULER_PORT, "http-dashboard": names.HTTP_PORT}
 _RESTRICTED_POD = {
     "runAsNonRoot": True,
     "runAsUser": 10001,
@@ -49,12 +50,7 @@ HTTP_ROUTES = (
 
 
 def name_for(run: Run, suffix: str) -> str:
-    """Return a cluster's name: flow, run, attempt, and a random part, because one run may have several clusters.
-
-    Args:
-        run: The run.
-        suffix: The random part, four characters.
-    """
+    """Return a cluster's name: flow, run, attempt, and a random suffix: one run may have several clusters."""
     tail = f"-{run.id[:8]}-{run.attempt}-{suffix}" if run.id else f"-{suffix}"
     return names.slug(run.flow)[: NAME_LENGTH - len(tail)].strip("-") + tail
 
@@ -66,14 +62,10 @@ def shared_name(name: str, image: str) -> str:
 
 
 def check_caps(sizes: Iterable[SizeSettings], settings: KubernetesSettings) -> None:
-    """Refuse more than one run may have together.
-
-    Args:
-        sizes: All clusters that the run would have at a time.
-        settings: The caps.
+    """Refuse clusters that exceed together what one run may have at a time.
 
     Raises:
-        UsageError: names what is requested, the cap, and the setting that holds it.
+        UsageError: what is requested, the cap, and the setting that holds it.
     """
     clusters = list(sizes)
     for what, requested, setting in (
@@ -124,7 +116,9 @@ def manifest(
     annotations = {
         names.ANNOTATION_IMAGE: driver.image,
         names.ANNOTATION_VERSIONS: versions,
-        names.ANNOTATION_WORKERS: describe(size),
+        names.ANNOTATION_WORKERS: (
+            f"{size.workers} x {size.threads} threads, {size.cpu:g} CPU, {size.memory_gib:g} GiB"
+        ),
     }
     metadata: dict[str, Any] = {"name": name, "labels": labels, "annotations": annotations}
     if shared:
@@ -155,9 +149,6 @@ def worker_group(cluster: Mapping[str, Any]) -> dict[str, Any]:
     The operator creates the same one, but later, and without an owner until it comes back to it: a cluster that is
     deleted in between leaves an orphaned group. Created here, it has its owner at once, and workers start with the
     scheduler.
-
-    Args:
-        cluster: The DaskCluster as the API returned it, with its uid.
     """
     metadata = cluster["metadata"]
     labels = {**metadata["labels"], "dask.org/cluster-name": metadata["name"], "dask.org/component": "workergroup"}
@@ -190,11 +181,6 @@ def _owned_by(cluster: Mapping[str, Any]) -> dict[str, Any]:
     return {"apiVersion": names.GROUP, "kind": "DaskCluster", "name": metadata["name"], "uid": metadata["uid"]}
 
 
-def describe(size: SizeSettings) -> str:
-    """Return a size in words, for people and to compare."""
-    return f"{size.workers} x {size.threads} threads, {size.cpu:g} CPU, {size.memory_gib:g} GiB"
-
-
 def _scheduler(driver: Driver, settings: KubernetesSettings, dask_settings: Mapping[str, str]) -> dict[str, Any]:
     container = _container(
         "scheduler",
@@ -209,19 +195,13 @@ def _scheduler(driver: Driver, settings: KubernetesSettings, dask_settings: Mapp
             "--preload=tidepool.compute.clusters.preload.scheduler",
         ],
         env={
-            "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES": str(list(HTTP_ROUTES)),
-            **{
-                f"DASK_DISTRIBUTED__SCHEDULER__{name.upper().replace('-', '_')}": value
-                for name, value in dask_settings.items()
-            },
+            f"DASK_DISTRIBUTED__SCHEDULER__{name.upper().replace('-', '_')}": value
+            for name, value in {"http--routes": str(list(HTTP_ROUTES)), **dask_settings}.items()
         },
         cpu=settings.scheduler_cpu,
         memory_gib=settings.scheduler_memory_gib,
     )
-    container["ports"] = [
-        {"name": "tcp-comm", "containerPort": names.SCHEDULER_PORT, "protocol": "TCP"},
-        {"name": "http-dashboard", "containerPort": names.HTTP_PORT, "protocol": "TCP"},
-    ]
+    container["ports"] = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in _PORTS.items()]
     # For people and for the operator's autoscaler; no start waits for it. No liveness probe: a scheduler that is killed
     # for being busy takes the run with it.
     container["readinessProbe"] = {
@@ -305,8 +285,5 @@ def _service(cluster: str) -> dict[str, Any]:
         # Workers can connect as soon as the scheduler listens, not a probe and an endpoint update later.
         "publishNotReadyAddresses": True,
         "selector": {"dask.org/cluster-name": cluster, "dask.org/component": "scheduler"},
-        "ports": [
-            {"name": "tcp-comm", "protocol": "TCP", "port": names.SCHEDULER_PORT, "targetPort": "tcp-comm"},
-            {"name": "http-dashboard", "protocol": "TCP", "port": names.HTTP_PORT, "targetPort": "http-dashboard"},
-        ],
+        "ports": [{"name": name, "protocol": "TCP", "port": port, "targetPort": name} for name, port in _PORTS.items()],
     }

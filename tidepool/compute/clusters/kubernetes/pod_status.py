@@ -14,8 +14,7 @@ _CRASHES = 2
 
 def component(pod: Mapping[str, Any]) -> str:
     """Return `scheduler` or `worker`."""
-    label: str = pod["metadata"]["labels"].get("dask.org/component", "")
-    return label
+    return str(pod["metadata"]["labels"].get("dask.org/component", ""))
 
 
 def reasons(pods: Iterable[Mapping[str, Any]]) -> str:

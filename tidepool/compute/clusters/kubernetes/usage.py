@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tidepool.compute.clusters.kubernetes.driver import Run
     from tidepool.settings import SizeSettings
 
-# A pod as the API returns it, and lines of its log.
+# A pod as the API returns it, and the last lines of its log.
 PodLog = tuple[dict[str, Any], str]
 
 _GIB = 1024**3
@@ -48,12 +48,7 @@ class Usage:
 
 
 def measure(counted: Mapping[str, Any], size: SizeSettings) -> Usage:
-    """Add up what the scheduler counted.
-
-    Args:
-        counted: The answer of `ClusterPlugin.usage`.
-        size: What each worker requests.
-    """
+    """Add up what the scheduler counted (`ClusterPlugin.usage`) of workers of that size."""
     workers = counted["workers"]
     seconds = sum(each["seconds"] for each in workers)
     thread_seconds = sum(each["seconds"] * each["threads"] for each in workers)
@@ -87,8 +82,8 @@ def page(
         cluster: The cluster's name.
         where: How to reach the dashboard while the cluster exists.
         steps: Seconds from the request to each step of the start.
-        usage: What was used; None when the scheduler did not answer at the end.
-        logs: The pods with the last lines that each printed; shortened to fit.
+        usage: None when the scheduler did not answer at the end.
+        logs: Shortened to fit.
         limit: Bytes that the page may have.
     """
     parts = [f"# Dask cluster `{cluster}`", where]
@@ -124,13 +119,9 @@ def page(
 
 
 async def publish(run: Run, text: str, about: str, log: logging.Logger | logging.LoggerAdapter[Any]) -> None:
-    """Write the run's page. The Prefect API may be away: after 5 s, or an error, there is only a warning.
+    """Write the page `text`, described by `about`, if there is a flow run.
 
-    Args:
-        run: The flow run; without an id nothing is written.
-        text: The page.
-        about: Its description.
-        log: The run's logger.
+    The Prefect API may be away: after 5 s, or an error, there is only a warning.
     """
     if not run.id:
         return
