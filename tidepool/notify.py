@@ -35,15 +35,16 @@ def send(log: Logger | LoggerAdapter[Any], title: str, body: str, kind: Kind = "
     if not urls:
         log.info("no notification sent (%r): TIDEPOOL_NOTIFY_URLS is empty", title)
         return 0
+    if len(body) > _LIMIT_CHARACTERS:
+        body = f"{body[:_LIMIT_CHARACTERS]} …"
     notified = 0
     for place, url in enumerate(urls, start=1):
         name = f"target {place} of {len(urls)} in TIDEPOOL_NOTIFY_URLS"
-        problem = _problem(url, title, _cut(body), kind)
-        if problem is None:
+        if problem := _problem(url, title, body, kind):
+            log.error("could not notify %s (%s): %r; the run continues", name, problem, title)
+        else:
             log.info("notified %s: %r", name, title)
             notified += 1
-        else:
-            log.error("could not notify %s (%s): %r; the run continues", name, problem, title)
     return notified
 
 
@@ -61,7 +62,3 @@ def _problem(url: str, title: str, body: str, kind: Kind) -> str | None:
     if messenger.notify(body=body, title=title, notify_type=kind, body_format=apprise.NotifyFormat.MARKDOWN):
         return None
     return f"{target.service_name} did not accept it"
-
-
-def _cut(body: str) -> str:
-    return body if len(body) <= _LIMIT_CHARACTERS else f"{body[:_LIMIT_CHARACTERS]} …"

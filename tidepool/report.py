@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 LIMIT_BYTES = 100 * 1024
 # Tables cannot be sorted in the UI and show ten rows per page: longer ones belong in a file.
 TABLE_ROWS = 200
-OUTPUTS_KEY_SUFFIX = "-outputs"
 # Legible on the UI's light and dark background.
 _GREY = "#808080"
 
@@ -59,16 +58,12 @@ def page(key: str, text: str, description: str) -> None:
 def outputs(flow: str, targets: Iterable[str]) -> list[str]:
     """Publish the files that a run wrote, with size and content hash, as the artifact `<flow>-outputs`.
 
-    Args:
-        flow: The flow's name.
-        targets: Keys or URLs of the files.
-
     Returns:
-        Their URLs.
+        The URLs of the targets.
     """
     urls = [storage.url(target) for target in targets]
     rows = [{"url": url, "bytes": storage.size(url), "content": storage.content_hash(url)} for url in urls]
-    table(f"{flow}{OUTPUTS_KEY_SUFFIX}", rows, f"{len(rows)} file{'s' if len(rows) != 1 else ''} written")
+    table(f"{flow}-outputs", rows, f"{len(rows)} file{'s' if len(rows) != 1 else ''} written")
     return urls
 
 
