@@ -56,17 +56,21 @@ def test_the_releases_were_checked() -> None:
 refused: set[UUID] = set()
 
 
-def _refuse(flow_run_id: UUID) -> None:
-    if flow_run_id in refused:
-        refused.discard(flow_run_id)
+def _refuse() -> None:
+    if _this_run() in refused:
+        refused.discard(_this_run())
         raise ValueError("not yet")
 
 
 def _refuse_this_run() -> None:
+    refused.add(_this_run())
+
+
+def _this_run() -> UUID:
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
-    refused.add(context.flow_run.id)
+    return context.flow_run.id
 
 
 @pytest.mark.usefixtures("server")
@@ -349,7 +353,7 @@ def test_the_result_of_a_completed_state_is_in_its_record() -> None:
 
 class _Future(DaskFuture[Any]):
     def __init__(self, task_run_id: UUID) -> None:
-        super().__init__(task_run_id)
+        super().__init__(task_run_id, None)
         self.callbacks: list[Any] = []
 
     def wait(self, timeout: float | None = None) -> None:

@@ -148,7 +148,7 @@ def test_a_flow_run_that_prefect_completes_unasked_is_corrected(
     runner: TidepoolTaskRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An upgrade of Prefect may no longer ask; then the public client of the runner says Failed."""
-    monkeypatch.setattr(task_runner, "before_completed", lambda *_: lambda: None)
+    monkeypatch.setattr(task_runner, "TidepoolTaskRunner", int)  # the check finds no runner of ours
 
     flow_runs: list[Any] = []
 

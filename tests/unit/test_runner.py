@@ -263,6 +263,7 @@ class ClosedClient:
 
     status = "running"
     scheduler = SimpleNamespace(address="tcp://127.0.0.1:1")
+    loop = None
 
     def subscribe_topic(self, _topic: str, _handler: Any) -> None:
         """Nothing is heard."""
@@ -280,11 +281,11 @@ def test_what_cannot_be_sent_is_not_waited_for() -> None:
     tracker = Tracker(client, None, recorder, logging.getLogger("tidepool.test"), back_pressure=True)
     submission = Submission(nothing, ["call"], ["context"], b"", {}, [])
     with pytest.raises(ClosedClientError):
-        tracker.submit([TidepoolFuture(uuid4(), submission, tracker)])
+        tracker.submit([TidepoolFuture(uuid4(), submission, tracker.changed)])
     tracker.complete()
     client.status = "closed"
     with pytest.raises(WorkerLostError, match=r"connection to the Dask scheduler at tcp://127\.0\.0\.1:1 was lost"):
-        tracker.submit([TidepoolFuture(uuid4(), submission, tracker)])
+        tracker.submit([TidepoolFuture(uuid4(), submission, tracker.changed)])
     tracker.stop("over", 5)
 
 

@@ -36,8 +36,8 @@ __all__ = [
 
 
 @cache
-def check_before_success(check: Callable[[UUID], None]) -> None:
-    """Call `check` with a flow run's id when its flow function has returned, before Completed is proposed.
+def check_before_success(check: Callable[[], None]) -> None:
+    """Call `check` in a flow run's context when its flow function has returned, before Completed is proposed.
 
     An exception of the check is the flow's own: Prefect proposes Failed, with its retries and hooks.
 
@@ -50,14 +50,12 @@ def check_before_success(check: Callable[[UUID], None]) -> None:
 
     @wraps(succeed)
     def checked(self: FlowRunEngine[Any, Any], result: Any) -> Any:
-        if self.flow_run:
-            check(self.flow_run.id)
+        check()
         return succeed(self, result)
 
     @wraps(succeed_async)
     async def checked_async(self: AsyncFlowRunEngine[Any, Any], result: Any) -> Any:
-        if self.flow_run:
-            await asyncio.to_thread(check, self.flow_run.id)
+        await asyncio.to_thread(check)
         return await succeed_async(self, result)
 
     FlowRunEngine.handle_success = checked  # type: ignore[method-assign]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
-    from uuid import UUID
 
     from distributed.deploy.cluster import Cluster
     from prefect_dask.client import PrefectDaskClient
@@ -60,24 +59,13 @@ class DaskFuture(PrefectDaskFuture[R]):
     ten thousand futures would fill the driver's memory.
     Watch: the uses of `_final_state` in `prefect.futures`.
     Delete when: Prefect asks futures whether they are done by a public method.
-
-    Args:
-        task_run_id: The task run.
-
-    Attributes:
-        outcome: Anything true once the task run is final.
     """
 
-    outcome: Any
-
-    def __init__(self, task_run_id: UUID) -> None:
-        self.outcome = None
-        super().__init__(task_run_id=task_run_id, wrapped_future=cast("Any", None))
-
     @property
-    def _final_state(self) -> Any:
-        return self.outcome
+    def outcome(self) -> Any:
+        """Anything true once the task run is final; None before."""
+        return self._final_state
 
-    @_final_state.setter
-    def _final_state(self, _value: object) -> None:
-        """Ignore what Prefect's constructor sets: None."""
+    @outcome.setter
+    def outcome(self, outcome: Any) -> None:
+        self._final_state = outcome

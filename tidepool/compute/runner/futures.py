@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from prefect.results import ResultRecord  # type: ignore[attr-defined] # public, and not in its __all__
 
@@ -11,14 +11,13 @@ from tidepool.upstream.prefect import raise_if_flow_run_suspension_requested
 from tidepool.upstream.prefect_dask import DaskFuture
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from uuid import UUID
 
     from prefect import Task
     from prefect.client.schemas.objects import State
     from prefect.futures import PrefectFuture
-
-    from tidepool.compute.worker.outcome import Outcome
 
 R = TypeVar("R")
 
@@ -50,45 +49,29 @@ class Submission:
     started: bool = False
 
 
-class Follower(Protocol):
-    """Follows task runs to their final states: the tracker."""
-
-    def wait(self, future: TidepoolFuture[Any], timeout: float | None) -> None:
-        """Wait until the future is settled, for at most that many seconds."""
-
-    def acknowledge(self, future: TidepoolFuture[Any]) -> None:
-        """Note that the author has seen the outcome of that future."""
-
-    def call_when_done(self, future: TidepoolFuture[Any], fn: Callable[[PrefectFuture[Any]], None]) -> bool:
-        """Call `fn` when the future is settled; return False if it is already."""
-
-
 class TidepoolFuture(DaskFuture[R]):
     """The future of a task run on Dask, settled with a final state whatever happens to its worker or scheduler.
 
     Args:
         task_run_id: The task run.
         submission: How to send it; dropped once it is settled.
-        tracker: Settles it.
+        changed: The tracker's condition, notified when futures are settled.
+
+    Attributes:
+        wrapped_future: Dask's future of the current attempt; None before it is sent and once it is settled.
+        crashed: Whether the tracker settled it, without an answer of a worker.
+        seen: Whether the author has asked for its result: then it no longer fails the flow run by itself.
     """
 
-    def __init__(self, task_run_id: UUID, submission: Submission, tracker: Follower) -> None:
-        super().__init__(task_run_id)
+    wrapped_future: Any = None
+
+    def __init__(self, task_run_id: UUID, submission: Submission, changed: threading.Condition) -> None:
+        super().__init__(task_run_id, cast("Any", None))
         self.submission: Submission | None = submission
-        self.outcome: Outcome | None = None
-        self.crashed = False  # settled by the tracker, without an answer of a worker
+        self.crashed = False
+        self.seen = False
         self.callbacks: tuple[Callable[[PrefectFuture[Any]], None], ...] = ()
-        self.tracker = tracker
-        self.dask_future: Any = None
-
-    @property
-    def wrapped_future(self) -> Any:
-        """Dask's future of the current attempt; None before it is sent and once it is settled."""
-        return self.dask_future
-
-    def drop(self) -> None:
-        """Release what is needed to run it: it is settled."""
-        self.dask_future = self.submission = None
+        self.changed = changed
 
     @property
     def state(self) -> State[R]:
@@ -97,7 +80,8 @@ class TidepoolFuture(DaskFuture[R]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the task run has its final state, for at most that many seconds."""
-        self.tracker.wait(self, timeout)
+        with self.changed:
+            self.changed.wait_for(lambda: self.outcome is not None, timeout)
         raise_if_flow_run_suspension_requested()
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:  # noqa: FBT001, FBT002 - Prefect's
@@ -114,7 +98,7 @@ class TidepoolFuture(DaskFuture[R]):
         self.wait(timeout)
         if self.outcome is None:
             raise TimeoutError(f"Task run {self.task_run_id} did not complete within {timeout} seconds")
-        self.tracker.acknowledge(self)
+        self.seen = True
         state: Any = self.outcome.state()
         if state.is_completed() and isinstance(state.data, ResultRecord):
             # As Prefect does, without a detour to its event loop: a seventh of the driver's CPU time at thousands.
@@ -123,8 +107,11 @@ class TidepoolFuture(DaskFuture[R]):
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
         """Call `fn` with this future when it is settled: at once if it is."""
-        if not self.tracker.call_when_done(self, fn):
-            fn(self)
+        with self.changed:
+            if self.outcome is None:
+                self.callbacks = (*self.callbacks, fn)
+                return
+        fn(self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -4,7 +4,7 @@
 
 - The Prefect context and the task travel once per flow run and map, not once per task run (`submission`).
 - Each task run is followed to a final state: a lost worker is another attempt, a lost cluster is Crashed (`tracker`).
-- A flow run is not Completed before its task runs are final (`completion`).
+- A flow run is not Completed before its task runs are final.
 - Arguments and results above a limit are refused with advice (`limits`).
 - Closing cancels what is left, sends logs and events, closes the cluster, all within a time, and raises nothing.
 """
@@ -15,7 +15,6 @@ import contextvars
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future as ConcurrentFuture
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -26,12 +25,12 @@ from prefect.states import Failed
 
 from tidepool.compute.clusters.local import local_cluster, set_dask_defaults
 from tidepool.compute.run_log import run_log
-from tidepool.compute.runner.completion import before_completed
 from tidepool.compute.runner.recorder import Recorder
 from tidepool.compute.runner.submission import Mapping, Publisher, shared_arguments
 from tidepool.compute.runner.tracker import Tracker
 from tidepool.compute.runner.worker_loss import ReportingNanny, WorkerLostError
 from tidepool.settings import settings
+from tidepool.upstream.prefect import check_before_success
 from tidepool.upstream.prefect_dask import DaskRunner
 
 if TYPE_CHECKING:
@@ -67,7 +66,6 @@ class TidepoolTaskRunner(DaskRunner):
         self._publisher = Publisher()
         self._flow_run_id: UUID | None = None
         self._checked = False
-        self._remove_check: Callable[[], None] | None = None
         create: Any = self.cluster_class
         if not self.address and self.cluster is None and create in {None, distributed.LocalCluster, local_cluster}:
             # Each lost worker is reported at once; the tracker decides what runs again, and counts.
@@ -78,25 +76,22 @@ class TidepoolTaskRunner(DaskRunner):
 
     def duplicate(self) -> Self:
         """Return a new runner with the same settings, as every flow run gets; the stock one forgets `cluster`."""
-        copy: Self = super().duplicate()  # type: ignore[no-untyped-call] # Prefect leaves it unannotated
-        copy.cluster = copy.given_cluster = self.given_cluster
-        copy.start_early = self.start_early
-        return copy
+        return type(self)(cluster=self.given_cluster, **self._options())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A flow is pickled with its runner for each flow run; only its settings are of use elsewhere.
-        return _rebuilt, (
-            type(self),
-            {
-                "address": self.address,
-                "cluster_class": self.cluster_class,
-                "cluster_kwargs": self.cluster_kwargs,
-                "adapt_kwargs": self.adapt_kwargs,
-                "client_kwargs": self.client_kwargs,
-                "performance_report_path": self.performance_report_path,
-                "start_early": self.start_early,
-            },
-        )
+        return partial(type(self), **self._options()), ()
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "address": self.address,
+            "cluster_class": self.cluster_class,
+            "cluster_kwargs": self.cluster_kwargs,
+            "adapt_kwargs": self.adapt_kwargs,
+            "client_kwargs": self.client_kwargs,
+            "performance_report_path": self.performance_report_path,
+            "start_early": self.start_early,
+        }
 
     # --- submission -------------------------------------------------------------------------------
 
@@ -107,27 +102,19 @@ class TidepoolTaskRunner(DaskRunner):
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> TidepoolFuture[Any]:
-        """Send one task run to the cluster.
-
-        Args:
-            task: The task.
-            parameters: Its arguments by name; futures of other tasks among them are its dependencies.
-            wait_for: Futures that have to be completed before.
-            dependencies: Task runs that each parameter comes from, beyond those found in `parameters`.
+        """Send one task run to the cluster; the arguments are those of the stock runner.
 
         Raises:
             ArgumentRefusedError: an argument is too large to travel.
             WorkerLostError: the cluster is gone.
         """
         tracker, context = self._ready()
-        mapping: Mapping | None = getattr(self._map, "current", None)
-        if mapping is None or mapping.task is not task:
-            mapping = Mapping(task, self._publisher.call(self.client, task, {}), {})
-            future = mapping.new_future(parameters, wait_for, dependencies, tracker, context)
-            tracker.submit([future])
-        else:
-            future = mapping.new_future(parameters, wait_for, dependencies, tracker, context)
-            mapping.add(future, tracker)
+        current: Mapping | None = getattr(self._map, "current", None)
+        if current and current.task is task:
+            return current.add(parameters, wait_for, dependencies, context)
+        alone = Mapping(tracker, task, self._publisher.call(self.client, task, {}), {})
+        future = alone.add(parameters, wait_for, dependencies, context)
+        alone.send()
         return future
 
     def map(  # type: ignore[override] # as with submit
@@ -138,11 +125,6 @@ class TidepoolTaskRunner(DaskRunner):
     ) -> PrefectFutureList[TidepoolFuture[Any]]:
         """Send a task run for each item of the iterable arguments, in few messages.
 
-        Args:
-            task: The task.
-            parameters: Its arguments by name: iterables of equal length, or the same for all (`unmapped`, scalars).
-            wait_for: Futures that have to be completed before.
-
         Raises:
             ArgumentRefusedError: an argument is too large to travel.
             MappingLengthMismatch: the iterables differ in length.
@@ -151,22 +133,16 @@ class TidepoolTaskRunner(DaskRunner):
         """
         # An iterator is consumed here: it may itself submit runs of the same task, which are not part of this map.
         parameters = {name: list(value) if isinstance(value, Iterator) else value for name, value in parameters.items()}
-        with self._as_one_map(task, parameters):
-            return cast("PrefectFutureList[TidepoolFuture[Any]]", super().map(task, parameters, wait_for))
-
-    @contextmanager
-    def _as_one_map(self, task: Task[..., Any], parameters: dict[str, Any]) -> Iterator[None]:
         shared = shared_arguments(task, parameters)
         tracker, _ = self._ready()
         call = self._publisher.call(self.client, task, {name: pickled for name, (_, pickled) in shared.items()})
-        mapping = Mapping(task, call, {name: value for name, (value, _) in shared.items()})
-        self._map.current = mapping
+        mapping = self._map.current = Mapping(tracker, task, call, {name: value for name, (value, _) in shared.items()})
         try:
-            yield
+            return cast("PrefectFutureList[TidepoolFuture[Any]]", super().map(task, parameters, wait_for))
         finally:
             self._map.current = None
             # Also when an item is refused: the task runs before it were accepted.
-            mapping.send(tracker)
+            mapping.send()
 
     # --- the cluster ------------------------------------------------------------------------------
 
@@ -185,19 +161,18 @@ class TidepoolTaskRunner(DaskRunner):
             raise RuntimeError("The task runner must be started before submitting work.")
         with self._lock:
             if self._tracker is None:
-                client, flow_run_context = self.client, FlowRunContext.get()
-                log = run_log()
+                client, flow_run_context, log = self.client, FlowRunContext.get(), run_log()
                 recorder = Recorder(contextvars.copy_context(), log)
                 self._tracker = Tracker(client, self.cluster, recorder, log, back_pressure=not _in_dask_worker())
                 if flow_run_context and flow_run_context.flow_run and not flow_run_context.detached:
                     self._flow_run_id = flow_run_context.flow_run.id
-                    self._remove_check = before_completed(self._flow_run_id, partial(self._check, self._tracker))
+                    check_before_success(_complete_task_runs)
             return self._tracker, self._publisher.context(self.client)
 
     def _start_cluster(self) -> None:
         """Create the cluster in a thread; `client` waits for it."""
         starting = self._starting = ConcurrentFuture()
-        create: Any = self.resolved_cluster_class or self.cluster_class or distributed.LocalCluster
+        create: Any = self.resolved_cluster_class or distributed.LocalCluster
         context = contextvars.copy_context()
 
         def start() -> None:
@@ -221,43 +196,46 @@ class TidepoolTaskRunner(DaskRunner):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        tracker = self._tracker
         try:
-            if tracker and error is None and not self._checked and not _in_dask_worker():
-                self._check_late(tracker)
+            if error is None and not self._checked and not _in_dask_worker():
+                self._check_late()
         finally:
-            if self._remove_check:
-                self._remove_check()
-            self._close(tracker)
+            self._close()
             self.started = False
 
-    def _check(self, tracker: Tracker) -> None:
-        self._checked = True
-        tracker.complete()
+    def complete(self) -> None:
+        """Wait until every task run has its final state; the flow engine calls it before it proposes Completed.
 
-    def _check_late(self, tracker: Tracker) -> None:
-        """Correct a flow run that Prefect has made Completed without asking: `completion` relies on its engine."""
+        Raises:
+            WorkerLostError: some were lost with their worker or scheduler, and the author has not looked at them.
+        """
+        self._checked = True
+        if self._tracker:
+            self._tracker.complete()
+
+    def _check_late(self) -> None:
+        """Correct a flow run that Prefect has made Completed without asking: `complete` relies on its engine."""
         if self._flow_run_id is None:
-            tracker.complete()
+            self.complete()
             return
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(self._flow_run_id).state
             if state is None or not state.is_completed():
                 return  # the flow has failed by itself
             try:
-                tracker.complete()
+                self.complete()
             except WorkerLostError as lost:
                 client.set_flow_run_state(self._flow_run_id, Failed(message=str(lost)), force=True)
                 raise
 
-    def _close(self, tracker: Tracker | None) -> None:
+    def _close(self) -> None:
         """Cancel, flush and close, in this order, within the time of the settings; never raise."""
         if self.connected is None and self._starting is None:
             return
         seconds = settings().compute.close_seconds
         closing = threading.Thread(
             target=contextvars.copy_context().run,
-            args=(self._close_in_order, tracker, seconds),
+            args=(self._close_in_order, seconds),
             name="tidepool-close",
             daemon=True,
         )
@@ -266,34 +244,31 @@ class TidepoolTaskRunner(DaskRunner):
         if closing.is_alive():
             run_log().error("The Dask cluster was not closed within %g s; continuing", seconds)
 
-    def _close_in_order(self, tracker: Tracker | None, seconds: float) -> None:
-        if self._starting is not None:
-            self._attempt("stop the Dask cluster that was starting", self._give_up_starting, seconds)
-        if tracker:
+    def _close_in_order(self, seconds: float) -> None:
+        if starting := self._starting:
+            what = "stop the Dask cluster that was starting"
+            self._attempt(what, lambda: starting.result(timeout=seconds).close())
+        if tracker := self._tracker:
             self._attempt(
                 "cancel what was not final", tracker.stop, "the flow run ended before this task run", seconds / 4
             )
             own = not (self.address or self.given_cluster or self.cluster_kwargs.get("shared") or _in_dask_worker())
             self._attempt("send the workers' logs and events", partial(tracker.flush, last=own), seconds / 4)
-            self._attempt("record what a lost worker did not send", tracker.record_unsent, seconds / 8)
+            self._attempt("record what a lost worker did not send", tracker.backlog.record_unsent, seconds / 8)
             self._attempt("forget the flow run", self._publisher.forget, self.client)
-        self._attempt("close the Dask cluster", self.exit_stack.__exit__, None, None, None)
+        self._attempt("close the Dask cluster", self.exit_stack.close)
 
     def _attempt(self, what: str, step: Callable[..., Any], *args: Any) -> None:
         try:
             step(*args)
-        except Exception:  # noqa: BLE001 - reported; see below
-            # The flow's own state and error stand; Kubernetes and the operator remove what is left.
+        except Exception:  # noqa: BLE001 - the flow's own state and error stand; the operator removes what is left
             run_log().exception("Could not %s", what)
 
-    def _give_up_starting(self, seconds: float) -> None:
-        starting, self._starting = self._starting, None
-        if starting is not None:
-            starting.result(timeout=seconds).close()
 
-
-def _rebuilt(kind: type[TidepoolTaskRunner], settings_of: dict[str, Any]) -> TidepoolTaskRunner:
-    return kind(**settings_of)
+def _complete_task_runs() -> None:
+    flow_run_context = FlowRunContext.get()
+    if flow_run_context and isinstance(flow_run_context.task_runner, TidepoolTaskRunner):
+        flow_run_context.task_runner.complete()
 
 
 def _in_dask_worker() -> bool:

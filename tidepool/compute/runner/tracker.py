@@ -30,14 +30,12 @@ from tidepool.upstream.distributed import call_whenever_done
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from distributed import Client, Future
     from prefect.client.schemas.objects import State
-    from prefect.futures import PrefectFuture
 
-    from tidepool.compute.runner.futures import TidepoolFuture
-
+    from tidepool.compute.runner.futures import Submission, TidepoolFuture
 
 # Final states fetched at a time: each may have the size that a result may have.
 _FETCHED_TOGETHER = 64
@@ -65,6 +63,10 @@ class Tracker:
         log: Reports lost workers.
         back_pressure: Whether to wait while many are in flight. Not in a Dask worker: those may need the thread that
             waits.
+
+    Attributes:
+        changed: Notified when futures are settled.
+        backlog: Task runs that the server may not have recorded.
     """
 
     def __init__(
@@ -76,21 +78,22 @@ class Tracker:
         *,
         back_pressure: bool,
     ) -> None:
+        self.changed = threading.Condition()
+        self.backlog = Backlog(recorder, log)
         self._back_pressure = back_pressure
         self._client = client
         self._cluster = cluster
         self._recorder = recorder
         self._log = log
-        self._backlog = Backlog(recorder, log)
         self._exits = Exits()
         self._exit_causes: dict[str, str | None] = {}
-        self._changed = threading.Condition()
         self._open: dict[str, TidepoolFuture[Any]] = {}
-        self._crashed: dict[str, str] = {}
+        self._crashed: list[tuple[TidepoolFuture[Any], WorkerLostError]] = []
         self._to_record: list[Conclusion] = []
         self._scheduler_gone = False
         scheduler: Any = client.scheduler
-        self._address: str = scheduler.address
+        self._connection_lost = f"the connection to the Dask scheduler at {scheduler.address} was lost"
+        self._loop: Any = client.loop
         self._done: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[Outcome]] | None] = queue.SimpleQueue()
         self._exits.follow(client)
         client.subscribe_topic(entry.STARTED_TOPIC, self._on_started)
@@ -114,38 +117,21 @@ class Tracker:
         """
         # In an author's callback, on the tracker's own thread, nothing would be settled meanwhile.
         if self._back_pressure and threading.current_thread() is not self._thread:
-            with self._changed:
-                self._changed.wait_for(lambda: len(self._open) < _OPEN)
-            self._backlog.wait_for_server()
+            with self.changed:
+                self.changed.wait_for(lambda: len(self._open) < _OPEN)
+            self.backlog.wait_for_server()
         if self._scheduler_gone or self._client.status == "closed":
-            raise WorkerLostError(f"{self._connection_lost()}; no more tasks can be submitted")
+            raise WorkerLostError(f"{self._connection_lost}; no more tasks can be submitted")
         mine = {str(future.task_run_id): future for future in futures}
-        with self._changed:
+        with self.changed:
             self._open.update(mine)
         try:
             self._send(futures)
         except BaseException:
             # Nothing would settle them.
-            with self._changed:
+            with self.changed:
                 self._open = {key: future for key, future in self._open.items() if key not in mine}
             raise
-
-    def wait(self, future: TidepoolFuture[Any], timeout: float | None) -> None:
-        """Wait until the future is settled, for at most that many seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: future.outcome is not None, timeout)
-
-    def call_when_done(self, future: TidepoolFuture[Any], fn: Callable[[PrefectFuture[Any]], None]) -> bool:
-        """Call `fn` when the future is settled; return False if it is already."""
-        with self._changed:
-            if future.outcome is None:
-                future.callbacks = (*future.callbacks, fn)
-            return future.outcome is None
-
-    def acknowledge(self, future: TidepoolFuture[Any]) -> None:
-        """Note that the author has seen that outcome: it no longer fails the flow run by itself."""
-        with self._changed:
-            self._crashed.pop(str(future.task_run_id), None)
 
     def complete(self) -> None:
         """Wait until every task run has its final state, whether the author collected it or not.
@@ -153,10 +139,10 @@ class Tracker:
         Raises:
             WorkerLostError: some were lost with their worker or scheduler, and the author has not looked at them.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open)
-            lost = list(self._crashed.values())
-        self._backlog.record_unsent(_RECORDED_SECONDS)
+        with self.changed:
+            self.changed.wait_for(lambda: not self._open)
+            lost = [str(error) for future, error in self._crashed if not future.seen]
+        self.backlog.record_unsent(_RECORDED_SECONDS)
         if lost:
             shown = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")  # noqa: PLR2004 - enough to see what it is
             raise WorkerLostError(f"{len(lost)} task runs did not survive: {shown}")
@@ -173,10 +159,6 @@ class Tracker:
             answer = seconds + _LATER_SECONDS
             self._client.run(engine.flush, seconds, last=last, on_error="ignore", callback_timeout=answer)
 
-    def record_unsent(self, seconds: float) -> None:
-        """Send final states that lost workers may not have sent; as `Backlog.record_unsent`."""
-        self._backlog.record_unsent(seconds)
-
     def stop(self, reason: str, seconds: float) -> None:
         """Cancel what is not final, tell the server, and end.
 
@@ -190,22 +172,20 @@ class Tracker:
             # This client's leaving is an event too: the scheduler would log that it cannot deliver it.
             self._client.unsubscribe_topic(_ALL_TOPIC)
         self._record_concluded()
-        with self._changed:
+        with self.changed:
             left = list(self._open.values())
         if not left:
             return
-        running = self._running_keys()
-        dask_futures = [future.dask_future for future in left if future.dask_future is not None]
+        running: set[str] = set()
         if self._client.status == "running":
-            self._client.cancel(dask_futures, force=True)
-        outcomes: list[tuple[TidepoolFuture[Any], Outcome]] = []
+            running = {key for keys in self._client.processing().values() for key in keys}
+            self._client.cancel([each.wrapped_future for each in left if each.wrapped_future is not None], force=True)
+        outcomes = [(future, Outcome.of(Cancelled(message=reason))) for future in left]
         begun: list[Conclusion] = []
         waiting: list[Conclusion] = []
-        for future in left:
-            state: State[Any] = Cancelled(message=reason)
-            outcomes.append((future, Outcome.of(state)))
-            sent = future.dask_future
-            (begun if sent is not None and sent.key in running else waiting).append(Conclusion.of(*outcomes[-1]))
+        for future, outcome in outcomes:
+            sent = future.wrapped_future
+            (begun if sent is not None and sent.key in running else waiting).append(Conclusion.of(future, outcome))
         self._settle(outcomes)
         self._log.warning("%d task runs were not final and are cancelled: %s", len(left), reason)
         self._recorder.record(begun, if_known=waiting)
@@ -216,45 +196,30 @@ class Tracker:
         sent = [(future, future.submission) for future in futures if future.submission is not None]
         # Dask looks into every argument, here, in the scheduler and in the worker: so there is one, of bytes, and a
         # second one only where there are upstreams.
-        again = [(str(future.task_run_id), s.attempt) if s.attempt else None for future, s in sent]
-        sendings = [
-            pickle.dumps(entry.Sending(s.call, s.context, s.payload, which))
-            for (_, s), which in zip(sent, again, strict=True)
+        pickled = [
+            pickle.dumps((s.call, s.context, s.payload, (str(future.task_run_id), s.attempt) if s.attempt else None))
+            for future, s in sent
         ]
         upstreams = [[_upstream(future) for future in submission.upstreams] for _, submission in sent]
-        dask_futures = self._client.map(
+        wrapped_futures = self._client.map(
             entry.run,
-            sendings,
+            pickled,
             *([upstreams] if any(upstreams) else []),
             key=[f"{s.task.name}-{future.task_run_id}" + (f"-{s.attempt}" if s.attempt else "") for future, s in sent],
             pure=False,
         )
-        for (future, _), dask_future in zip(sent, dask_futures, strict=True):
-            future.dask_future = dask_future
-        self._on_loop(self._watch, [(future, future.dask_future) for future, _ in sent])
-
-    def _on_loop(self, call: Callable[..., object], *args: Any) -> None:
-        loop: Any = self._client.loop
-        loop.add_callback(call, *args)
-
-    def _watch(self, sent: list[tuple[TidepoolFuture[Any], Any]]) -> None:
-        """Have each Dask future report when it is done; called on Dask's event loop, where their states are set."""
-        for future, dask_future in sent:
-            call_whenever_done(dask_future, partial(self._on_done, future))
+        for (future, _), wrapped_future in zip(sent, wrapped_futures, strict=True):
+            future.wrapped_future = wrapped_future
+            # On Dask's event loop, where the states of its futures are set.
+            self._loop.add_callback(call_whenever_done, wrapped_future, partial(self._on_done, future))
 
     def _on_done(self, future: TidepoolFuture[Any]) -> None:
-        if (dask_future := future.dask_future) is not None:
-            self._done.put((future, dask_future))
+        if (wrapped_future := future.wrapped_future) is not None:
+            self._done.put((future, wrapped_future))
 
-    def _look_later(self, future: TidepoolFuture[Any]) -> None:
-        """Look at a future again later: its state was lost and is computed again."""
-        loop: Any = self._client.loop
-        self._on_loop(loop.call_later, _LATER_SECONDS, self._on_done, future)
-
-    def _resend(self, future: TidepoolFuture[Any]) -> None:
-        assert future.submission is not None  # noqa: S101 - settled futures are not sent again
-        future.submission.attempt += 1
-        future.submission.started = False
+    def _resend(self, future: TidepoolFuture[Any], submission: Submission) -> None:
+        submission.attempt += 1
+        submission.started = False
         self._send([future])
 
     # --- following --------------------------------------------------------------------------------
@@ -271,7 +236,7 @@ class Tracker:
                 batch.append(item)
             # Reports of attempts that were sent again or settled meanwhile are stale; duplicates count once.
             current = list(
-                {future.task_run_id: (future, done) for future, done in batch if future.dask_future is done}.values()
+                {future.task_run_id: (future, done) for future, done in batch if future.wrapped_future is done}.values()
             )
             try:
                 self._handle(current)
@@ -280,7 +245,7 @@ class Tracker:
                 self._log.exception("Cannot follow %d task runs", len(current))
                 for future, done in current:
                     # Those that were sent again meanwhile are watched as what they are now.
-                    if future.outcome is None and future.dask_future is done:
+                    if future.outcome is None and future.wrapped_future is done:
                         self._crash(future, f"its outcome could not be read: {error!r}", error)
             self._record_concluded()
 
@@ -318,10 +283,10 @@ class Tracker:
                     failed += self._fetch([(future, done)])
                 else:
                     self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
-                    self._look_later(future)
+                    self._loop.add_callback(self._loop.call_later, _LATER_SECONDS, self._on_done, future)
             return failed
         settled = [(future, outcome) for (future, _), outcome in zip(finished, outcomes, strict=True)]
-        self._backlog.add([Conclusion.of(future, outcome.without_data()) for future, outcome in settled])
+        self.backlog.add([Conclusion.of(future, outcome.without_data()) for future, outcome in settled])
         self._settle(settled)
         return []
 
@@ -332,23 +297,21 @@ class Tracker:
         if isinstance(error, FutureCancelledError):
             if error.reason == "scheduler-connection-lost":
                 self._scheduler_gone = True
-                self._crash(future, self._connection_lost(), error)
+                self._crash(future, self._connection_lost, error)
             else:
                 self._crash(future, f"cancelled in Dask: {error.msg or error.reason}", error)
         elif isinstance(error, KilledWorker) and _is_own_loss(future, error):
-            self._on_worker_lost(future, error)
+            self._on_worker_lost(future, submission, error)
         elif isinstance(error, KilledWorker) or any(_failed(upstream) for upstream in submission.upstreams):
             # It did not begin: what it depends on has failed. With that one's new Dask future it waits for the next
             # attempt; with its final state, Prefect says what comes of it.
-            self._resend(future)
+            self._resend(future, submission)
         elif isinstance(error, (NoValidWorkerError, NoWorkerError)):
             self._crash(future, f"no Dask worker for {settings().compute.no_worker_seconds:g} s", error)
         else:
             self._crash(future, f"{type(error).__name__}: {error}", error)
 
-    def _on_worker_lost(self, future: TidepoolFuture[Any], error: KilledWorker) -> None:
-        submission = future.submission
-        assert submission is not None  # noqa: S101 - checked by the caller
+    def _on_worker_lost(self, future: TidepoolFuture[Any], submission: Submission, error: KilledWorker) -> None:
         # Dask blames every task of the worker. From the second attempt on it is known which ones had begun.
         if not submission.attempt or submission.started:
             submission.losses += error.allowed_failures + 1
@@ -370,7 +333,7 @@ class Tracker:
                 submission.losses,
                 allowed,
             )
-            self._resend(future)
+            self._resend(future, submission)
 
     def _crash(self, future: TidepoolFuture[Any], reason: str, error: BaseException) -> None:
         assert future.submission is not None  # noqa: S101 - settled futures do not crash
@@ -379,8 +342,8 @@ class Tracker:
         lost.__cause__ = error
         state: State[Any] = Crashed(message=reason[0].upper() + reason[1:], data=lost)
         state.state_details.task_run_id = future.task_run_id
-        with self._changed:
-            self._crashed[str(future.task_run_id)] = str(lost)
+        with self.changed:
+            self._crashed.append((future, lost))
         self._log.error("Task `%s` crashed: %s", name, reason)
         future.crashed = True
         outcome = Outcome.of(state)
@@ -389,15 +352,15 @@ class Tracker:
 
     def _settle(self, outcomes: Iterable[tuple[TidepoolFuture[Any], Outcome]]) -> None:
         callbacks = []
-        with self._changed:
+        with self.changed:
             for future, outcome in outcomes:
                 future.outcome = outcome
                 # Dask must neither keep the state nor, when the worker is lost, run the task again for it.
-                future.drop()
+                future.wrapped_future = future.submission = None
                 self._open.pop(str(future.task_run_id), None)
                 callbacks += [(fn, future) for fn in future.callbacks]
                 future.callbacks = ()
-            self._changed.notify_all()
+            self.changed.notify_all()
         for fn, future in callbacks:
             try:
                 fn(future)
@@ -415,20 +378,12 @@ class Tracker:
     def _on_any_event(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]
         if message["action"] == "remove-worker" and not message["expected"]:
-            self._backlog.on_worker_lost(message["worker"])
-
-    def _running_keys(self) -> set[str]:
-        if self._client.status != "running":
-            return set()
-        return {key for keys in self._client.processing().values() for key in keys}
-
-    def _connection_lost(self) -> str:
-        return f"the connection to the Dask scheduler at {self._address} was lost"
+            self.backlog.on_worker_lost(message["worker"])
 
 
 def _upstream(future: TidepoolFuture[Any]) -> Outcome | Future[Outcome]:
-    dask_future = future.dask_future
-    return future.outcome if future.outcome is not None else dask_future
+    wrapped_future: Future[Outcome] = future.wrapped_future  # read first: it is dropped once there is an outcome
+    return wrapped_future if future.outcome is None else future.outcome
 
 
 def _error(done: Future[Outcome]) -> BaseException:
@@ -441,9 +396,9 @@ def _error(done: Future[Outcome]) -> BaseException:
 
 def _is_own_loss(future: TidepoolFuture[Any], error: BaseException) -> bool:
     """Return whether the lost worker was this task run's, not that of one it depends on."""
-    return isinstance(error, KilledWorker) and bool(future.dask_future) and error.task == future.dask_future.key
+    return isinstance(error, KilledWorker) and bool(future.wrapped_future) and error.task == future.wrapped_future.key
 
 
 def _failed(upstream: TidepoolFuture[Any]) -> bool:
-    dask_future = upstream.wrapped_future
-    return upstream.crashed or (dask_future is not None and dask_future.status in ("error", "cancelled"))
+    wrapped_future = upstream.wrapped_future
+    return upstream.crashed or (wrapped_future is not None and wrapped_future.status in ("error", "cancelled"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.errors import TidepoolError
 from tidepool.upstream.distributed import PersistentNanny
@@ -21,15 +21,6 @@ MEMORY_TOPIC = "worker-restart-memory"
 
 class WorkerLostError(TidepoolError):
     """A task run lost its worker too often, or its whole cluster."""
-
-
-@runtime_checkable
-class KnowsExits(Protocol):
-    """A cluster that knows why its workers exit, such as one of Kubernetes pods."""
-
-    def worker_exit(self, address: str) -> str | None:
-        """Return the cause of that worker's exit, such as `out of memory (137)`; None if unknown."""
-        ...
 
 
 class ReportingNanny(PersistentNanny):
@@ -57,8 +48,7 @@ class Exits:
 
     def __init__(self) -> None:
         self._reported = threading.Condition()
-        self._codes: dict[str, int] = {}
-        self._over_memory: set[str] = set()
+        self._causes: dict[str, str] = {}
 
     def follow(self, client: Client) -> None:
         """Subscribe to the events of that client's scheduler."""
@@ -66,23 +56,25 @@ class Exits:
         client.subscribe_topic(MEMORY_TOPIC, self._on_memory_limit)
 
     def cause(self, address: str, cluster: Any, seconds: float = 1.0) -> str | None:
-        """Return the cause of that worker's exit; None if none is reported within that many seconds."""
-        if isinstance(cluster, KnowsExits):
-            return cluster.worker_exit(address)
+        """Return the cause of that worker's exit, such as `out of memory (137)`; None if unknown.
+
+        A cluster that has a method `worker_exit(address)` is asked, such as one of Kubernetes pods; for others, an
+        event is waited for, for at most that many seconds.
+        """
+        if worker_exit := getattr(cluster, "worker_exit", None):
+            return cast("str | None", worker_exit(address))
         with self._reported:
-            self._reported.wait_for(lambda: address in self._codes or address in self._over_memory, timeout=seconds)
-            if address in self._over_memory:
-                return "out of memory (137)"
-            return describe_exit(self._codes[address]) if address in self._codes else None
+            self._reported.wait_for(lambda: address in self._causes, timeout=seconds)
+            return self._causes.get(address)
 
     def _on_exit(self, event: tuple[float, dict[str, Any]]) -> None:
         with self._reported:
-            self._codes[event[1]["worker"]] = event[1]["exitcode"]
+            self._causes.setdefault(event[1]["worker"], describe_exit(event[1]["exitcode"]))
             self._reported.notify_all()
 
     def _on_memory_limit(self, event: tuple[float, dict[str, Any]]) -> None:
         with self._reported:
-            self._over_memory.add(event[1]["worker"])
+            self._causes[event[1]["worker"]] = "out of memory (137)"
             self._reported.notify_all()
 
 

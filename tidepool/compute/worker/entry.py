@@ -7,7 +7,7 @@ The scheduler unpickles every graph that it receives, functions by reference, be
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from distributed import get_worker
 from distributed.utils import sync
@@ -21,36 +21,21 @@ if TYPE_CHECKING:
 STARTED_TOPIC = "tidepool-started"
 
 
-class Sending(NamedTuple):
-    """Everything that a task run needs, except its upstreams.
-
-    Attributes:
-        call: Metadata path of the pickled `engine.Call` on the scheduler.
-        context: Metadata path of the pickled Prefect context.
-        payload: A pickled `engine.Payload`.
-        again: Id and number of the attempt, of a task run that has lost a worker before.
-    """
-
-    call: list[str]
-    context: list[str]
-    payload: bytes
-    again: tuple[str, int] | None
-
-
 def run(pickled: bytes, upstreams: Sequence[Outcome] = ()) -> Outcome:
     """Run one task in a worker by `tidepool.compute.worker.engine.run`.
 
     Args:
-        pickled: A `Sending`.
+        pickled: The first three arguments of `engine.run`, and, of a task run that has lost a worker before, its id and
+            the number of the attempt.
         upstreams: Final states that the payload refers to.
     """
-    sending: Sending = pickle.loads(pickled)  # noqa: S301 - the driver's own
-    if sending.again:
+    call, context, payload, again = pickle.loads(pickled)  # noqa: S301 - the driver's own
+    if again:
         # Before anything of the flow is imported or read: that too may end this process.
-        _report_start(*sending.again)
+        _report_start(*again)
     from tidepool.compute.worker import engine
 
-    return engine.run(sending.call, sending.context, sending.payload, upstreams)
+    return engine.run(call, context, payload, upstreams)
 
 
 def forget(name: str, dask_scheduler: Any) -> None:
