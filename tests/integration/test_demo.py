@@ -11,20 +11,25 @@ import subprocess
 import sys
 from io import StringIO
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import httpx
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, Crashed
 from rich.console import Console
 
 from tests.integration.small_repository import command, make, processes_of, variables
 from tests.polling import until
 from tidepool.errors import TidepoolError, UsageError
-from tidepool.local.demo import _Progress, _summary
+from tidepool.local.demo import _summary
 from tidepool.local.processes import Processes
 from tidepool.local.server import Home, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from prefect.client.schemas.objects import State
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -163,12 +168,16 @@ def test_a_process_that_fails_shows_its_output(tmp_path: Path) -> None:
     processes.stop_all()
 
 
+def _ended(state: State) -> FlowRun:
+    return FlowRun(flow_id=uuid4(), state=state, state_name=state.name, state_type=state.type)
+
+
 def test_the_summary_is_green_only_if_all_are() -> None:
-    good = _Progress("a", "Completed", "COMPLETED", "", 1.25, "http://127.0.0.1/v2/runs/flow-run/1")
-    bad = _Progress("b", "Crashed", "CRASHED", "exit code -9 [bold]", 0.0, "http://127.0.0.1/v2/runs/flow-run/2")
-    for rows, code, last in (([good], 0, "1 of 1 Completed"), ([good, bad], 1, "1 of 2 Completed")):
+    good = {"a": _ended(Completed())}
+    bad = {"b": _ended(Crashed(message="exit code -9 [bold]"))}
+    for runs, code, last in ((good, 0, "1 of 1 Completed"), (good | bad, 1, "1 of 2 Completed")):
         out = Console(file=StringIO(), width=120)
-        assert _summary(rows, out) == code
+        assert _summary(runs, "http://127.0.0.1", out) == code
         text = out.file.getvalue()  # type: ignore[attr-defined]
         assert text.splitlines()[-1] == last
         assert ("b: Crashed: exit code -9 [bold]" in text) is (code == 1)

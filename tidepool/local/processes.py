@@ -46,7 +46,7 @@ class Processes:
 
     def start(self, name: str, *arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
         """Start `python -m <arguments>`, its output in the log of that name."""
-        with self._log(name).open("wb") as log:
+        with (self._logs / f"{name}.log").open("wb") as log:
             self._started[name] = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=cwd,
@@ -84,9 +84,7 @@ class Processes:
 
     def stop(self, name: str) -> None:
         """Terminate a process and wait for its end; kill it when that takes too long."""
-        process = self._started.pop(name, None)
-        if process is None or process.poll() is not None:
-            return
+        process = self._started.pop(name)
         process.terminate()
         try:
             process.wait(_STOP_SECONDS)
@@ -102,38 +100,21 @@ class Processes:
         finally:
             end_marked(self.mark)
 
-    def _log(self, name: str) -> Path:
-        return self._logs / f"{name}.log"
-
     def _tail(self, name: str) -> str:
-        return self._log(name).read_text(encoding="utf-8", errors="replace")[-3000:].strip()
+        return (self._logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")[-3000:].strip()
 
 
 def end_marked(mark: str) -> None:
-    """Terminate every process with that mark, then kill those that are left."""
-    found = _marked(mark)
-    for process in found:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
-    psutil.wait_procs(found, timeout=_TERMINATE_SECONDS)
-    # Again and again: one of them may have started another one meanwhile.
-    for _ in range(_STOP_SECONDS):
-        if not (found := _marked(mark)):
+    """Terminate every process with that mark; kill those that are left or that they have started meanwhile."""
+    for number, seconds in [(signal.SIGTERM, _TERMINATE_SECONDS), *[(signal.SIGKILL, 1)] * _STOP_SECONDS]:
+        # The environment of another user's process is None.
+        marked = [each for each in psutil.process_iter(["environ"]) if (each.info["environ"] or {}).get(_MARK) == mark]
+        if not marked:
             return
-        for process in found:
+        for process in marked:
             with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(found, timeout=1)
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        # Without access it is another user's.
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(_MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                process.send_signal(number)
+        psutil.wait_procs(marked, timeout=seconds)
 
 
 @contextmanager
@@ -162,17 +143,15 @@ def signals_interrupt() -> Iterator[None]:
     SIGINT also where it was ignored: a shell starts background jobs so, and a Prefect worker that inherits it never
     ends. An ignored SIGHUP (nohup) stays ignored.
     """
-    interrupted = False
-
-    def interrupt(_number: int, _frame: object) -> None:
-        nonlocal interrupted
-        if not interrupted:
-            interrupted = True
-            raise KeyboardInterrupt
-
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-USUAL_PORT = 4200
 # Prefect's default is a transaction per event: a flow of a thousand tasks keeps SQLite locked for minutes, and others
 # get 503. In batches the server needs a quarter of the CPU (docs/decisions/0013-*.md).
 RECORD_IN_BATCHES = {
@@ -176,20 +175,11 @@ def running_server(home: Home) -> Iterator[Server]:
 
 def free_port(usual: int = 0) -> int:
     """Choose the usual port if it is free, otherwise any free one."""
-    try:
-        return _bind(usual)
-    except OSError:
-        return _bind(0)
-
-
-def is_free(port: int) -> bool:
-    """Tell whether the port is free."""
-    return free_port(port) == port
-
-
-def _bind(port: int) -> int:
     with socket.socket() as probe:
         # As servers do: a port whose last connections still time out is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
+        try:
+            probe.bind(("127.0.0.1", usual))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
