@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from prefect import Task, unmapped
@@ -33,7 +32,7 @@ from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from prefect.client.schemas.objects import State
     from prefect.futures import PrefectFuture
@@ -86,9 +85,7 @@ class BatchError(TidepoolError):
     """
 
     def __init__(self, task: str, failed: list[FailedItem], results: list[Any]) -> None:
-        shown = "; ".join(str(one) for one in failed[:_SHOWN_FAILURES])
-        more = f"; and {len(failed) - _SHOWN_FAILURES} more" if len(failed) > _SHOWN_FAILURES else ""
-        super().__init__(f"{len(failed)} of {len(results)} items of task `{task}` failed: {shown}{more}")
+        super().__init__(f"{len(failed)} of {len(results)} items of task `{task}` failed: {_listed(failed)}")
         self.failed = failed
         self.results = results
 
@@ -133,7 +130,7 @@ def map_batched(
         mapped.run(range(min(_PROBES, len(mapped.items))), 1)
         batch_size = mapped.measured_size()
     mapped.run(range(len(mapped.items) - mapped.left(), len(mapped.items)), batch_size)
-    failed = [one for one in mapped.results if isinstance(one, FailedItem)]
+    failed = _failed(mapped.results)
     if failed and raise_on_failure:
         raise BatchError(task.name, failed, mapped.results)
     return cast("list[R]", mapped.results)
@@ -166,50 +163,42 @@ class BatchTask(Task[..., Any]):
         self.items_per_run = items_per_run
 
 
+@dataclass
 class _Batches:
     """The items of one `map_batched`, and their results so far."""
 
-    def __init__(
-        self,
-        task: Task[..., Any],
-        items: list[Any],
-        fixed: dict[str, Any],
-        wait_for: list[PrefectFuture[Any]],
-        progress: _Progress | None,
-    ) -> None:
-        self.items = items
-        self.results: list[Any] = [None] * len(items)
-        self._task = task
-        self._fixed = fixed
-        self._wait_for = wait_for
-        self._progress = progress
+    task: Task[..., Any]
+    items: list[Any]
+    fixed: dict[str, Any]
+    wait_for: list[PrefectFuture[Any]]
+    progress: _Progress | None
+
+    def __post_init__(self) -> None:
+        self.results: list[Any] = [None] * len(self.items)
         self._done = 0
         self._seen: list[BatchOutcome] = []
 
     def left(self) -> int:
-        """How many items have not been run."""
+        """Return how many items have not been run."""
         return len(self.items) - self._done
 
     def run(self, indices: Sequence[int], size: int) -> None:
         """Run the items at these indices, `size` per task run; split lost batches and run them again."""
         todo = [indices[start : start + size] for start in range(0, len(indices), size)]
         while todo:
-            batch_task = BatchTask(self._task, max(len(batch) for batch in todo))
+            batch_task = BatchTask(self.task, max(len(batch) for batch in todo))
             futures = batch_task.map(
                 [[self.items[index] for index in batch] for batch in todo],
                 [batch[0] for batch in todo],
                 [len(batch) for batch in todo],
-                fixed=unmapped(self._fixed),
-                wait_for=self._wait_for,
+                fixed=unmapped(self.fixed),
+                wait_for=self.wait_for,
             )
-            if self._progress:
-                self._progress.begin()
             batches, todo = dict(zip(futures, todo, strict=True)), []
             for future in as_completed(list(futures)):
-                outcome = future.result(raise_on_failure=False)
-                todo += self._take(batches[future], outcome)
-        if self._progress:
-            self._progress.show(self._done, len(self.items), last=not self.left())
+                todo += self._take(batches[future], future.result(raise_on_failure=False))
+        if self.progress:
+            self.progress.show(self._done, len(self.items), last=not self.left())
 
     def _take(self, batch: Sequence[int], outcome: Any) -> list[Sequence[int]]:
         """Take the results of a batch; return the batches to run again."""
@@ -224,8 +213,8 @@ class _Batches:
         else:
             self.results[batch[0]] = FailedItem(batch[0], _shown(self.items[batch[0]]), outcome)
         self._done += len(batch)
-        if self._progress:
-            self._progress.show(self._done, len(self.items))
+        if self.progress:
+            self.progress.show(self._done, len(self.items))
         return []
 
     def measured_size(self) -> int:
@@ -253,30 +242,18 @@ class _Progress:
 
     def __init__(self, task: str) -> None:
         self._task = task
-        self._artifact: Any = None
-        self._shown = 0.0
-
-    def begin(self) -> None:
-        """Create the artifact once, while the first items run; they do not wait for it."""
-        if self._artifact is None:
-            # In an async flow too: this is not awaited.
-            self._artifact = _in_sync(create_progress_artifact)(progress=0.0, description=f"{self._task}: items done")
-            self._shown = time.monotonic()
+        # In an async flow too, this is not awaited.
+        create: Any = create_progress_artifact
+        self._artifact = create(progress=0.0, description=f"{task}: items done", _sync=True)
+        self._shown = time.monotonic()
 
     def show(self, done: int, total: int, *, last: bool = False) -> None:
         """Show how many items are done, at most every two seconds."""
-        self.begin()
         if last or time.monotonic() - self._shown > _PROGRESS_SECONDS:
             self._shown = time.monotonic()
-            _in_sync(update_progress_artifact)(
-                self._artifact,
-                progress=100.0 * done / max(total, 1),
-                description=f"{self._task}: {done} of {total} items done",
-            )
-
-
-def _in_sync(function: Any) -> Callable[..., Any]:
-    return partial(function, _sync=True)
+            update: Any = update_progress_artifact
+            description = f"{self._task}: {done} of {total} items done"
+            update(self._artifact, progress=100.0 * done / max(total, 1), description=description, _sync=True)
 
 
 # --- in the task run ------------------------------------------------------------------------------
@@ -304,57 +281,45 @@ def _run_batch(items: list[Any], first: int, count: int, fixed: dict[str, Any]) 
     assert context is not None  # noqa: S101 - Prefect runs it
     task = cast("BatchTask", context.task).item_task
     outcome = BatchOutcome([None] * len(items))
+    values = outcome.values
     with asyncio.Runner() as loop:
-        call = _caller(task, fixed, loop)
-        todo = list(range(len(items)))
+        todo: Sequence[int] = range(len(items))
         for tries in range(1, task.retries + 2):
-            todo = [at for at in todo if not _try(call, outcome.values, items, first, at, tries)]
+            for at in todo:
+                try:
+                    values[at] = _value(task, items[at], fixed, loop)
+                except Exception as error:  # noqa: BLE001 - any exception of the author's function is the item's outcome
+                    values[at] = FailedItem(first + at, _shown(items[at]), error, tries)
+            tried = [(at, values[at]) for at in todo]
             todo = [
-                at for at in todo if tries <= task.retries and _may_retry(task, context, outcome.values[at].error, loop)
+                at for at, value in tried if isinstance(value, FailedItem) and _may_retry(task, context, value, loop)
             ]
             if not todo:
                 break
             # Once for all that failed, not once for each.
             time.sleep(_delay(task, tries))
     outcome.ended = time.time()
-    failed = [value for value in outcome.values if isinstance(value, FailedItem)]
-    if failed:
-        message = (
-            f"{len(failed)} of {len(items)} items failed: {'; '.join(str(one) for one in failed[:_SHOWN_FAILURES])}"
-        )
-        return Failed(message=message, data=outcome)
+    if failed := _failed(values):
+        return Failed(message=f"{len(failed)} of {len(items)} items failed: {_listed(failed)}", data=outcome)
     return outcome
 
 
-def _caller(task: Task[..., Any], fixed: dict[str, Any], loop: asyncio.Runner) -> Callable[[Any], Any]:
-    limit = settings().compute.argument_limit_bytes
-
-    def call(item: Any) -> Any:
-        value = task.fn(item, **fixed)
-        if inspect.iscoroutine(value):
-            value = loop.run(value)
-        refuse_result(task.name, value, limit)
-        return value
-
-    return call
+def _value(task: Task[..., Any], item: Any, fixed: dict[str, Any], loop: asyncio.Runner) -> Any:
+    value = task.fn(item, **fixed)
+    if inspect.iscoroutine(value):
+        value = loop.run(value)
+    refuse_result(task.name, value, settings().compute.argument_limit_bytes)
+    return value
 
 
-def _try(call: Callable[[Any], Any], values: list[Any], items: list[Any], first: int, at: int, tries: int) -> bool:
-    try:
-        values[at] = call(items[at])
-    except Exception as error:  # noqa: BLE001 - any exception of the author's function is the item's outcome
-        values[at] = FailedItem(first + at, _shown(items[at]), error, tries)
-        return False
-    return True
-
-
-def _may_retry(task: Task[..., Any], context: TaskRunContext, error: BaseException, loop: asyncio.Runner) -> bool:
-    if isinstance(error, ResultRefusedError):
+def _may_retry(task: Task[..., Any], context: TaskRunContext, failed: FailedItem, loop: asyncio.Runner) -> bool:
+    if failed.tries > task.retries or isinstance(failed.error, ResultRefusedError):
         return False  # as where each item is a task run
     if task.retry_condition_fn is None:
         return True
     try:
-        answer = task.retry_condition_fn(task, context.task_run, Failed(data=error, message=repr(error)))
+        state: State[Any] = Failed(data=failed.error, message=repr(failed.error))
+        answer = task.retry_condition_fn(task, context.task_run, state)
         return bool(loop.run(answer) if inspect.iscoroutine(answer) else answer)
     except Exception:  # noqa: BLE001 - an author's function; as in Prefect's engine, the item's own error stands
         run_log().exception("The retry condition of task `%s` failed; the item is not retried", task.name)
@@ -372,3 +337,12 @@ def _delay(task: Task[..., Any], tries: int) -> float:
 def _shown(item: Any) -> str:
     text = repr(item)
     return text if len(text) <= _SHOWN_ITEM else text[:_SHOWN_ITEM] + "…"
+
+
+def _failed(values: Iterable[Any]) -> list[FailedItem]:
+    return [each for each in values if isinstance(each, FailedItem)]
+
+
+def _listed(failed: list[FailedItem]) -> str:
+    more = f"; and {len(failed) - _SHOWN_FAILURES} more" if len(failed) > _SHOWN_FAILURES else ""
+    return "; ".join(str(each) for each in failed[:_SHOWN_FAILURES]) + more

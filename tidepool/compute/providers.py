@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tidepool.errors import UsageError
-from tidepool.settings import SizeSettings, settings
+from tidepool.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,23 +44,37 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
         shared: As of `dask_runner`.
     """
 
-    def __init__(self, size: str, *, start_early: bool = False, shared: str = "") -> None:
+    def __init__(self, size: str, *, start_early: bool, shared: str) -> None:
         self.size = size
         self.start_early = start_early
         self.shared = shared
         super().__init__()  # type: ignore[no-untyped-call] # Prefect leaves it unannotated
 
     # Prefect calls this for every run: the one place where the stand-in becomes the real runner.
-    def duplicate(self) -> TaskRunner[PrefectFuture[Any]]:  # type: ignore[override]
+    def duplicate(self) -> Any:
         """Return the runner of one run, by the settings.
 
         Raises:
             UsageError: the size is unknown, or the provider lacks what it needs.
         """
-        runner: TaskRunner[PrefectFuture[Any]] = _runner(
-            settings().size(self.size), start_early=self.start_early, shared=self.shared
-        )
-        return runner
+        size, provider = settings().size(self.size), settings().compute.provider
+        if provider == "threads":
+            return ThreadPoolTaskRunner(max_workers=size.workers * size.threads)
+
+        from tidepool.compute.runner.task_runner import TidepoolTaskRunner
+
+        if provider == "address":
+            return TidepoolTaskRunner(address=_address())
+        start_early = self.start_early
+        if provider == "kubernetes":
+            from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
+
+            options = {"size": size, "shared": self.shared, "allowed_failures": 0}
+            return TidepoolTaskRunner(cluster_class=KubernetesCluster, cluster_kwargs=options, start_early=start_early)
+
+        from tidepool.compute.clusters.local import local_cluster
+
+        return TidepoolTaskRunner(cluster_class=local_cluster, cluster_kwargs={"size": size}, start_early=start_early)
 
     def submit(self, *_args: object, **_kwargs: object) -> NoReturn:
         """Refuse: only a duplicate runs tasks."""
@@ -84,23 +98,29 @@ def dask_client(size: str = "small", workers: int | None = None, *, shared: str 
     Raises:
         UsageError: the size is unknown, or the provider lacks what it needs.
     """
+    import distributed
+
     from tidepool.compute.clusters import local
+    from tidepool.compute.run_log import run_log
 
     chosen = settings().size(size)
     if workers is not None:
         chosen = chosen.model_copy(update={"workers": workers})
     provider = settings().compute.provider
-    if provider == "address":
-        with local.existing(_address()) as client:
-            yield client
-    elif provider == "kubernetes":
-        from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
+    with ExitStack() as stack:
+        if provider == "address":
+            cluster: Any = _address()
+        elif provider == "kubernetes":
+            from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
 
-        with KubernetesCluster(chosen, shared) as pods, local.client(pods) as client:
-            yield client
-    else:
-        with local.cluster(chosen, processes=provider == "local") as cluster, local.client(cluster) as client:
-            yield client
+            cluster = stack.enter_context(KubernetesCluster(chosen, shared))
+        else:
+            cluster = stack.enter_context(local.cluster(chosen, processes=provider == "local"))
+        client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
+        stack.enter_context(client.as_current())
+        if provider == "address":
+            run_log().info("Dask cluster at %s: connected", cluster)
+        yield client
 
 
 def use_workers(count: int) -> None:
@@ -118,29 +138,6 @@ def use_workers(count: int) -> None:
     options = getattr(context.task_runner, "cluster_kwargs", None) if context else None
     if options and "size" in options:
         options["size"] = options["size"].model_copy(update={"workers": count})
-
-
-def _runner(size: SizeSettings, *, start_early: bool, shared: str) -> Any:
-    provider = settings().compute.provider
-    if provider == "threads":
-        return ThreadPoolTaskRunner(max_workers=size.workers * size.threads)
-
-    from tidepool.compute.runner.task_runner import TidepoolTaskRunner
-
-    if provider == "address":
-        return TidepoolTaskRunner(address=_address())
-    if provider == "kubernetes":
-        from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
-
-        return TidepoolTaskRunner(
-            cluster_class=KubernetesCluster,
-            cluster_kwargs={"size": size, "shared": shared, "allowed_failures": 0},
-            start_early=start_early,
-        )
-
-    from tidepool.compute.clusters.local import local_cluster
-
-    return TidepoolTaskRunner(cluster_class=local_cluster, cluster_kwargs={"size": size}, start_early=start_early)
 
 
 def _address() -> str:

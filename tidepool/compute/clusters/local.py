@@ -79,18 +79,3 @@ def cluster(size: SizeSettings, *, processes: bool) -> Iterator[distributed.Loca
         finally:
             run_log().info("Dask cluster %s: closing", started.name)
     run_log().info("Dask cluster %s: closed", started.name)
-
-
-@contextmanager
-def client(to: distributed.deploy.cluster.Cluster) -> Iterator[distributed.Client]:
-    """Connect a client to a cluster; it is the default one of this thread inside the block."""
-    with distributed.Client(to, set_as_default=False) as connected, connected.as_current():
-        yield connected
-
-
-@contextmanager
-def existing(address: str) -> Iterator[distributed.Client]:
-    """Connect a client to a scheduler that runs already, and goes on afterwards."""
-    with distributed.Client(address, set_as_default=False) as connected, connected.as_current():
-        run_log().info("Dask cluster at %s: connected", address)
-        yield connected

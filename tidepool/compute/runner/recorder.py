@@ -36,14 +36,7 @@ _NOT_RECORDED = "the server may not have recorded the final states"
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The end of a task run.
-
-    Attributes:
-        task_run_id: The task run.
-        task: Its task.
-        dependencies: The task runs that each parameter comes from.
-        outcome: Its final state.
-    """
+    """The end of a task run: its future without what is needed to run it."""
 
     task_run_id: UUID
     task: Task[..., Any]

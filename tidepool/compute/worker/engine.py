@@ -15,8 +15,8 @@ from collections import OrderedDict
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import cloudpickle
 from distributed import get_worker
@@ -36,12 +36,14 @@ from tidepool.upstream.prefect import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from prefect import Task
     from prefect.client.schemas.objects import State
     from prefect.transactions import AsyncTransaction, Transaction
+
+_Variables: TypeAlias = dict[contextvars.ContextVar[Any], Any]
 
 # Contexts kept by each thread, and calls kept by the process: a shared cluster serves several flow runs at a time.
 _KEPT = 8
@@ -101,13 +103,10 @@ def run(call: list[str], context: list[str], payload: bytes, upstreams: Sequence
         context: Metadata path of the pickled Prefect context.
         payload: A pickled `Payload`.
         upstreams: The final states that the payload refers to.
-
-    Returns:
-        The final state.
     """
-    hydrated = _context(tuple(context))
+    variables, _ = _context(tuple(context))
     task_run = contextvars.copy_context()
-    return task_run.run(_run, hydrated, _call(tuple(call)), cloudpickle.loads(payload), upstreams)
+    return task_run.run(_run, variables, _call(tuple(call)), cloudpickle.loads(payload), upstreams)
 
 
 async def flush(seconds: float, *, last: bool) -> None:
@@ -132,12 +131,12 @@ async def flush(seconds: float, *, last: bool) -> None:
 
 
 def _run(
-    hydrated: dict[contextvars.ContextVar[Any], Any],
+    variables: _Variables,
     call: Call,
     payload: Payload,
     upstreams: Sequence[Outcome],
 ) -> Outcome:
-    for variable, value in hydrated.items():
+    for variable, value in variables.items():
         variable.set(value)
     parameters = {
         name: cloudpickle.loads(call.shared[name]) if isinstance(value, Shared) else value
@@ -146,7 +145,11 @@ def _run(
     wait_for = payload.wait_for
     if upstreams:
         states = [upstream.state() for upstream in upstreams]
-        parameters, wait_for = (_with_states(part, states) for part in (parameters, wait_for))
+
+        def state_of(part: Any) -> Any:
+            return states[part.index] if isinstance(part, Upstream) else part
+
+        parameters, wait_for = visit_collection((parameters, wait_for), visit_fn=state_of, return_data=True)
     engine_class = _AsyncEngine if call.task.isasync else _SyncEngine
     engine = engine_class(task=call.task, parameters=parameters, wait_for=wait_for, context={})
     engine.result_limit = call.result_limit
@@ -182,13 +185,6 @@ def _enter_own_context(stack: ExitStack, payload: Payload) -> None:
         stack.enter_context(flow_run_context.model_copy(update=update))
     if payload.assets is not None:
         stack.enter_context(AssetContext(**payload.assets))
-
-
-def _with_states(expression: Any, states: list[State[Any]]) -> Any:
-    def state_of(part: Any) -> Any:
-        return states[part.index] if isinstance(part, Upstream) else part
-
-    return visit_collection(expression, visit_fn=state_of, return_data=True)
 
 
 def _readable(state: State[Any]) -> State[Any]:
@@ -252,33 +248,28 @@ class _Thread(threading.local):
     """Hydrated contexts of this thread by path, oldest first: a Prefect client must not be shared by threads."""
 
     def __init__(self) -> None:
-        self.contexts: OrderedDict[tuple[str, ...], _Hydrated] = OrderedDict()
-
-
-class _Hydrated(NamedTuple):
-    """A hydrated Prefect context, whose variables are set for each task run."""
-
-    variables: dict[contextvars.ContextVar[Any], Any]
-    home: contextvars.Context  # in which its client was entered, and has to be left
-    client: SyncClientContext
+        self.contexts: OrderedDict[tuple[str, ...], tuple[_Variables, Callable[[], object]]] = OrderedDict()
 
 
 _thread = _Thread()
 
 
-def _context(path: tuple[str, ...]) -> dict[contextvars.ContextVar[Any], Any]:
+def _context(path: tuple[str, ...]) -> tuple[_Variables, Callable[[], object]]:
+    """Return the variables of a Prefect context, and a function that closes its client."""
     kept = _thread.contexts
     if path not in kept:
-        pickled, home = _fetch(path), contextvars.copy_context()
-        kept[path] = home.run(_hydrate, pickled, home)
+        # Its client is entered in a context of its own, and has to be left there.
+        home = contextvars.copy_context()
+        variables, client = home.run(_hydrate, _fetch(path))
+        kept[path] = (variables, partial(home.run, client.__exit__, None, None, None))
         if len(kept) > _KEPT:
-            _, oldest = kept.popitem(last=False)
-            oldest.home.run(oldest.client.__exit__, None, None, None)
+            _, (_, close) = kept.popitem(last=False)
+            close()
     kept.move_to_end(path)
-    return kept[path].variables
+    return kept[path]
 
 
-def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
+def _hydrate(pickled: bytes) -> tuple[_Variables, SyncClientContext]:
     prefer_loaded_blocks()
     # Dask's own variables, such as the current worker: without it the flow's task runner would take this for a driver.
     before = contextvars.copy_context()
@@ -286,12 +277,8 @@ def _hydrate(pickled: bytes, home: contextvars.Context) -> _Hydrated:
     TagsContext(current_tags=set()).__enter__()
     with hydrated_context(cloudpickle.loads(pickled)):
         client = SyncClientContext().__enter__()
-        variables = {
-            variable: value
-            for variable, value in contextvars.copy_context().items()
-            if variable not in before or before[variable] is not value
-        }
-        return _Hydrated(variables, home, client)
+        now = contextvars.copy_context()
+        return {each: value for each, value in now.items() if before.get(each, before) is not value}, client
 
 
 @lru_cache(_KEPT)

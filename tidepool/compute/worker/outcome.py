@@ -35,13 +35,7 @@ class Outcome:
 
     @classmethod
     def of(cls, state: State[Any], run: TaskRun | None = None, worker: str | None = None) -> Outcome:
-        """Return the outcome with that state.
-
-        Args:
-            state: A final state.
-            run: The task run, as its worker knows it.
-            worker: That worker's address.
-        """
+        """Return the outcome with that state, of a task run as the worker at that address knows it."""
         details = state.state_details.model_dump(exclude_defaults=True)
         header = cloudpickle.dumps((state.type.value, state.name, state.message, state.id, state.timestamp, details))
         data = cloudpickle.dumps(state.data)
