@@ -1,12 +1,6 @@
 """Errors meant for a person, and the wording that their messages share.
 
-Each carries one sentence that names the value, the place and what is accepted, and is shown without a traceback::
-
-    TidepoolError
-    ├── UsageError      a command, a setting or a parameter is wrong: nothing was started, exit code 2
-    ├── InputError      the data that a flow reads is invalid: the run fails with this sentence, and is not retried
-    ├── StorageError    an object cannot be read or written as requested
-    └── ClusterError    a Dask cluster could not be started as requested: the sentence says what it waited for
+Each carries one sentence that names the value, the place and what is accepted, and is shown without a traceback.
 """
 
 from __future__ import annotations
@@ -25,7 +19,7 @@ class TidepoolError(Exception):
 
 
 class UsageError(TidepoolError):
-    """A command line, a setting or a parameter is wrong; nothing was started."""
+    """A command line, a setting or a parameter is wrong; nothing was started, exit code 2."""
 
 
 class InputError(TidepoolError, ValueError):
@@ -37,16 +31,13 @@ class StorageError(TidepoolError):
 
 
 class ClusterError(TidepoolError):
-    """A Dask cluster did not start, or is not what was requested."""
+    """A Dask cluster did not start, with what it waited for, or it is not what was requested."""
 
 
 def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str:
     """Return the end of a message about an unknown name: the nearest known one.
 
-    Args:
-        given: The unknown name.
-        known: Names that are accepted.
-        otherwise: Advice where none is similar; by default the list of the known names.
+    Where none is similar, it is the advice `otherwise`, by default the list of the known names.
     """
     if near := difflib.get_close_matches(given, known, n=1):
         return f"; did you mean {near[0]}?"
@@ -54,12 +45,7 @@ def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str
 
 
 def reason(problem: ErrorDetails, *, show_input: bool = True) -> str:
-    """Return pydantic's message as a part of a sentence, with the value that it is about.
-
-    Args:
-        problem: One of `ValidationError.errors()`.
-        show_input: Repeat the value; not for secrets.
-    """
+    """Return the message of one of pydantic's errors as a part of a sentence, with the value unless it is secret."""
     text = problem["msg"].removeprefix("Value error, ")
     text = text[:1].lower() + text[1:]
     # A value error of our own words the value itself; a mapping is too long to repeat.

@@ -22,9 +22,6 @@ class RemoteCluster(Cluster):
     scheduler (`_start`, `_close`) and the owner of the event loop (`_loop_runner`) have private names.
     Watch: `distributed.deploy.cluster.Cluster` and its subclass `SpecCluster`, which uses the same names.
     Delete when: distributed has a public class of clusters that are connected to, and not started.
-
-    Args:
-        name: The cluster's name.
     """
 
     def __init__(self, name: str) -> None:

@@ -22,14 +22,11 @@ if TYPE_CHECKING:
 
 
 def prepare_in_process(condition: Callable[[FlowRun], Awaitable[bool]]) -> None:
-    """Have `prefect flow-run execute` prepare a flow run's code in its own process, not in a process for that.
+    """Have `prefect flow-run execute` prepare a flow run's code in its own process where the condition holds.
 
     Why: each Python process imports Prefect for a second, and an image that holds the code needs no preparation.
     Watch: `prefect.runner._workspace_supervisor.supervise`, which prepares and then calls `_launch_engine`.
     Delete when: Prefect has no process between its command and the engine for a deployment without pull steps.
-
-    Args:
-        condition: Whether this flow run's code may be prepared here; another one's as Prefect does.
     """
 
     class Starter(WorkspaceResolvingEngineCommandStarter):

@@ -47,13 +47,7 @@ def load(repository: Path) -> ServerFile:
 
 
 def check(repository: Path, owner: str, deployments: Collection[str] | None) -> list[Problem]:
-    """Return all problems of the file.
-
-    Args:
-        repository: The folder that holds automations.yaml.
-        owner: Owner of the managed resources.
-        deployments: `flow/name` of each deployment in Git; None if they are not known.
-    """
+    """Return all problems of the file; of its automations only if the deployments in Git (`flow/name`) are known."""
     try:
         file = _read(repository)
     except InvalidFileError as error:
@@ -146,11 +140,8 @@ def _stand_in(name: str) -> str:
 def model(entry: Automation, owner: str, ids: Mapping[str, str]) -> AutomationCore:
     """Return the automation as Prefect's model.
 
-    Args:
-        entry: As in automations.yaml.
-        owner: Owner of the managed resources.
-        ids: Ids of deployments by `flow/name`, and of the notification block by `notify`; without the latter,
-            no notification is sent.
+    The ids are those of deployments by `flow/name`, and of the notification block by `notify`; without the latter, no
+    notification is sent.
 
     Raises:
         ValueError: Prefect refuses the trigger or an action (a pydantic.ValidationError), or a deployment is not

@@ -91,11 +91,7 @@ def _templates_in_git(repository: Path) -> Templates:
 
 
 class _Deployments:
-    """Checks of the deployments, one by one.
-
-    Attributes:
-        names: `flow/deployment` of each deployment whose flow could be imported.
-    """
+    """Checks of the deployments, one by one; `names` are those (`flow/name`) whose flow could be imported."""
 
     def __init__(self, repository: Path, owner: str, templates: Templates) -> None:
         self._repository = repository
@@ -144,25 +140,23 @@ class _Deployments:
         for link in sorted(set(links)):
             if (self._repository / "docs").is_dir() and not (self._repository / link).is_file():
                 yield ("description",), f"the runbook {link} does not exist"
-        try:
-            flow = self._flow(config)
-        except UsageError as error:
-            yield ("entrypoint",), str(error)
-        else:
-            yield from _parameters(flow, config) if flow else ()
+        entrypoint = config.get("entrypoint")
+        if isinstance(entrypoint, str):  # else the models report it
+            try:
+                flow = self._flow(entrypoint)
+            except UsageError as error:
+                yield ("entrypoint",), str(error)
+            else:
+                self.names.add(f"{flow.name}/{config['name']}")
+                yield from _parameters(flow, config)
         yield from _schedules(config)
         yield from self._work_pool(config)
         yield from _secrets(config)
 
-    def _flow(self, config: Mapping[str, Any]) -> Flow[..., Any] | None:
-        entrypoint = config.get("entrypoint")
-        if not isinstance(entrypoint, str):
-            return None  # the models report it
+    def _flow(self, entrypoint: str) -> Flow[..., Any]:
         if "/" in entrypoint or ":" in entrypoint:
             raise UsageError(f"{entrypoint!r} is a file; use the module: flows.<domain>.flow.<function>")
-        flow = flows.load(self._repository, entrypoint)
-        self.names.add(f"{flow.name}/{config['name']}")
-        return flow
+        return flows.load(self._repository, entrypoint)
 
     def _work_pool(self, config: Mapping[str, Any]) -> Iterator[Finding]:
         from prefect.utilities.schema_tools.validation import validate
@@ -244,14 +238,14 @@ def _secrets(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _locate(base: YamlFile, overlay: YamlFile | None, name: str, place: Place) -> tuple[str, int]:
     """Return file and line of a place in the merged manifest: the overlay's, where the overlay sets the value."""
-    if overlay is not None and len(place) > 1:
-        rest = place[2:]
-        for above in (("deployments", name, *rest), ("every_deployment", *rest)):
-            if rest and above in overlay.lines:
+    if overlay is not None:
+        inside = place[2:]
+        for above in (("deployments", name, *inside), ("every_deployment", *inside)):
+            if above in overlay.lines:
                 return overlay.name, overlay.lines[above]
         # The overlay may leave deployments out, which shifts the positions.
-        own = {str(each["name"]): index for index, each in enumerate(base.data["deployments"])}
-        place = ("deployments", own[name], *rest)
+        own = {name: index for index, name in enumerate(environments.deployment_names(base.data))}
+        place = ("deployments", own[name], *inside)
     return base.name, base.line(place)
 
 

@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 
 def load(repository: Path, entrypoint: str) -> Flow[..., Any]:
-    """Import a flow.
+    """Import a flow by module and function (`flows.csv_etl.flow.csv_etl`).
 
-    Args:
-        repository: The folder that holds prefect.yaml. It is put on the path, as `prefect deploy` in it does.
-        entrypoint: Module and function: `flows.csv_etl.flow.csv_etl`.
+    The repository's folder is put on the path, as `prefect deploy` in it does.
 
     Raises:
         UsageError: it cannot be imported, or is not a flow.
@@ -47,12 +45,7 @@ def parameter_type(flow: Flow[..., Any], name: str) -> TypeAdapter[Any]:
 
 
 def parameter_problems(flow: Flow[..., Any], values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what is wrong with values of parameters: unknown names, wrong types, out of bounds.
-
-    Args:
-        flow: The flow.
-        values: Value of each parameter; they need not be complete.
-    """
+    """Yield what is wrong with values of some parameters: unknown names, wrong types, out of bounds."""
     accepted = list(inspect.signature(flow.fn).parameters)
     for name, value in values.items():
         if name not in accepted:

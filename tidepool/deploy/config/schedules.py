@@ -34,27 +34,8 @@ def parse(values: Mapping[str, Any]) -> Schedule:
     Raises:
         ValueError: Prefect rejects it; the reason in one line.
     """
-    return dict(_parsed(json.dumps(dict(values), sort_keys=True)))
-
-
-@cache
-def _parsed(text: str) -> Schedule:
-    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
-
-    values = json.loads(text)
-    timezone = values.get("timezone")
-    schedule: CronSchedule | IntervalSchedule | RRuleSchedule
-    if values.get("cron") is not None:
-        day_or = values.get("day_or")
-        schedule = CronSchedule(cron=values["cron"], timezone=timezone, day_or=True if day_or is None else day_or)
-    elif values.get("interval") is not None:
-        interval = values["interval"]
-        if isinstance(interval, int | float):
-            interval = timedelta(seconds=interval)
-        schedule = IntervalSchedule(interval=interval, anchor_date=values.get("anchor_date"), timezone=timezone)
-    else:
-        schedule = RRuleSchedule(rrule=values["rrule"], timezone=timezone)
-    return normal_form(schedule.model_dump(mode="json"))
+    given = {key: value for key, value in values.items() if value is not None}
+    return normal_form(_model(json.dumps(given, sort_keys=True)).model_dump(mode="json"))
 
 
 def normal_form(schedule: Mapping[str, Any]) -> Schedule:
@@ -132,12 +113,12 @@ def _dates(schedule: Schedule, **limits: Any) -> list[datetime]:
 
 @cache
 def _model(schedule: str) -> SCHEDULE_TYPES:
-    """Return the class with which the server's scheduler computes; the client's classes do not compute times."""
-    from prefect.server.schemas.schedules import SCHEDULE_TYPES
-    from pydantic import TypeAdapter
+    """Return Prefect's model of a schedule: the server's, as the client's does not compute times."""
+    from prefect.server.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 
-    adapter: TypeAdapter[SCHEDULE_TYPES] = TypeAdapter(SCHEDULE_TYPES)
-    return adapter.validate_json(schedule)
+    values = json.loads(schedule)
+    kind = CronSchedule if "cron" in values else IntervalSchedule if "interval" in values else RRuleSchedule
+    return kind.model_validate(values)
 
 
 def _zone(schedule: Schedule) -> ZoneInfo:

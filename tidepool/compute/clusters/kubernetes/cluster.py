@@ -20,18 +20,8 @@ import dask.config
 from distributed.core import Status, rpc
 from distributed.versions import get_versions
 
-from tidepool.compute.clusters.kubernetes import manifest, names, pod_status, usage
+from tidepool.compute.clusters.kubernetes import driver, manifest, names, pod_status, usage
 from tidepool.compute.clusters.kubernetes.api import KubernetesApi
-from tidepool.compute.clusters.kubernetes.driver import (
-    PACKAGES,
-    Driver,
-    difference,
-    digest,
-    driver_of,
-    in_one_line,
-    running_image,
-    this_run,
-)
 from tidepool.compute.clusters.preload.scheduler import USAGE
 from tidepool.compute.run_log import run_log
 from tidepool.errors import ClusterError
@@ -77,17 +67,17 @@ class KubernetesCluster(RemoteCluster):
     """
 
     def __init__(self, size: SizeSettings, shared: str = "", *, allowed_failures: int | None = None) -> None:
+        self.size = size
+        self.shared = shared
         self._settings = settings().kubernetes
         own = [each.size for each in _clusters if not each.shared and each.status != Status.closed]
         manifest.check_caps([size] if shared else [*own, size], self._settings)
-        self.size = size
-        self.shared = shared
-        self.run = this_run()
+        self.run = driver.this_run()
         self.steps: dict[str, float] = {}
         self.used: usage.Usage | None = None
         self._logger = run_log()
         self._kubernetes = KubernetesApi(self._settings.namespace)
-        self._driver = Driver(self._settings.image)
+        self._driver = driver.Driver(self._settings.image)
         if allowed_failures is None:
             allowed_failures = dask.config.get("distributed.scheduler.allowed-failures")
         self._dask_settings = {
@@ -157,20 +147,19 @@ class KubernetesCluster(RemoteCluster):
         # From here on a shared one may have other users.
         self._must_delete = not self.shared
 
-    async def _read_driver(self) -> Driver:
+    async def _read_driver(self) -> driver.Driver:
         """Read what the Dask pods inherit: from the pod that this runs in; outside of a pod, only the image."""
-        if self._settings.pod_name:
-            while True:
-                driver = driver_of(await self._kubernetes.pod(self._settings.pod_name), self._settings)
-                # The kubelet reports the digest a moment after the container's start; a loaded image has none.
-                if "@" in driver.image or monotonic() - self._began > _DIGEST_SECONDS:
-                    return driver
-                await asyncio.sleep(_POLL_SECONDS)
+        while self._settings.pod_name:
+            found = driver.driver_of(await self._kubernetes.pod(self._settings.pod_name), self._settings)
+            # The kubelet reports the digest a moment after the container's start; a loaded image has none.
+            if "@" in found.image or monotonic() - self._began > _DIGEST_SECONDS:
+                return found
+            await asyncio.sleep(_POLL_SECONDS)
         if not self._settings.image:
             raise ClusterError(
                 "no image for the Dask pods: outside of a driver pod set TIDEPOOL_KUBERNETES_IMAGE to name@sha256:…"
             )
-        return Driver(self._settings.image)
+        return driver.Driver(self._settings.image)
 
     async def _create(self) -> None:
         """Create the DaskCluster and its worker group; a shared one may exist already, then it must be the same."""
@@ -184,7 +173,7 @@ class KubernetesCluster(RemoteCluster):
             worker_variables={
                 name: str(value) for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items()
             },
-            versions=in_one_line(get_versions(PACKAGES)),
+            versions=driver.in_one_line(get_versions(driver.PACKAGES)),
             shared=self.shared,
         )
         while True:
@@ -284,16 +273,16 @@ class KubernetesCluster(RemoteCluster):
 
     async def _verify(self) -> None:
         """Check that scheduler and workers run this process's image and libraries: they exchange pickles."""
-        ours, desired = get_versions(PACKAGES), self._driver.image
+        ours, desired = get_versions(driver.PACKAGES), self._driver.image
         scheduler: Any = self.scheduler_comm
-        answers = {"scheduler": await scheduler.versions(packages=PACKAGES)}
-        answers |= await scheduler.broadcast(msg={"op": "versions", "packages": PACKAGES})
+        answers = {"scheduler": await scheduler.versions(packages=driver.PACKAGES)}
+        answers |= await scheduler.broadcast(msg={"op": "versions", "packages": driver.PACKAGES})
         for who, theirs in answers.items():
-            if differs := difference(in_one_line(ours), in_one_line(theirs)):
+            if differs := driver.difference(driver.in_one_line(ours), driver.in_one_line(theirs)):
                 raise ClusterError(f"{who} of Dask cluster {self.name} has other libraries than this run: {differs}")
         for pod in await self._kubernetes.pods(self.name):
-            image = running_image(pod)
-            if "@" in desired and "@" in image and digest(image) != digest(desired):
+            image = driver.running_image(pod)
+            if "@" in desired and "@" in image and driver.digest(image) != driver.digest(desired):
                 raise ClusterError(f"pod {pod['metadata']['name']} runs {image}, but this run {desired}")
         self._note("verified")
 

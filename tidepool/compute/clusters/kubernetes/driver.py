@@ -41,23 +41,14 @@ def this_run() -> Run:
 
 @dataclass(frozen=True)
 class Driver:
-    """The configuration that Dask pods inherit from the driver.
+    """The configuration that Dask pods inherit from the driver: parts of a pod's spec."""
 
-    Attributes:
-        image: Image, by digest where the node knows it.
-        env: Container variables, as in a pod's spec.
-        env_from: Whole ConfigMaps and Secrets as variables, as in a pod's spec.
-        placement: Pod fields: nodeSelector, tolerations, affinity, priorityClassName, imagePullSecrets.
-        owner: (name, uid) of the run's Job, with which Kubernetes deletes the cluster.
-        deployment: Name of the Prefect deployment, from the label of its pods; may be empty.
-    """
-
-    image: str
+    image: str  # by digest where the node knows it
     env: list[dict[str, Any]] = field(default_factory=list)
     env_from: list[dict[str, Any]] = field(default_factory=list)
-    placement: dict[str, Any] = field(default_factory=dict)
-    owner: tuple[str, str] | None = None
-    deployment: str = ""
+    placement: dict[str, Any] = field(default_factory=dict)  # nodeSelector, tolerations, affinity, imagePullSecrets, …
+    owner: tuple[str, str] | None = None  # name and uid of the run's Job, with which Kubernetes deletes the cluster
+    deployment: str = ""  # of Prefect, from the label of its pods
 
 
 def driver_of(pod: Mapping[str, Any], settings: KubernetesSettings) -> Driver:

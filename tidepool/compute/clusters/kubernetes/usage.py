@@ -26,25 +26,15 @@ _PUBLISH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Usage:
-    """Cost and use of a cluster's workers.
+    """Cost and use of a cluster's workers."""
 
-    Attributes:
-        core_seconds: Requested CPU cores times seconds, what a cluster is billed by.
-        gib_seconds: Memory limits (GiB) times seconds.
-        cpu_seconds: CPU time that the worker processes took.
-        busy_seconds: Thread-seconds inside tasks.
-        idle_share: Share of the thread-seconds in which no task ran, 0 to 1.
-        memory_peak_gib: The largest memory that one worker held, GiB.
-        workers: The scheduler's figures of each worker, also of those that left.
-    """
-
-    core_seconds: float
-    gib_seconds: float
-    cpu_seconds: float
-    busy_seconds: float
-    idle_share: float
-    memory_peak_gib: float
-    workers: list[Mapping[str, Any]]
+    core_seconds: float  # requested CPU cores times seconds, which a cluster is billed by
+    gib_seconds: float  # memory limits (GiB) times seconds
+    cpu_seconds: float  # CPU time that the worker processes took
+    busy_seconds: float  # thread-seconds inside tasks
+    idle_share: float  # of the thread-seconds, those in which no task ran, 0 to 1
+    memory_peak_gib: float  # the largest memory that one worker held, GiB
+    workers: list[Mapping[str, Any]]  # the scheduler's figures of each, also of those that left
 
 
 def measure(counted: Mapping[str, Any], size: SizeSettings) -> Usage:

@@ -21,11 +21,7 @@ USAGE = "tidepool_usage"
 
 
 class ClusterPlugin(SchedulerPlugin):
-    """Figures of all workers, also of those that left, and protection of busy ones.
-
-    Args:
-        scheduler: The scheduler that it is added to.
-    """
+    """Figures of all workers, also of those that left, and protection of busy ones."""
 
     name = "tidepool"
 
@@ -53,20 +49,17 @@ class ClusterPlugin(SchedulerPlugin):
             `busy_seconds` (thread-seconds inside tasks), and `workers`: for each one its name, `seconds` of life,
             `threads`, `memory_limit` and `memory_peak` (bytes), `cpu_seconds`.
         """
-        now = time()
-        workers = []
-        for address, (state, joined) in self.seen.items():
-            figures = (state.metrics or {}).get("tidepool") or {}
-            workers.append(
-                {
-                    "name": str(state.name),
-                    "seconds": self.left.get(address, now) - joined,
-                    "threads": state.nthreads,
-                    "memory_limit": state.memory_limit or 0,
-                    "memory_peak": figures.get("memory_peak", 0),
-                    "cpu_seconds": figures.get("cpu_seconds", 0.0),
-                }
-            )
+        nothing = {"memory_peak": 0, "cpu_seconds": 0.0}
+        workers = [
+            {
+                "name": str(state.name),
+                "seconds": self.left.get(address, time()) - joined,
+                "threads": state.nthreads,
+                "memory_limit": state.memory_limit or 0,
+                **((state.metrics or {}).get("tidepool") or nothing),
+            }
+            for address, (state, joined) in self.seen.items()
+        ]
         busy = sum(prefix.all_durations.get("compute", 0.0) for prefix in self.scheduler.task_prefixes.values())
         return {"busy_seconds": busy, "workers": workers}
 
@@ -98,9 +91,6 @@ class LazyDashboard:
     """A stand-in for the dashboard among the HTTP applications, until a page is opened that only the dashboard has.
 
     The dashboard's libraries take longer to import than the scheduler itself, and most clusters end without a visitor.
-
-    Args:
-        scheduler: The scheduler of the dashboard.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
