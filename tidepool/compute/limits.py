@@ -18,9 +18,6 @@ _ADVICE = (
     "write it to the store (tidepool.storage) and pass its URL; TIDEPOOL_COMPUTE_ARGUMENT_LIMIT_BYTES sets the limit"
 )
 
-# Their pickles are a few bytes: not worth measuring for each task run.
-_SMALL_TYPES = (bool, int, float, type(None))
-
 
 class ArgumentRefusedError(UsageError):
     """An argument of a mapped task is too large to travel."""
@@ -78,8 +75,6 @@ def refuse_result(task: str, result: Any, limit: int) -> None:
     Raises:
         ResultRefusedError: it is too large, or cannot be pickled; the sentence says what to do instead.
     """
-    if isinstance(result, _SMALL_TYPES):
-        return
     try:
         size = len(cloudpickle.dumps(result))
     except Exception as error:

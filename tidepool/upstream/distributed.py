@@ -62,11 +62,7 @@ class PersistentNanny(Nanny):
         """Handle the exit of a running worker process; called on the nanny's event loop."""
 
     async def instantiate(self) -> Status:
-        """Start the worker process; again when it ends on the way.
-
-        Raises:
-            Exception: the last start failed, or the nanny is told to close.
-        """
+        """Start the worker process; again when it ends on the way."""
         for _ in range(_STARTS - 1):
             self._starts += 1
             try:

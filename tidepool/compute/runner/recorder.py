@@ -65,25 +65,14 @@ class Recorder:
         self._log = log
 
     def record(self, concluded: Sequence[Conclusion], if_known: Sequence[Conclusion] = ()) -> None:
-        """Record final states.
-
-        Args:
-            concluded: Task runs to record, also if the server has not heard of them.
-            if_known: Task runs to record only if the server knows them and they are not final there.
-        """
+        """Record final states; those of `if_known` only if the server knows the task run, not final."""
         self._in_flow(self._record, concluded, if_known)
 
     def record_unsent(self, ended: Sequence[Conclusion], seconds: float) -> bool:
-        """Record the final states that a lost worker may not have sent.
+        """Record the final states that a lost worker may not have sent; return whether the server was reached.
 
-        The events have the ids that the worker gave them: the server takes each once.
-
-        Args:
-            ended: Task runs that ended on a worker.
-            seconds: How long the server may take to hear of them from the worker.
-
-        Returns:
-            Whether the server was reached.
+        The server may take that many seconds to hear of them from the worker. The events have the ids that the worker
+        gave them: the server takes each once.
         """
         return self._in_flow(self._record_unsent, ended, seconds)
 

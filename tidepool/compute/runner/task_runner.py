@@ -233,12 +233,8 @@ class TidepoolTaskRunner(DaskRunner):
         if self.connected is None and self._starting is None:
             return
         seconds = settings().compute.close_seconds
-        closing = threading.Thread(
-            target=contextvars.copy_context().run,
-            args=(self._close_in_order, seconds),
-            name="tidepool-close",
-            daemon=True,
-        )
+        close = partial(contextvars.copy_context().run, self._close_in_order, seconds)
+        closing = threading.Thread(target=close, name="tidepool-close", daemon=True)
         closing.start()
         closing.join(seconds)
         if closing.is_alive():

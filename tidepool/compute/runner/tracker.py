@@ -98,13 +98,9 @@ class Tracker:
         self._exits.follow(client)
         client.subscribe_topic(entry.STARTED_TOPIC, self._on_started)
         client.subscribe_topic(_ALL_TOPIC, self._on_any_event)
-        self._thread = threading.Thread(
-            # The flow's context has the settings and the API of the flow run.
-            target=contextvars.copy_context().run,
-            args=(self._follow,),
-            name="tidepool-tracker",
-            daemon=True,
-        )
+        # The flow's context has the settings and the API of the flow run.
+        follow = partial(contextvars.copy_context().run, self._follow)
+        self._thread = threading.Thread(target=follow, name="tidepool-tracker", daemon=True)
         self._thread.start()
 
     # --- the interface of futures and runner---------------------------------------------------------
@@ -268,12 +264,10 @@ class Tracker:
         self, finished: list[tuple[TidepoolFuture[Any], Future[Outcome]]]
     ) -> list[tuple[TidepoolFuture[Any], Future[Outcome]]]:
         """Settle what is finished; return those whose state was lost on the way."""
-
-        async def gather(wanted: list[Future[Outcome]]) -> list[Outcome]:
-            return await self._client.gather(wanted, asynchronous=True)  # type: ignore[no-any-return]
-
+        wanted = [done for _, done in finished]
         try:
-            outcomes = self._client.sync(gather, [done for _, done in finished], callback_timeout=_FETCH_SECONDS)
+            # `gather` itself has no timeout.
+            outcomes = self._client.sync(self._client.gather, wanted, callback_timeout=_FETCH_SECONDS)
         except Exception as error:  # noqa: BLE001 - the error of any of them: each is looked at by itself
             failed = []
             for future, done in finished:
