@@ -17,7 +17,6 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from tidepool import report
-from tidepool.settings import repository, settings
 
 NAME = "drift-report"
 EVENT = "tidepool.drift.found"
@@ -54,17 +53,9 @@ def find_drift(environment: str, *, end_pauses: bool) -> dict[str, Any]:
     from tidepool.deploy import drift
     from tidepool.deploy.client import connect
 
-    log, deploy = get_run_logger(), settings().deploy
+    log = get_run_logger()
     with connect(retries=5) as client:
-        found = drift.find(
-            client,
-            repository(),
-            environment,
-            deploy.owner,
-            now=datetime.now(UTC),
-            runs_per_hour=deploy.runs_per_hour,
-            end_pauses=end_pauses,
-        )
+        found = drift.find(client, environment, now=datetime.now(UTC), end_pauses=end_pauses)
     text = found.markdown()
     report.page(NAME, text.encode()[: report.LIMIT_BYTES].decode(errors="ignore"), found.summary)
     log.info("%s", found.summary)

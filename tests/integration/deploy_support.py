@@ -29,7 +29,7 @@ from tidepool.deploy.reconcile import apply, comparison
 from tidepool.deploy.reconcile.actual import read_deployments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.testing.cli import CycloptsResult
@@ -164,7 +164,8 @@ class Shop:
         return self
 
     def compare(self, client: SyncPrefectClient) -> comparison.Comparison:
-        """Compare the files with the server."""
+        """Check the files, and compare them with the server."""
+        comparison.check(client, self.root, "production", self.owner)
         return comparison.compare(client, self.root, "production", self.owner)
 
     def apply(self, deploy: apply.Deploy | None = None) -> list[str]:
@@ -235,12 +236,12 @@ def prefect_deploy(repository: Path, manifest: environments.Manifest) -> Cyclopt
         return CycloptsCliRunner().invoke(["--no-prompt", "deploy", "--all", "--prefect-file", str(path)])
 
 
-def deploy_in_process(repository: Path, manifest: environments.Manifest, written: Callable[[str], None]) -> str:
+def deploy_in_process(repository: Path, manifest: environments.Manifest) -> Iterator[str]:
     """Write deployments in this process. See `apply.Deploy`."""
     done = prefect_deploy(repository, manifest)
-    for name in re.findall(r"Deployment '([^']+)' successfully created with id", done.output):
-        written(name)
-    return "" if done.exit_code == 0 else f"exit code {done.exit_code}"
+    yield from re.findall(r"Deployment '([^']+)' successfully created with id", done.output)
+    if done.exit_code:
+        raise apply.DeployError(f"exit code {done.exit_code}")
 
 
 NIGHTLY = {"slug": "nightly", "cron": "15 3 * * *", "timezone": "Europe/Paris"}

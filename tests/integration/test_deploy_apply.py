@@ -199,15 +199,15 @@ def test_a_server_that_fails_half_way_is_reported_exactly_and_the_next_apply_com
 
 
 def test_the_exit_code_of_prefect_deploy_counts_and_not_its_wording(shop: Shop) -> None:
-    def silent(repository: Path, manifest: dict[str, Any], _: object) -> str:
-        return deploy_in_process(repository, manifest, lambda _: None)
+    def silent(repository: Path, manifest: dict[str, Any]) -> Iterator[str]:
+        return iter(list(deploy_in_process(repository, manifest))[:0])
 
     shop.deployment("one", NIGHTLY)
     expected = [f"deployment {shop.flow}/one", f"schedule {shop.flow}/one#nightly"]
     with pytest.raises(
         apply.PartialApplyError, match=rf"did not create all[^:]+:[^:]+outcome unknown \(1\): {expected[0]}"
     ):
-        shop.apply(lambda *_: "")
+        shop.apply(lambda *_: iter(()))
     assert shop.apply(silent) == expected
 
 
@@ -271,7 +271,8 @@ def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, prox
         client.delete_work_pool(pool)
 
 
-def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
+def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shop.root)
     shop.deployment("one", NIGHTLY)
     shop.apply()
     start = now()
@@ -288,15 +289,7 @@ def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
         assert not shop.plan(), "a recorded pause is not drift"
 
         def look(hours: float) -> drift.Drift:
-            return drift.find(
-                client,
-                shop.root,
-                "production",
-                shop.owner,
-                now=start + timedelta(hours=hours),
-                runs_per_hour=60,
-                end_pauses=True,
-            )
+            return drift.find(client, "production", now=start + timedelta(hours=hours), end_pauses=True)
 
         early = look(1)
         assert not early.resumed
@@ -316,8 +309,8 @@ def test_pauses_have_an_author_a_reason_and_an_end(shop: Shop) -> None:
             pauses.find(client, "oen", shop.owner)
 
 
-def test_drift_lists_what_differs_and_since_when(shop: Shop) -> None:
-
+def test_drift_lists_what_differs_and_since_when(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shop.root)
     shop.deployment("one", NIGHTLY, HOURLY)
     shop.apply()
     live = shop.deployments()["one"]
@@ -327,9 +320,7 @@ def test_drift_lists_what_differs_and_since_when(shop: Shop) -> None:
             next(each["id"] for each in live["schedules"] if each["slug"] == "nightly"),
             schedule=_cron("0 12 * * *"),
         )
-        found = drift.find(
-            client, shop.root, "production", shop.owner, now=now() + timedelta(hours=5), runs_per_hour=60
-        )
+        found = drift.find(client, "production", now=now() + timedelta(hours=5))
     (change,) = found.view.plan.changes
     assert (change.action, change.resource.kind) == (Action.UPDATE, Kind.SCHEDULE)
     row = f"| `~` | schedule `{shop.flow}/one#nightly` | schedule.cron | `0 12 * * *` | `15 3 * * *` | 5 h at most |"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from tidepool.deploy.config import schedules
 from tidepool.deploy.reconcile.plan import (
@@ -19,7 +20,6 @@ from tidepool.deploy.reconcile.plan import (
     Action,
     ActualResource,
     Kind,
-    Masked,
     Plan,
     Resource,
     differences,
@@ -28,7 +28,7 @@ from tidepool.deploy.reconcile.plan import (
 )
 from tidepool.deploy.view import json as json_view
 from tidepool.deploy.view import markdown
-from tidepool.deploy.view.plan_view import prepare
+from tidepool.deploy.view.plan_view import PlanView
 
 SPRING = datetime(2027, 3, 27, 12, tzinfo=UTC)  # the day before clocks go forward in Paris
 AUTUMN = datetime(2026, 10, 24, 12, tzinfo=UTC)  # the day before they go back
@@ -40,7 +40,7 @@ def resource(name: str, kind: Kind = Kind.DEPLOYMENT, **fields: Any) -> Resource
 
 
 def actual(name: str, kind: Kind = Kind.DEPLOYMENT, *, managed: bool = True, **fields: Any) -> ActualResource:
-    return ActualResource(kind=kind, name=name, id=f"{kind}:{name}", managed=managed, fields=fields)
+    return ActualResource(kind=kind, name=name, id=f"{kind}:{name}", managed=managed, updated=AUTUMN, fields=fields)
 
 
 def schedule(parent: str, slug: str, cron: str = "0 6 * * *", replaces: str = "") -> Resource:
@@ -57,6 +57,7 @@ def on_server(wanted: Resource, *, managed: bool = True, identity: str = "", act
         fields=wanted.fields,
         id=identity or f"{wanted.kind}:{wanted.name}",
         managed=managed,
+        updated=AUTUMN,
         active=active,
     )
 
@@ -95,10 +96,10 @@ def test_true_is_not_one() -> None:
 
 def test_a_secret_is_compared_and_not_shown() -> None:
     found = make_plan(
-        [resource("b", Kind.NOTIFICATION, urls=Masked("slack://new"))],
-        [actual("b", Kind.NOTIFICATION, urls=Masked("slack://old"))],
+        [resource("b", Kind.NOTIFICATION, urls=SecretStr("slack://new"))],
+        [actual("b", Kind.NOTIFICATION, urls=SecretStr("slack://old"))],
     )
-    shown = prepare(found, "production", AUTUMN, 60)
+    shown = PlanView(found, "production", AUTUMN, 60)
     assert len(found.changes) == 1
     assert "slack" not in json_view.render(shown) + markdown.render(shown)
 
@@ -212,7 +213,13 @@ def test_an_applied_plan_reaches_git_and_leaves_unmanaged_resources_alone(data: 
     ]
     by_hand = [
         ActualResource(
-            kind=Kind.SCHEDULE, name=f"{name}#by-hand", parent=name, id=f"h-{name}", managed=False, fields={}
+            kind=Kind.SCHEDULE,
+            name=f"{name}#by-hand",
+            parent=name,
+            id=f"h-{name}",
+            managed=False,
+            updated=AUTUMN,
+            fields={},
         )
         for name in there
     ]
@@ -287,7 +294,7 @@ def test_the_markdown_of_a_change_across_a_clock_change() -> None:
             ActualResource(**names, fields=before, id="1", managed=True, updated=datetime(2027, 3, 25, 12, tzinfo=UTC)),
         ],
     )
-    assert markdown.render(prepare(found, "production", SPRING, 60)) == (
+    assert markdown.render(PlanView(found, "production", SPRING, 60)) == (
         "### tidepool plan: production\n"
         "\n"
         "**0 to create, 1 to update, 0 to delete, 1 unchanged**\n"

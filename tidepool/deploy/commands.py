@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +16,11 @@ from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import repository, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from prefect.client.orchestration import SyncPrefectClient
 
     from tidepool.deploy.reconcile.comparison import Comparison
-    from tidepool.deploy.reconcile.plan import Change
     from tidepool.deploy.view.plan_view import PlanView
 
 CHANGES, ERROR = 2, 1
@@ -50,12 +50,14 @@ Output = Annotated[Path | None, typer.Option(help="Write to this file instead of
 Name = Annotated[str, typer.Argument(help="Name of the deployment, or flow/deployment.")]
 
 
-class Format(StrEnum):
-    """Format of a plan."""
-
-    TABLE = "table"
-    JSON = "json"
-    MARKDOWN = "markdown"
+@contextmanager
+def _exit_1_after(error_type: type[TidepoolError]) -> Iterator[None]:
+    """Exit with 1 after an error: the usual 2 for bad usage means changes, or that nothing was written."""
+    try:
+        yield
+    except error_type as error:
+        typer.echo(f"tidepool: {error}", err=True)
+        raise typer.Exit(ERROR) from None
 
 
 def register(app: typer.Typer) -> None:
@@ -67,7 +69,8 @@ def register(app: typer.Typer) -> None:
 def validate(environment: Environment = None) -> None:
     """Check prefect.yaml, automations.yaml and an environment: report all problems at once, with their lines.
 
-    Works offline. With PREFECT_API_URL, job variables are also checked against the server's work pools.
+    Works offline. With --environment and PREFECT_API_URL, job variables are also checked against the server's work
+    pools.
 
     Exit code: 0 no problem, 2 problems.
     """
@@ -78,16 +81,13 @@ def validate(environment: Environment = None) -> None:
 
     root, owner = repository(), settings().deploy.owner
     names = [environment] if environment else environments.names(root)
-    if PREFECT_API_URL.value():
-        with connect() as client:
-            for name in names:
-                comparison.check(client if environment else None, root, name, owner)
-    else:
+    with connect() if environment and PREFECT_API_URL.value() else nullcontext() as client:
         for name in names:
-            comparison.check(None, root, name, owner)
+            comparison.check(client, root, name, owner)
     typer.echo(f"no problems: {', '.join(names)}")
 
 
+@_exit_1_after(TidepoolError)
 def plan(
     environment: Environment = None,
     image: Image = None,
@@ -100,16 +100,18 @@ def plan(
 
     Exit code: 0 nothing to do, 2 changes, 1 error.
     """
+    from tidepool.deploy.reconcile.actual import read_pauses
+    from tidepool.deploy.view import markdown as markdown_view
+    from tidepool.deploy.view.plan_view import PlanView
 
-    def run() -> bool:
-        name = environment or settings().deploy.environment
-        with connect() as client:
-            found = _compare(client, name, image, version)
-            view = _view(client, found, name)
-        _emit(view, _format(json=json, markdown=markdown), output)
-        return bool(found.plan)
-
-    _exit(run)
+    deploy = settings().deploy
+    name = environment or deploy.environment
+    with connect() as client:
+        found = _compare(client, name, image, version)
+        recorded = read_pauses(client, deploy.owner)
+    view = PlanView(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, found.notes, recorded)
+    _emit(view, output, json=json, markdown=markdown_view.render(view) if markdown else "")
+    raise typer.Exit(CHANGES if found.plan else 0)
 
 
 def apply(
@@ -146,7 +148,7 @@ def prune(
 
     Exit code: 0 done, 1 the server failed half-way, 2 bad usage, or too many deletions without --yes-delete.
     """
-    from tidepool.deploy.reconcile.plan import Action
+    from tidepool.deploy.reconcile.plan import Action, Plan
 
     name = environment or settings().deploy.environment
     with connect(retries=_PATIENT) as client:
@@ -157,10 +159,11 @@ def prune(
                 typer.echo(f"would delete {change.label}")
         else:
             _guard(found, yes_delete)
-            _write(client, found, deletions)
+            _write(client, replace(found, plan=Plan(changes=tuple(deletions))))
     typer.echo(f"{name}: {len(deletions)} {'to delete' if dry_run else 'deleted'}")
 
 
+@_exit_1_after(TidepoolError)
 def drift(
     environment: Environment = None,
     json: Json = False,
@@ -174,31 +177,15 @@ def drift(
 
     Exit code: 0 no drift, 2 drift, 1 error.
     """
+    from tidepool.deploy import drift as drift_module
 
-    def run() -> bool:
-        from tidepool.deploy import drift as drift_module
-
-        name, deploy = environment or settings().deploy.environment, settings().deploy
-        with connect() as client:
-            found = drift_module.find(
-                client,
-                repository(),
-                name,
-                deploy.owner,
-                now=datetime.now(UTC),
-                runs_per_hour=deploy.runs_per_hour,
-                end_pauses=end_pauses,
-            )
-        shape = _format(json=json, markdown=markdown)
-        if shape is Format.MARKDOWN:
-            _print(found.markdown(), output)
-        else:
-            _emit(found.view, shape, output)
-        for each in found.resumed:
-            typer.echo(f"resumed {each.deployment}: paused until {each.until:%Y-%m-%d %H:%M %Z}", err=True)
-        return bool(found)
-
-    _exit(run)
+    name = environment or settings().deploy.environment
+    with connect() as client:
+        found = drift_module.find(client, name, now=datetime.now(UTC), end_pauses=end_pauses)
+    _emit(found.view, output, json=json, markdown=found.markdown() if markdown else "")
+    for each in found.resumed:
+        typer.echo(f"resumed {each.deployment}: paused until {each.until:%Y-%m-%d %H:%M %Z}", err=True)
+    raise typer.Exit(CHANGES if found else 0)
 
 
 def pause(
@@ -264,18 +251,11 @@ def rollback(
 
 
 def _compare(client: SyncPrefectClient, name: str, image: str | None, version: str | None) -> Comparison:
-    from tidepool.deploy.reconcile.comparison import compare
+    from tidepool.deploy.reconcile import comparison
 
-    return compare(client, repository(), name, settings().deploy.owner, image=image, version=version)
-
-
-def _view(client: SyncPrefectClient, found: Comparison, name: str) -> PlanView:
-    from tidepool.deploy.reconcile.actual import read_pauses
-    from tidepool.deploy.view.plan_view import prepare
-
-    deploy = settings().deploy
-    recorded = read_pauses(client, deploy.owner)
-    return prepare(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, notes=found.notes, pauses=recorded)
+    root, owner = repository(), settings().deploy.owner
+    comparison.check(client, root, name, owner)
+    return comparison.compare(client, root, name, owner, image=image, version=version)
 
 
 def _guard(found: Comparison, yes_delete: int | None) -> None:
@@ -287,7 +267,7 @@ def _guard(found: Comparison, yes_delete: int | None) -> None:
     from tidepool.deploy.reconcile.plan import Action, excessive_deletions
 
     count, share = len(found.plan.of(Action.DELETE)), settings().deploy.delete_share
-    excess = excessive_deletions(found.plan, found.actual.resources, share)
+    excess = excessive_deletions(found.plan, found.actual, share)
     if yes_delete is not None and yes_delete != count:
         raise UsageError(f"--yes-delete {yes_delete}, but {count} would be deleted; nothing was written")
     if excess and yes_delete is None:
@@ -297,58 +277,29 @@ def _guard(found: Comparison, yes_delete: int | None) -> None:
         )
 
 
-def _write(client: SyncPrefectClient, found: Comparison, changes: list[Change] | None = None) -> list[str]:
-    """Apply all changes of the plan, or only the given ones."""
-    from dataclasses import replace
-
+def _write(client: SyncPrefectClient, found: Comparison) -> list[str]:
     from tidepool.deploy.reconcile import apply as apply_module
 
-    if changes is not None:
-        found = replace(found, plan=replace(found.plan, changes=tuple(changes)))
-    try:
+    with _exit_1_after(apply_module.PartialApplyError):
         return apply_module.apply(client, found, repository(), settings().deploy.owner, report=typer.echo)
-    except apply_module.PartialApplyError as error:
-        typer.echo(f"tidepool: {error}", err=True)
-        raise typer.Exit(ERROR) from None
 
 
-def _exit(run: Callable[[], bool]) -> None:
-    """Exit with 2 if `run` finds changes, with 1 after an error: the usual 2 for bad usage would mean changes here."""
-    try:
-        found = run()
-    except TidepoolError as error:
-        typer.echo(f"tidepool: {error}", err=True)
-        raise typer.Exit(ERROR) from None
-    raise typer.Exit(CHANGES if found else 0)
-
-
-def _format(*, json: bool, markdown: bool) -> Format:
-    if json and markdown:
-        raise UsageError("--json and --markdown exclude each other; use one of them")
-    return Format.JSON if json else Format.MARKDOWN if markdown else Format.TABLE
-
-
-def _emit(view: PlanView, shape: Format, output: Path | None) -> None:
+def _emit(view: PlanView, output: Path | None, *, json: bool, markdown: str) -> None:
+    """Print a plan, or write it to a file: as JSON, as the given Markdown, or else as a table."""
     from rich.console import Console
 
-    from tidepool.deploy.view import json, markdown, table
+    from tidepool.deploy.view import json as json_view
+    from tidepool.deploy.view import table
 
-    if shape is Format.JSON:
-        _print(json.render(view) + "\n", output)
-    elif shape is Format.MARKDOWN:
-        _print(markdown.render(view), output)
-    elif output is None:
-        table.show(view, Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
-    else:
-        with output.open("w", encoding="utf-8") as file:
+    if json and markdown:
+        raise UsageError("--json and --markdown exclude each other; use one of them")
+    with output.open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as file:
+        if json or markdown:
+            file.write(markdown or json_view.render(view) + "\n")
+        elif output:
             table.show(view, Console(file=file, highlight=False, width=200))
-
-
-def _print(text: str, output: Path | None) -> None:
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        output.write_text(text, encoding="utf-8")
+        else:
+            table.show(view, Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
 
 
 def _person() -> str:
@@ -356,8 +307,8 @@ def _person() -> str:
     import subprocess
 
     done = subprocess.run(["git", "config", "user.email"], capture_output=True, text=True, check=False)
-    if done.returncode == 0 and done.stdout.strip():
-        return done.stdout.strip()
+    if address := done.stdout.strip():
+        return address
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without an entry in the password file, as in a container

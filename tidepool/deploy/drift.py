@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from tidepool.deploy import pauses
 from tidepool.deploy.reconcile.actual import read_pauses
 from tidepool.deploy.reconcile.comparison import compare
-from tidepool.deploy.view import markdown, plan_view
+from tidepool.deploy.view import markdown
+from tidepool.deploy.view.plan_view import PlanView
+from tidepool.settings import repository, settings
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
 
     from prefect.client.orchestration import SyncPrefectClient
 
@@ -28,7 +29,7 @@ class Drift:
         resumed: Pauses that have just expired.
     """
 
-    view: plan_view.PlanView
+    view: PlanView
     resumed: tuple[Pause, ...]
 
     def __bool__(self) -> bool:
@@ -51,12 +52,8 @@ class Drift:
         lines = [f"# Drift of {self.view.environment}", "", f"**{self.summary}**", ""]
         if self:
             lines += ["| | resource | field | on the server | in Git | since |", "|---|---|---|---|---|---|"]
-            lines += markdown.drift_rows(self.view)
-            lines += [
-                "",
-                "`tidepool apply` brings the server to the state in Git. To keep a difference, commit it.",
-                "",
-            ]
+            lines += [*markdown.drift_rows(self.view), ""]
+            lines += ["`tidepool apply` brings the server to the state in Git. To keep a difference, commit it.", ""]
         lines += [f"- {line}" for line in self.view.paused_lines]
         lines += [
             f"- resumed {each.deployment}: {each.by} paused it until {each.until:%Y-%m-%d %H:%M %Z} ({each.reason})"
@@ -65,29 +62,17 @@ class Drift:
         return "\n".join(lines).rstrip() + "\n"
 
 
-def find(
-    client: SyncPrefectClient,
-    repository: Path,
-    environment: str,
-    owner: str,
-    *,
-    now: datetime,
-    runs_per_hour: int,
-    end_pauses: bool = False,
-) -> Drift:
-    """Find the drift of an environment.
+def find(client: SyncPrefectClient, environment: str, *, now: datetime, end_pauses: bool = False) -> Drift:
+    """Find the drift between this repository and the server. The files have been checked when the image was built.
 
     Args:
         client: A client of the server.
-        repository: The folder that holds prefect.yaml.
-        environment: The desired environment.
-        owner: Owner of the managed resources.
+        environment: production, or the name of an overlay.
         now: The current time.
-        runs_per_hour: As for a plan.
         end_pauses: Resume deployments whose pause has expired.
     """
-    resumed = pauses.expire(client, owner, now) if end_pauses else []
-    found = compare(client, repository, environment, owner, checked=True)
-    recorded = read_pauses(client, owner)
-    view = plan_view.prepare(found.plan, environment, now, runs_per_hour, notes=found.notes, pauses=recorded)
-    return Drift(view=view, resumed=tuple(resumed))
+    deploy = settings().deploy
+    resumed = pauses.expire(client, deploy.owner, now) if end_pauses else []
+    found = compare(client, repository(), environment, deploy.owner)
+    recorded = read_pauses(client, deploy.owner)
+    return Drift(PlanView(found.plan, environment, now, deploy.runs_per_hour, found.notes, recorded), tuple(resumed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -69,21 +70,11 @@ def pause(client: SyncPrefectClient, wanted: Pause, owner: str) -> None:
     Raises:
         UsageError: the deployment does not exist.
     """
-    from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+    from prefect.variables import Variable
 
-    full_name, deployment = find(client, wanted.deployment, owner)
-    value = {
-        "deployment": full_name,
-        "by": wanted.by,
-        "reason": wanted.reason,
-        "at": wanted.at.isoformat(timespec="seconds"),
-        "until": wanted.until.isoformat(timespec="seconds"),
-    }
-    name, tags = _variable(full_name, owner), [automations.owner_tag(owner), PAUSE_TAG]
-    if client.read_variable_by_name(name) is None:
-        client.create_variable(VariableCreate(name=name, value=value, tags=tags))
-    else:
-        client.update_variable(VariableUpdate(name=name, value=value, tags=tags))
+    name, deployment = find(client, wanted.deployment, owner)
+    value = wanted.model_copy(update={"deployment": name}).model_dump(mode="json")
+    Variable.set(_variable(name, owner), value, tags=[automations.owner_tag(owner), PAUSE_TAG], overwrite=True)
     client.pause_deployment(deployment["id"])
 
 
@@ -134,7 +125,5 @@ def _variable(deployment: str, owner: str) -> str:
 def _forget(client: SyncPrefectClient, deployment: str, owner: str) -> None:
     from prefect.exceptions import ObjectNotFound
 
-    try:
+    with suppress(ObjectNotFound):
         client.delete_variable_by_name(_variable(deployment, owner))
-    except ObjectNotFound:
-        return

@@ -6,6 +6,7 @@ that checks the whole file and raises is thus a veto: nothing is written, whiche
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from functools import cache
@@ -17,8 +18,6 @@ from tidepool.deploy.config.yaml_source import Problem, raise_if_any
 from tidepool.deploy.reconcile import actual, comparison
 from tidepool.errors import UsageError
 from tidepool.settings import repository, settings
-
-_OPTION = "--prefect-file"
 
 
 def validate() -> dict[str, str]:
@@ -68,33 +67,28 @@ def _validate(file: Path) -> None:
         content = yaml_source.read(file, file.name)
         templates = comparison.templates(client, checks.pools(content.data))
         raise_if_any(checks.check(root, owner=owner, file=file, templates=templates))
-        listed = content.data["deployments"]
-        names = {f"{flows.load(root, each['entrypoint']).name}/{each['name']}": i for i, each in enumerate(listed)}
         found = actual.read_deployments(client, tag, environments.deployment_names(content.data))
-        existing = {name: each for name, each in found.items() if name in names}
-        raise_if_any(
-            [
-                Problem(
-                    content.name,
-                    content.line(("deployments", names[name], "name")),
+        problems, paused = [], []
+        for index, config in enumerate(content.data["deployments"]):
+            name = f"{flows.load(root, config['entrypoint']).name}/{config['name']}"
+            if (each := found.get(name)) is None:
+                continue
+            if tag not in each["tags"]:
+                message = (
                     f"deployment {name} exists on the server and is unmanaged (tags: "
-                    f"{', '.join(each['tags']) or 'none'}): give yours another name, or add {tag} to the existing one",
+                    f"{', '.join(each['tags']) or 'none'}): give yours another name, or add {tag} to the existing one"
                 )
-                for name, each in existing.items()
-                if tag not in each["tags"]
-            ]
-        )
-        for name, each in existing.items():
-            if each["paused"] and "paused" not in listed[names[name]]:
-                set_schedules_active(client, each, active=False)
+                problems.append(Problem(content.name, content.line(("deployments", index, "name")), message))
+            elif each["paused"] and "paused" not in config:
+                paused.append(each)
+        raise_if_any(problems)
+        for each in paused:
+            set_schedules_active(client, each, active=False)
 
 
 def _prefect_file() -> Path:
     """Return the file that this `prefect deploy` reads."""
-    arguments = sys.argv[1:]
-    for index, argument in enumerate(arguments):
-        if argument == _OPTION and index + 1 < len(arguments):
-            return Path(arguments[index + 1])
-        if argument.startswith(f"{_OPTION}="):
-            return Path(argument.split("=", 1)[1])
-    return Path(checks.FILE)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--prefect-file", type=Path, default=checks.FILE)
+    file: Path = parser.parse_known_args()[0].prefect_file
+    return file

@@ -267,8 +267,7 @@ def _schedule(schedule: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if kind is None or not isinstance(timezone, str):
         return
     try:
-        parsed = schedules.parse({key: schedule[key] for key in schedules.KEYS if key in schedule})
-        schedules.next_runs(parsed, dt.datetime.now(dt.UTC), 1)
+        schedules.next_runs(schedules.parse(schedule), dt.datetime.now(dt.UTC), 1)
     except ValidationError as error:
         reasons = "; ".join(reason(each, show_input=False) for each in error.errors())
         yield kind, f"{schedule[kind]!r}: {reasons}"

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 Schedule = dict[str, Any]
 """`{cron, timezone, day_or}`, `{interval, anchor_date, timezone}` or `{rrule, timezone}`, as the server stores it."""
 
-KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date", "day_or")
-"""The keys of prefect.yaml that define a schedule's times."""
-
+# The keys of prefect.yaml that define a schedule's times.
+_KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date", "day_or")
 # Prefect computes at most 1,000 times in one call.
 _STEP = timedelta(hours=6)
 _DAY = timedelta(days=1)
@@ -34,7 +33,7 @@ def parse(values: Mapping[str, Any]) -> Schedule:
     Raises:
         ValueError: Prefect rejects it; the reason in one line.
     """
-    given = {key: value for key, value in values.items() if value is not None}
+    given = {key: values[key] for key in _KEYS if values.get(key) is not None}
     return normal_form(_model(json.dumps(given, sort_keys=True)).model_dump(mode="json"))
 
 

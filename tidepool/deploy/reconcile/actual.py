@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tidepool.deploy.client import PAGE, pages
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from tidepool.deploy.client import pages
 from tidepool.deploy.config import automations, schedules
 from tidepool.deploy.reconcile.desired import DEFAULT_QUEUE, DesiredState, comparable
-from tidepool.deploy.reconcile.plan import ActualResource, Kind, Masked
+from tidepool.deploy.reconcile.plan import ActualResource, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from prefect.client.orchestration import SyncPrefectClient
 
@@ -22,23 +23,7 @@ PAUSE_TAG = "tidepool:pause"
 """Tag of the variables that record pauses. They are created and deleted on the server, not in Git."""
 
 
-@dataclass(frozen=True)
-class ActualState:
-    """Actual state.
-
-    Attributes:
-        resources: All managed resources, and unmanaged ones with a desired name.
-        deployments: Ids of the deployments, by `flow/deployment`.
-        block: Id of the block with the notification targets; empty if there is none.
-    """
-
-    resources: tuple[ActualResource, ...]
-    deployments: Mapping[str, str]
-    block: str
-
-
-@dataclass(frozen=True)
-class Pause:
+class Pause(BaseModel):
     """Record of who paused a deployment, why, and until when.
 
     Attributes:
@@ -49,6 +34,8 @@ class Pause:
         until: Time at which the drift job resumes the deployment.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     deployment: str
     by: str
     reason: str
@@ -56,193 +43,116 @@ class Pause:
     until: datetime
 
 
-def read(client: SyncPrefectClient, owner: str, desired: DesiredState) -> ActualState:
-    """Read the actual state.
-
-    Args:
-        client: A client of the server.
-        owner: Owner of the managed resources.
-        desired: The desired state: its names are read whoever manages them.
-    """
-    names = {kind: {each.name for each in desired.resources if each.kind is kind} for kind in Kind}
-    wanted = names[Kind.DEPLOYMENT]
+def read(client: SyncPrefectClient, owner: str, desired: DesiredState) -> list[ActualResource]:
+    """Return all managed resources, and whoever manages them, those with a desired name."""
     tag = automations.owner_tag(owner)
-    found = read_deployments(client, tag, [name.split("/", 1)[1] for name in wanted])
-    # An unmanaged deployment of the same name, but of another flow, does not matter here.
-    deployments = {name: each for name, each in found.items() if tag in each["tags"] or name in wanted}
-    ids = {name: str(each["id"]) for name, each in deployments.items()}
-    resources = [each for config in deployments.values() for each in _deployment(config, tag)]
-    resources += [pool for name in sorted(names[Kind.WORK_POOL]) for pool in _work_pool(client, name)]
-    resources += _variables(client, tag, names[Kind.VARIABLE])
-    resources += _limits(client, owner)
-    block = _block(client, owner)
-    if block and names[Kind.NOTIFICATION]:
-        resources.append(block)
-    known = {key: name for name, key in ids.items()} | ({block.id: automations.NOTIFY} if block else {})
-    resources += _automations(client, tag, {each.name for each in desired.server_file.automations}, known)
-    return ActualState(resources=tuple(resources), deployments=ids, block=block.id if block else "")
+    names = {kind: sorted(each.name for each in desired.resources if each.kind is kind) for kind in Kind}
+    found: list[ActualResource] = []
+    listed = read_deployments(client, tag, [name.split("/", 1)[1] for name in names[Kind.DEPLOYMENT]])
+    for name, each in listed.items():
+        # An unmanaged deployment of the same name, but of another flow, does not matter here.
+        if tag in each["tags"] or name in names[Kind.DEPLOYMENT]:
+            found += _deployment(name, each, managed=tag in each["tags"])
+    for each in pages(client, "/work_pools/filter", {"work_pools": {"name": {"any_": names[Kind.WORK_POOL]}}}):
+        fields = {"type": each["type"], "template": comparable(each["base_job_template"])}
+        # The API addresses it by its name.
+        found.append(
+            _resource(Kind.WORK_POOL, each["name"], each, fields, id=each["name"], active=not each["is_paused"])
+        )
+    for each in pages(client, "/variables/filter", {}):
+        managed = tag in each["tags"]
+        if PAUSE_TAG not in each["tags"] and (managed or each["name"] in names[Kind.VARIABLE]):
+            fields = {"value": each["value"], "tags": sorted(each["tags"])}
+            found.append(_resource(Kind.VARIABLE, each["name"], each, fields, managed=managed))
+    for each in pages(client, "/v2/concurrency_limits/filter", {}):
+        if each["name"].startswith(f"{owner}-"):
+            fields = {"limit": each["limit"], "slot_decay_per_second": each["slot_decay_per_second"]}
+            found.append(_resource(Kind.CONCURRENCY_LIMIT, each["name"], each, fields, active=each["active"]))
+    # Without TIDEPOOL_NOTIFY_URLS, as on a laptop, the block stays as it is.
+    found += _notification(client, owner, managed=bool(names[Kind.NOTIFICATION]))
+    in_git = {each.name for each in desired.server_file.automations}
+    names_by_id = {identity: name for name, identity in ids(found).items()}
+    for each in pages(client, "/automations/filter", {}):
+        managed = tag in each["tags"]
+        if managed or each["name"] in in_git:
+            fields = automations.normal(each, names_by_id)
+            found.append(
+                _resource(Kind.AUTOMATION, each["name"], each, fields, managed=managed, active=each["enabled"])
+            )
+    return found
+
+
+def ids(resources: Iterable[ActualResource]) -> dict[str, str]:
+    """Return the ids that automations refer to: of `flow/deployment`, and of the notification block as `notify`."""
+    return {
+        automations.NOTIFY if each.kind is Kind.NOTIFICATION else each.name: each.id
+        for each in resources
+        if each.kind in (Kind.DEPLOYMENT, Kind.NOTIFICATION)
+    }
 
 
 def read_deployments(client: SyncPrefectClient, tag: str, names: Sequence[str]) -> dict[str, Json]:
     """Return deployments with the tag or with one of the names, as the API returns them, by `flow/deployment`."""
-    criteria = {"operator": "or_", "tags": {"all_": [tag]}, "name": {"any_": sorted(names)}}
-    found = pages(client, "/deployments/filter", {"deployments": criteria})
-    flow_ids = sorted({each["flow_id"] for each in found})
-    flows = {}
-    for start in range(0, len(flow_ids), PAGE):
-        some = {"flows": {"id": {"any_": flow_ids[start : start + PAGE]}}}
-        flows.update({each["id"]: each["name"] for each in pages(client, "/flows/filter", some)})
-    return {f"{flows[each['flow_id']]}/{each['name']}": {**each, "flow_name": flows[each["flow_id"]]} for each in found}
+    criteria = {"deployments": {"operator": "or_", "tags": {"all_": [tag]}, "name": {"any_": sorted(names)}}}
+    found = pages(client, "/deployments/filter", criteria)
+    flows = {each["id"]: each["name"] for each in pages(client, "/flows/filter", criteria)}
+    # The flow of a deployment that was deleted in between is not found.
+    return {f"{flows[each['flow_id']]}/{each['name']}": each for each in found if each["flow_id"] in flows}
 
 
-def _deployment(each: Json, tag: str) -> list[ActualResource]:
-    name = f"{each['flow_name']}/{each['name']}"
-    managed = tag in each["tags"]
-    options = each.get("concurrency_options") or {}
-    limit = each.get("global_concurrency_limit") or {}
-    deployment = ActualResource(
-        kind=Kind.DEPLOYMENT,
-        name=name,
-        id=each["id"],
-        managed=managed,
-        updated=datetime.fromisoformat(each["updated"]),
-        active=not each["paused"],
-        fields={
-            "entrypoint": each["entrypoint"],
-            "description": each["description"],
-            "tags": sorted(each["tags"]),
-            "parameters": each["parameters"],
-            "parameter_schema": each["parameter_openapi_schema"] or {},
-            "enforce_parameter_schema": each["enforce_parameter_schema"],
-            "work_pool": each["work_pool_name"],
-            "work_queue": each["work_queue_name"] or DEFAULT_QUEUE,
-            "job_variables": each["job_variables"],
-            "concurrency_limit": limit.get("limit"),
-            "collision_strategy": options.get("collision_strategy"),
-            "grace_period_seconds": options.get("grace_period_seconds"),
-            "pull_steps": each["pull_steps"] or [],
-            "paused": each["paused"],
-            "version": each["version"],
-        },
-    )
-    return [deployment, *(_schedule(schedule, name, managed=managed) for schedule in each["schedules"])]
+def _resource(kind: Kind, name: str, each: Json, fields: Json, **more: Any) -> ActualResource:
+    values = {"id": each["id"], "updated": datetime.fromisoformat(each["updated"]), "managed": True, **more}
+    return ActualResource(kind, name, fields, **values)
 
 
-def _schedule(each: Json, deployment: str, *, managed: bool) -> ActualResource:
-    slug = each.get("slug")
-    return ActualResource(
-        kind=Kind.SCHEDULE,
-        name=f"{deployment}#{slug or each['id']}",
-        parent=deployment,
-        id=each["id"],
-        managed=managed and bool(slug),
-        updated=datetime.fromisoformat(each["updated"]),
-        active=each["active"],
-        fields={
+def _deployment(name: str, each: Json, *, managed: bool) -> list[ActualResource]:
+    options = each["concurrency_options"] or {}
+    limit = each["global_concurrency_limit"] or {}
+    fields = {
+        "entrypoint": each["entrypoint"],
+        "description": each["description"],
+        "tags": sorted(each["tags"]),
+        "parameters": each["parameters"],
+        "parameter_schema": each["parameter_openapi_schema"] or {},
+        "enforce_parameter_schema": each["enforce_parameter_schema"],
+        "work_pool": each["work_pool_name"],
+        "work_queue": each["work_queue_name"] or DEFAULT_QUEUE,
+        "job_variables": each["job_variables"],
+        "concurrency_limit": limit.get("limit"),
+        "collision_strategy": options.get("collision_strategy"),
+        "grace_period_seconds": options.get("grace_period_seconds"),
+        "pull_steps": each["pull_steps"] or [],
+        "paused": each["paused"],
+        "version": each["version"],
+    }
+    found = [_resource(Kind.DEPLOYMENT, name, each, fields, managed=managed, active=not each["paused"])]
+    for schedule in each["schedules"]:
+        slug = schedule["slug"]
+        values = {
             "slug": slug,
-            "schedule": schedules.normal_form(each["schedule"]),
-            "parameters": each.get("parameters") or {},
-        },
-    )
+            "schedule": schedules.normal_form(schedule["schedule"]),
+            "parameters": schedule["parameters"] or {},
+        }
+        own = {"managed": managed and bool(slug), "parent": name, "active": schedule["active"]}
+        found.append(_resource(Kind.SCHEDULE, f"{name}#{slug or schedule['id']}", schedule, values, **own))
+    return found
 
 
-def _work_pool(client: SyncPrefectClient, name: str) -> list[ActualResource]:
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        pool = client.read_work_pool(name)
-    except ObjectNotFound:
-        return []
-    return [
-        ActualResource(
-            kind=Kind.WORK_POOL,
-            name=name,
-            id=str(pool.id),
-            managed=True,
-            updated=pool.updated,
-            active=not pool.is_paused,
-            fields={"type": pool.type, "template": comparable(pool.base_job_template)},
-        )
-    ]
-
-
-def _variables(client: SyncPrefectClient, tag: str, names: set[str]) -> list[ActualResource]:
-    return [
-        ActualResource(
-            kind=Kind.VARIABLE,
-            name=each["name"],
-            id=each["id"],
-            managed=tag in each["tags"],
-            updated=datetime.fromisoformat(each["updated"]),
-            fields={"value": each["value"], "tags": sorted(each["tags"])},
-        )
-        for each in pages(client, "/variables/filter", {})
-        if PAUSE_TAG not in each["tags"] and (tag in each["tags"] or each["name"] in names)
-    ]
-
-
-def _limits(client: SyncPrefectClient, owner: str) -> list[ActualResource]:
-    return [
-        ActualResource(
-            kind=Kind.CONCURRENCY_LIMIT,
-            name=each["name"],
-            id=each["id"],
-            managed=True,
-            updated=datetime.fromisoformat(each["updated"]),
-            active=each["active"],
-            fields={"limit": each["limit"], "slot_decay_per_second": each["slot_decay_per_second"]},
-        )
-        for each in pages(client, "/v2/concurrency_limits/filter", {})
-        if each["name"].startswith(f"{owner}-")
-    ]
-
-
-def _block(client: SyncPrefectClient, owner: str) -> ActualResource | None:
-    from prefect.exceptions import ObjectNotFound
-
-    name = automations.notify_block(owner)
-    try:
-        block = client.read_block_document_by_name(name, block_type_slug="slack-webhook", include_secrets=True)
-    except ObjectNotFound:
-        return None
-    return ActualResource(
-        kind=Kind.NOTIFICATION,
-        name=name,
-        id=str(block.id),
-        managed=True,
-        updated=block.updated,
-        fields={"urls": Masked(str(block.data.get("url", "")))},
-    )
-
-
-def _automations(client: SyncPrefectClient, tag: str, names: set[str], ids: Mapping[str, str]) -> list[ActualResource]:
-    return [
-        ActualResource(
-            kind=Kind.AUTOMATION,
-            name=each["name"],
-            id=each["id"],
-            managed=tag in each["tags"],
-            updated=datetime.fromisoformat(each["updated"]),
-            active=each["enabled"],
-            fields=automations.normal(each, ids),
-        )
-        for each in pages(client, "/automations/filter", {})
-        if tag in each["tags"] or each["name"] in names
-    ]
+def _notification(client: SyncPrefectClient, owner: str, *, managed: bool) -> list[ActualResource]:
+    block = {
+        "block_documents": {"name": {"any_": [automations.notify_block(owner)]}},
+        "block_types": {"slug": {"any_": ["slack-webhook"]}},
+        "include_secrets": True,
+    }
+    found = []
+    for each in pages(client, "/block_documents/filter", block):
+        fields = {"urls": SecretStr(str(each["data"].get("url", "")))}
+        found.append(_resource(Kind.NOTIFICATION, each["name"], each, fields, managed=managed))
+    return found
 
 
 def read_pauses(client: SyncPrefectClient, owner: str) -> list[Pause]:
     """Return the recorded pauses, soonest end first."""
-    tags = {PAUSE_TAG, automations.owner_tag(owner)}
-    values = [each["value"] for each in pages(client, "/variables/filter", {}) if tags <= set(each["tags"])]
-    found = [
-        Pause(
-            deployment=value["deployment"],
-            by=value["by"],
-            reason=value["reason"],
-            at=datetime.fromisoformat(value["at"]),
-            until=datetime.fromisoformat(value["until"]),
-        )
-        for value in values
-    ]
+    recorded = {"variables": {"tags": {"all_": [PAUSE_TAG, automations.owner_tag(owner)]}}}
+    found = [Pause.model_validate(each["value"]) for each in pages(client, "/variables/filter", recorded)]
     return sorted(found, key=lambda each: each.until)

@@ -5,47 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tidepool.deploy.client import pages
 from tidepool.deploy.config import automations, checks, environments
 from tidepool.deploy.config.yaml_source import raise_if_any
 from tidepool.deploy.reconcile import actual, desired
-from tidepool.deploy.reconcile.plan import UNKNOWN, make_plan
+from tidepool.deploy.reconcile.plan import UNKNOWN, Kind, Resource, make_plan
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from prefect.client.orchestration import SyncPrefectClient
 
-    from tidepool.deploy.reconcile.actual import ActualState
     from tidepool.deploy.reconcile.desired import DesiredState
-    from tidepool.deploy.reconcile.plan import Plan
+    from tidepool.deploy.reconcile.plan import ActualResource, Plan
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Desired state, actual state, and the plan that makes the second the first."""
+    """Desired state, actual state, the plan that makes the second the first, and remarks for its reviewer."""
 
     desired: DesiredState
-    actual: ActualState
+    actual: list[ActualResource]
     plan: Plan
-
-    @property
-    def notes(self) -> list[str]:
-        """Remarks that a reviewer should read with the plan."""
-        notes = []
-        if any(_has_unknown(each.fields) for each in self.desired.resources):
-            notes.append("the image is not compared: only the build knows it; use --image NAME@sha256:… to compare it")
-        if self.desired.unset:
-            notes.append(f"not compared, as these variables are not set: {', '.join(self.desired.unset)}")
-        notified = self.actual.block or self.desired.has_notification_targets
-        if self.desired.server_file.automations and not notified:
-            notes.append("automations send no notifications: TIDEPOOL_NOTIFY_URLS is empty")
-        notes += [
-            f"schedule {each.name} was added on the server and is unmanaged: a deploy leaves it alone"
-            for each in self.plan.unmanaged
-        ]
-        return notes
+    notes: list[str]
 
 
 def compare(
@@ -56,28 +40,38 @@ def compare(
     *,
     image: str | None = None,
     version: str | None = None,
-    checked: bool = False,
 ) -> Comparison:
-    """Compare Git with the server.
+    """Compare Git with the server. The files have been checked.
 
     Args:
         client: A client of the server.
         repository: The folder that holds prefect.yaml.
         environment: production, or the name of an overlay.
         owner: Owner of the managed resources.
-        image: As for `environments.load`.
+        image: As for `environments.load`. Without it, an image that has yet to be built is not compared.
         version: As for `environments.load`.
-        checked: Skip the check of the files, which has been made when the image was built.
 
     Raises:
-        UsageError: the files have problems; all of them, with their lines.
+        UsageError: a file cannot be read, or an entrypoint cannot be imported.
     """
-    if not checked:
-        check(client, repository, environment, owner)
-    wanted = desired.load(repository, environment, owner, image=image, version=version)
-    there = actual.read(client, owner, wanted)
-    resources = wanted.with_automations(owner, block=bool(there.block))
-    return Comparison(desired=wanted, actual=there, plan=make_plan(resources, there.resources))
+    wanted = desired.load(repository, environments.load(repository, environment, image, version), owner)
+    found = actual.read(client, owner, wanted)
+    notified = any(each.kind is Kind.NOTIFICATION for each in [*wanted.resources, *found])
+    listed = wanted.server_file.automations
+    rest = [Resource(Kind.AUTOMATION, each.name, automations.fields(each, owner, notified=notified)) for each in listed]
+    plan = make_plan([*wanted.resources, *rest], found)
+    return Comparison(wanted, found, plan, list(_notes(wanted, plan, notified=notified)))
+
+
+def _notes(wanted: DesiredState, plan: Plan, *, notified: bool) -> Iterator[str]:
+    if any(_has_unknown(each.fields) for each in wanted.resources):
+        yield "the image is not compared: only the build knows it; use --image NAME@sha256:… to compare it"
+    if wanted.unset:
+        yield f"not compared, as these variables are not set: {', '.join(wanted.unset)}"
+    if wanted.server_file.automations and not notified:
+        yield "automations send no notifications: TIDEPOOL_NOTIFY_URLS is empty"
+    for each in plan.unmanaged:
+        yield f"schedule {each.name} was added on the server and is unmanaged: a deploy leaves it alone"
 
 
 def check(client: SyncPrefectClient | None, repository: Path, environment: str, owner: str) -> None:
@@ -99,15 +93,9 @@ def check(client: SyncPrefectClient | None, repository: Path, environment: str, 
 
 def templates(client: SyncPrefectClient, names: Iterable[str]) -> dict[str, Mapping[str, Any] | None]:
     """Return base job templates of the server's work pools; None for a missing pool."""
-    from prefect.exceptions import ObjectNotFound
-
-    found: dict[str, Mapping[str, Any] | None] = {}
-    for name in sorted(names):
-        try:
-            found[name] = client.read_work_pool(name).base_job_template
-        except ObjectNotFound:
-            found[name] = None
-    return found
+    wanted = sorted(names)
+    found = pages(client, "/work_pools/filter", {"work_pools": {"name": {"any_": wanted}}})
+    return {**dict.fromkeys(wanted), **{each["name"]: each["base_job_template"] for each in found}}
 
 
 def _has_unknown(value: object) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tidepool.deploy.config import automations, environments, flows, placeholders, schedules
-from tidepool.deploy.reconcile.plan import UNKNOWN, Kind, Masked, Resource
+from pydantic import SecretStr
+
+from tidepool.deploy.config import automations, flows, placeholders, schedules
+from tidepool.deploy.reconcile.plan import UNKNOWN, Kind, Resource
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -40,46 +42,18 @@ class DesiredState:
     templates: Mapping[str, dict[str, Any]]
     unset: tuple[str, ...]
 
-    @property
-    def has_notification_targets(self) -> bool:
-        """True if TIDEPOOL_NOTIFY_URLS is set."""
-        return any(each.kind is Kind.NOTIFICATION for each in self.resources)
 
-    def with_automations(self, owner: str, *, block: bool) -> list[Resource]:
-        """Return all resources, automations too: whether these notify depends on the server.
-
-        Args:
-            owner: Owner of the managed resources.
-            block: The server has a block with notification targets.
-        """
-        notified = block or self.has_notification_targets
-        return [
-            *self.resources,
-            *(
-                Resource(
-                    kind=Kind.AUTOMATION, name=each.name, fields=automations.fields(each, owner, notified=notified)
-                )
-                for each in self.server_file.automations
-            ),
-        ]
-
-
-def load(
-    repository: Path, environment: str, owner: str, *, image: str | None = None, version: str | None = None
-) -> DesiredState:
-    """Read the desired state. The files have been checked by `checks.check`.
+def load(repository: Path, manifest: Mapping[str, Any], owner: str) -> DesiredState:
+    """Return the desired state. The files have been checked by `checks.check`.
 
     Args:
-        repository: The folder that holds prefect.yaml.
-        environment: production, or the name of an overlay.
+        repository: The folder that holds automations.yaml and the flows.
+        manifest: The prefect file of the environment.
         owner: Owner of the managed resources.
-        image: As for `environments.load`. Without it, an image that has yet to be built is not compared.
-        version: As for `environments.load`.
 
     Raises:
-        UsageError: a file cannot be read, or an entrypoint cannot be imported.
+        UsageError: automations.yaml cannot be read, or an entrypoint cannot be imported.
     """
-    manifest = environments.load(repository, environment, image, version)
     server_file = automations.load(repository)
     resources: list[Resource] = []
     configs: dict[str, dict[str, Any]] = {}
@@ -90,28 +64,24 @@ def load(
         name = f"{flow.name}/{config['name']}"
         configs[name] = raw
         unset.update(name[1:] for name in placeholders.find(config) if name.startswith("$"))
-        resources.append(Resource(kind=Kind.DEPLOYMENT, name=name, fields=_deployment(config, flow, manifest)))
+        resources.append(Resource(Kind.DEPLOYMENT, name, _deployment(config, flow, manifest)))
         resources += [_schedule(name, each) for each in config.get("schedules") or []]
-    pools = {each.fields["work_pool"] for each in resources if each.kind is Kind.DEPLOYMENT}
-    used = [pool for pool in server_file.work_pools if pool.name in pools]
-    templates = {pool.name: automations.template(repository, pool) for pool in used}
+    used = {each.fields["work_pool"] for each in resources if each.kind is Kind.DEPLOYMENT}
+    pools = [pool for pool in server_file.work_pools if pool.name in used]
+    templates = {pool.name: automations.template(repository, pool) for pool in pools}
+    for pool in pools:
+        fields = {"type": pool.type, "template": comparable(templates[pool.name])}
+        resources.append(Resource(Kind.WORK_POOL, pool.name, fields))
+    tags = [automations.owner_tag(owner)]
     resources += [
-        Resource(
-            kind=Kind.WORK_POOL,
-            name=pool.name,
-            fields={"type": pool.type, "template": comparable(templates[pool.name])},
-        )
-        for pool in used
+        Resource(Kind.VARIABLE, each.name, {"value": each.value, "tags": tags}) for each in server_file.variables
     ]
-    resources += _others(server_file, owner)
-    return DesiredState(
-        resources=tuple(resources),
-        manifest=manifest,
-        configs=configs,
-        server_file=server_file,
-        templates=templates,
-        unset=tuple(sorted(unset)),
-    )
+    for limit in server_file.concurrency_limits:
+        resources.append(Resource(Kind.CONCURRENCY_LIMIT, limit.name, limit.model_dump(exclude={"name"})))
+    if urls := settings().notify.urls.get_secret_value().split():
+        secret = SecretStr(" ".join(urls))
+        resources.append(Resource(Kind.NOTIFICATION, automations.notify_block(owner), {"urls": secret}))
+    return DesiredState(tuple(resources), manifest, configs, server_file, templates, tuple(sorted(unset)))
 
 
 def comparable(template: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,40 +130,10 @@ def _value(value: Any) -> Any:
 
 
 def _schedule(deployment: str, config: Mapping[str, Any]) -> Resource:
-    slug, replaces = config["slug"], config.get("replaces")
-    return Resource(
-        kind=Kind.SCHEDULE,
-        name=f"{deployment}#{slug}",
-        parent=deployment,
-        replaces=f"{deployment}#{replaces}" if replaces else "",
-        fields={
-            "slug": slug,
-            "schedule": schedules.parse({key: config[key] for key in schedules.KEYS if key in config}),
-            "parameters": _value(config.get("parameters") or {}),
-        },
-    )
-
-
-def _others(content: ServerFile, owner: str) -> list[Resource]:
-    urls = settings().notify.urls.get_secret_value().split()
-    resources = [
-        Resource(
-            kind=Kind.VARIABLE, name=each.name, fields={"value": each.value, "tags": [automations.owner_tag(owner)]}
-        )
-        for each in content.variables
-    ]
-    resources += [
-        Resource(
-            kind=Kind.CONCURRENCY_LIMIT,
-            name=each.name,
-            fields={"limit": each.limit, "slot_decay_per_second": each.slot_decay_per_second},
-        )
-        for each in content.concurrency_limits
-    ]
-    if urls:
-        resources.append(
-            Resource(
-                kind=Kind.NOTIFICATION, name=automations.notify_block(owner), fields={"urls": Masked(" ".join(urls))}
-            )
-        )
-    return resources
+    fields = {
+        "slug": config["slug"],
+        "schedule": schedules.parse(config),
+        "parameters": _value(config.get("parameters") or {}),
+    }
+    old = f"{deployment}#{config['replaces']}" if config.get("replaces") else ""
+    return Resource(Kind.SCHEDULE, f"{deployment}#{config['slug']}", fields, parent=deployment, replaces=old)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
 
@@ -43,30 +43,20 @@ class Mark:
         return f"({self._text})"
 
 
-@dataclass(frozen=True)
-class Masked:
-    """A secret: compared, and never shown."""
-
-    value: str
-
-    def __repr__(self) -> str:
-        return "(secret)"
-
-
 UNKNOWN: Final = Mark("known after the build")
 """A desired value that only the build step knows. It is equal to any actual value."""
 ABSENT: Final = Mark("none")
 """Stands for a missing key."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Resource:
     """A resource of the desired state.
 
     Attributes:
-        kind: Its kind.
+        kind: See `Kind`.
         name: Its identity: `flow/deployment`, `flow/deployment#slug` for a schedule, else its own name.
-        fields: Its content, in one normal form for both states. Only these are compared.
+        fields: Its content, in one normal form for both states. Only these are compared; a `SecretStr` is never shown.
         parent: Of a schedule: its deployment's name.
         replaces: Name of the actual resource that it is the new name of.
     """
@@ -91,7 +81,7 @@ class ActualResource(Resource):
 
     id: str
     managed: bool
-    updated: datetime | None = None
+    updated: datetime
     active: bool = True
 
 
@@ -123,10 +113,7 @@ class Change:
     @property
     def resource(self) -> Resource:
         """Its desired state, or its actual state for a deletion."""
-        resource = self.desired or self.actual
-        if resource is None:
-            raise ValueError("a change has a desired or an actual state")
-        return resource
+        return cast("Resource", self.desired or self.actual)
 
     @property
     def label(self) -> str:
@@ -158,12 +145,6 @@ class Plan:
         return bool(self.changes)
 
 
-@dataclass
-class _Compared:
-    changes: list[Change] = field(default_factory=list)
-    unchanged: list[ActualResource] = field(default_factory=list)
-
-
 def make_plan(desired: Iterable[Resource], actual: Iterable[ActualResource]) -> Plan:
     """Compare desired with actual state.
 
@@ -172,65 +153,60 @@ def make_plan(desired: Iterable[Resource], actual: Iterable[ActualResource]) -> 
         actual: All managed resources, and unmanaged ones with a desired name.
     """
     wanted, existing = list(desired), list(actual)
-    by_name: dict[tuple[Kind, str], list[ActualResource]] = {}
-    for resource in existing:
-        by_name.setdefault((resource.kind, resource.name), []).append(resource)
+    deployments = [each for each in existing if each.kind is Kind.DEPLOYMENT]
+    managed = {each.name for each in deployments if each.managed}
     # Schedules of an unmanaged deployment are unmanaged too.
-    taken = {each.name for each in existing if each.kind is Kind.DEPLOYMENT and not each.managed}
-
-    result = _Compared()
-    kept: set[str] = set()
+    taken = {each.name for each in deployments if not each.managed}
+    # Of several resources of one name, the first managed one counts.
+    by_name: dict[tuple[Kind, str], ActualResource] = {}
+    for each in sorted(existing, key=lambda one: not one.managed):
+        by_name.setdefault((each.kind, each.name), each)
+    changes: list[Change] = []
+    kept: dict[str, ActualResource] = {}
     order = list(Kind)
     # An actual resource of the right name is taken before one that would be renamed.
-    for each in sorted(wanted, key=lambda one: (order.index(one.kind), bool(one.replaces))):
-        if each.parent not in taken:
-            _compare(each, by_name, kept, result)
+    for one in sorted(wanted, key=lambda one: (order.index(one.kind), bool(one.replaces))):
+        if one.parent in taken:
+            continue
+        found = by_name.get((one.kind, one.name))
+        old = by_name.get((one.kind, one.replaces))
+        if found is None and old is not None and old.managed and old.id not in kept:
+            found = old
+        if found is not None and found.managed:
+            kept[found.id] = found
+        changes += _compare(one, found)
     gone = [each for each in existing if each.managed and each.id not in kept and each.parent not in taken]
     without_parent = {each.name for each in gone if each.kind is Kind.DEPLOYMENT}
-    deletions = [
+    changes += [
         Change(action=Action.DELETE, desired=None, actual=resource)
         for resource in sorted(gone, key=lambda each: (-order.index(each.kind), each.name))
         if resource.parent not in without_parent  # deleting a deployment deletes its schedules
     ]
-    managed = {each.name for each in existing if each.kind is Kind.DEPLOYMENT and each.managed}
+    changed = {change.actual.id for change in changes if change.actual}
+    # An environment may desire a paused deployment: nothing to report then.
+    wanted_paused = {each.name for each in wanted if each.fields.get("paused") is True}
+    ours = [each for each in existing if each.managed or each.parent in managed]
     return Plan(
-        changes=tuple(result.changes + deletions),
-        unchanged=tuple(result.unchanged),
-        paused=tuple(each for each in existing if _is_paused(each, managed, wanted)),
-        unmanaged=tuple(
-            each for each in existing if each.kind is Kind.SCHEDULE and not each.managed and each.parent in managed
-        ),
+        changes=tuple(changes),
+        unchanged=tuple(each for key, each in kept.items() if key not in changed),
+        paused=tuple(each for each in ours if not each.active and each.name not in wanted_paused),
+        unmanaged=tuple(each for each in ours if not each.managed),
     )
 
 
-def _compare(
-    desired: Resource,
-    by_name: Mapping[tuple[Kind, str], Sequence[ActualResource]],
-    kept: set[str],
-    result: _Compared,
-) -> None:
-    same = by_name.get((desired.kind, desired.name), [])
-    found = next((each for each in same if each.managed), same[0] if same else None)
-    if found is None and desired.replaces:
-        old = by_name.get((desired.kind, desired.replaces), [])
-        found = next((each for each in old if each.managed and each.id not in kept), None)
-    if found is None:
+def _compare(desired: Resource, actual: ActualResource | None) -> Iterator[Change]:
+    """Yield the change that makes the actual state the desired one, if there is one."""
+    if actual is None:
         new = tuple(Difference(name, ABSENT, value) for name, value in desired.fields.items())
-        result.changes.append(Change(action=Action.CREATE, desired=desired, actual=None, differences=new))
-        return
-    if not found.managed:
-        result.changes.append(Change(action=Action.CONFLICT, desired=desired, actual=found))
-        return
-    kept.add(found.id)
-    changed = tuple(
+        yield Change(action=Action.CREATE, desired=desired, actual=None, differences=new)
+    elif not actual.managed:
+        yield Change(action=Action.CONFLICT, desired=desired, actual=actual)
+    elif changed := tuple(
         difference
         for name, value in desired.fields.items()
-        for difference in differences(found.fields.get(name, ABSENT), value, name)
-    )
-    if changed:
-        result.changes.append(Change(action=Action.UPDATE, desired=desired, actual=found, differences=changed))
-    else:
-        result.unchanged.append(found)
+        for difference in differences(actual.fields.get(name, ABSENT), value, name)
+    ):
+        yield Change(action=Action.UPDATE, desired=desired, actual=actual, differences=changed)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[Difference]:
@@ -242,14 +218,6 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[Difference]:
             yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{path}.{key}" if path else str(key))
     elif old != new or isinstance(old, bool) is not isinstance(new, bool):  # 1 == True in Python, not in JSON
         yield Difference(path, old, new)
-
-
-def _is_paused(actual: ActualResource, managed: set[str], desired: Sequence[Resource]) -> bool:
-    if actual.active or not (actual.managed or actual.parent in managed):
-        return False
-    same = (each for each in desired if (each.kind, each.name) == (actual.kind, actual.name))
-    # An environment may desire a paused deployment: nothing to report then.
-    return not any(each.fields.get("paused") is True for each in same)
 
 
 def excessive_deletions(plan: Plan, actual: Iterable[ActualResource], share: float) -> list[str]:

@@ -21,38 +21,31 @@ def render(view: PlanView) -> str:
             "changes": [_change(each, view) for each in view.plan.changes],
             "unchanged": [{"kind": each.kind, "name": each.name} for each in view.plan.unchanged],
             "paused": [{"kind": each.kind, "name": each.name, **_pause(each, view)} for each in view.plan.paused],
-            "notes": list(view.notes),
+            "notes": view.notes,
         },
         indent=2,
     )
 
 
 def _change(change: Change, view: PlanView) -> dict[str, Any]:
-    written = change.actual.updated if change.actual else None
     shown: dict[str, Any] = {
         "action": change.action,
         "kind": change.resource.kind,
         "name": change.resource.name,
-        "since": written.isoformat() if written else None,
+        "since": change.actual.updated.isoformat() if change.actual else None,
         "fields": [
             {"field": each.field, "old": visible(each.old, each.field), "new": visible(each.new, each.field)}
             for each in change.differences
         ],
     }
-    if runs := view.next_runs.get(change.resource.name):
+    if runs := view.next_runs(change):
         times = {"before": runs.before, "after": runs.after}
         shown["fires"] = {key: [each.isoformat() for each in value] for key, value in times.items()}
-        shown["warnings"] = list(runs.warnings)
+        shown["warnings"] = runs.warnings
     return shown
 
 
 def _pause(resource: ActualResource, view: PlanView) -> dict[str, Any]:
-    pause = view.pause_of(resource)
-    if pause is None:
-        return {"since": resource.updated.isoformat() if resource.updated else None}
-    return {
-        "since": pause.at.isoformat(),
-        "by": pause.by,
-        "reason": pause.reason,
-        "until": pause.until.isoformat(),
-    }
+    if pause := view.pause_of(resource):
+        return {"since": pause.at.isoformat(), "by": pause.by, "reason": pause.reason, "until": pause.until.isoformat()}
+    return {"since": resource.updated.isoformat()}

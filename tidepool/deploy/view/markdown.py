@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tidepool.deploy.reconcile.plan import Action
 from tidepool.deploy.view.plan_view import SYMBOLS, age, conflict, run_time, short
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 # GitHub accepts 65,536 characters in a comment.
 _COMMENT = 60_000
+# In place of fields, where a resource differs as a whole: on the server, and in Git.
+_WHOLE = {
+    Action.CREATE: "| | missing | present |",
+    Action.DELETE: "| | present | missing |",
+    Action.CONFLICT: "| | unmanaged | managed |",
+}
 
 
 def render(view: PlanView) -> str:
@@ -36,13 +42,8 @@ def render(view: PlanView) -> str:
 def _change(change: Change, view: PlanView) -> list[str]:
     lines = []
     if change.action is Action.UPDATE:
-        lines += ["| field | before | after |", "|---|---|---|"]
-        lines += [
-            f"| {each.field} | {_cell(each.old, each.field)} | {_cell(each.new, each.field)} |"
-            for each in change.differences
-        ]
-        lines.append("")
-    if runs := view.next_runs.get(change.resource.name):
+        lines += ["| field | before | after |", "|---|---|---|", *_rows(change), ""]
+    if runs := view.next_runs(change):
         zone = change.resource.fields["schedule"].get("timezone") or "UTC"
         lines += [f"| next runs ({zone}) | before | after |", "|---|---|---|"]
         for index, times in enumerate(zip_longest(runs.before, runs.after), start=1):
@@ -61,22 +62,19 @@ def drift_rows(view: PlanView) -> list[str]:
     rows = []
     for change in view.plan.changes:
         head = f"| `{SYMBOLS[change.action]}` | {change.resource.kind} `{change.resource.name}` "
-        written = change.actual.updated if change.actual else None
-        since = f"{age(view.now - written)} at most" if written else "-"
-        if change.action is Action.CREATE:
-            rows.append(f"{head}| | missing | present | {since} |")
-        elif change.action is Action.DELETE:
-            rows.append(f"{head}| | present | missing | {since} |")
-        elif change.action is Action.CONFLICT:
-            rows.append(f"{head}| | unmanaged | managed | {since} |")
+        since = f" {age(view.now - change.actual.updated)} at most |" if change.actual else " - |"
+        if change.action is Action.UPDATE:
+            rows += [head + row + since for row in _rows(change)]
         else:
-            rows += [
-                f"{head}| {each.field} | {_cell(each.old, each.field)} | {_cell(each.new, each.field)} | {since} |"
-                for each in change.differences
-            ]
+            rows.append(head + _WHOLE[change.action] + since)
     return rows
 
 
-def _cell(value: Any, field: str) -> str:
-    text = short(value, field).replace("|", "\\|").replace("`", "'")
+def _rows(change: Change) -> list[str]:
+    cells = ((each.field, short(each.old, each.field), short(each.new, each.field)) for each in change.differences)
+    return [f"| {field} | {_code(old)} | {_code(new)} |" for field, old, new in cells]
+
+
+def _code(text: str) -> str:
+    text = text.replace("|", "\\|").replace("`", "'")
     return f"`{text}`"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import SecretStr
 
 from tidepool.deploy.config import schedules
 from tidepool.deploy.config.placeholders import is_secret_variable
-from tidepool.deploy.reconcile.plan import ABSENT, Action, Change, Kind, Mark, Masked, Plan
+from tidepool.deploy.reconcile.plan import ABSENT, Action, Change, Kind, Mark, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
 
     from tidepool.deploy.reconcile.actual import Pause
@@ -23,13 +25,12 @@ RUNS = 3
 _WIDTH = 100
 
 
-@dataclass(frozen=True)
-class NextRuns:
+class NextRuns(NamedTuple):
     """Next runs of a schedule before and after a change, and warnings about them."""
 
-    before: tuple[datetime, ...]
-    after: tuple[datetime, ...]
-    warnings: tuple[str, ...]
+    before: list[datetime]
+    after: list[datetime]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,18 @@ class PlanView:
     Attributes:
         plan: The plan.
         environment: Its environment.
-        next_runs: Of each schedule that changes, by its name.
+        now: Time at which it was made: the start of the schedules' next runs.
+        runs_per_hour: A schedule with more runs per hour has a warning.
         notes: Remarks that a reviewer should read with it.
-        pauses: Recorded pauses, by deployment.
-        now: Time at which it was made.
+        pauses: Recorded pauses.
     """
 
     plan: Plan
     environment: str
-    next_runs: Mapping[str, NextRuns]
-    notes: tuple[str, ...]
-    pauses: Mapping[str, Pause]
     now: datetime
+    runs_per_hour: int
+    notes: Sequence[str] = ()
+    pauses: Sequence[Pause] = ()
 
     @property
     def summary(self) -> str:
@@ -69,8 +70,7 @@ class PlanView:
     def _paused_line(self, resource: ActualResource) -> str:
         name, pause = f"{resource.kind} {resource.name}", self.pause_of(resource)
         if pause is None:
-            since = f"for at least {age(self.now - resource.updated)}" if resource.updated else "for an unknown time"
-            return f"{name} is paused {since}; no reason recorded"
+            return f"{name} is paused for at least {age(self.now - resource.updated)}; no reason recorded"
         expired = " (expired)" if pause.until <= self.now else ""
         return (
             f"{name} is paused for {age(self.now - pause.at)} by {pause.by}, until "
@@ -79,55 +79,22 @@ class PlanView:
 
     def pause_of(self, resource: ActualResource) -> Pause | None:
         """Return the recorded pause of a deployment, or of a schedule's deployment."""
-        return self.pauses.get(resource.parent or resource.name)
+        return next((each for each in self.pauses if each.deployment == (resource.parent or resource.name)), None)
+
+    def next_runs(self, change: Change) -> NextRuns | None:
+        """Return the next runs of a schedule that changes; None for another resource, and for a conflict."""
+        if change.resource.kind is not Kind.SCHEDULE or change.action is Action.CONFLICT:
+            return None
+        before, after = (state.fields["schedule"] if state else None for state in (change.actual, change.desired))
+        return NextRuns(
+            before=schedules.next_runs(before, self.now, RUNS) if before else [],
+            after=schedules.next_runs(after, self.now, RUNS) if after else [],
+            warnings=schedules.warnings(after, self.now, self.runs_per_hour) if after else [],
+        )
 
     def written(self, change: Change) -> str:
         """Return when the resource of a change was last written on the server, as an addition to its name."""
-        if change.actual is None or change.actual.updated is None:
-            return ""
-        return f"  (last written on the server {age(self.now - change.actual.updated)} ago)"
-
-
-def prepare(
-    plan: Plan,
-    environment: str,
-    now: datetime,
-    runs_per_hour: int,
-    *,
-    notes: Sequence[str] = (),
-    pauses: Iterable[Pause] = (),
-) -> PlanView:
-    """Prepare a plan to be shown.
-
-    Args:
-        plan: The plan.
-        environment: Its environment.
-        now: Start of the schedules' next runs.
-        runs_per_hour: Warn about a schedule with more runs per hour.
-        notes: Remarks that a reviewer should read with it.
-        pauses: Recorded pauses.
-    """
-    return PlanView(
-        plan=plan,
-        environment=environment,
-        next_runs={
-            change.resource.name: _next_runs(change, now, runs_per_hour)
-            for change in plan.changes
-            if change.resource.kind is Kind.SCHEDULE and change.action is not Action.CONFLICT
-        },
-        notes=tuple(notes),
-        pauses={each.deployment: each for each in pauses},
-        now=now,
-    )
-
-
-def _next_runs(change: Change, now: datetime, runs_per_hour: int) -> NextRuns:
-    before, after = (state.fields["schedule"] if state else None for state in (change.actual, change.desired))
-    return NextRuns(
-        before=tuple(schedules.next_runs(before, now, RUNS)) if before else (),
-        after=tuple(schedules.next_runs(after, now, RUNS)) if after else (),
-        warnings=tuple(schedules.warnings(after, now, runs_per_hour)) if after else (),
-    )
+        return f"  (last written on the server {age(self.now - change.actual.updated)} ago)" if change.actual else ""
 
 
 def conflict(change: Change) -> str:
@@ -160,13 +127,13 @@ def visible(value: Any, field: str) -> Any:
     """
     if value is ABSENT:
         return None
-    if isinstance(value, Masked | Mark):
+    if isinstance(value, Mark):
         return repr(value)
     if isinstance(value, dict):
         return {key: visible(item, f"{field}.{key}") for key, item in value.items()}
     name = field.rsplit(".", 1)[-1]
-    in_environment = ".env." in f".{field}" and isinstance(value, str)
-    return "(secret)" if in_environment and is_secret_variable(name, value) else value
+    in_environment = ".env." in f".{field}" and isinstance(value, str) and is_secret_variable(name, value)
+    return "(secret)" if in_environment or isinstance(value, SecretStr) else value
 
 
 def short(value: Any, field: str) -> str:

@@ -49,7 +49,7 @@ def _details(change: Change, view: PlanView) -> list[Text]:
         for each in change.differences:
             old, new = (short(each.old, each.field), "red"), (short(each.new, each.field), "green")
             lines.append(Text.assemble(f"{each.field}: ", old, " -> ", new))
-    if runs := view.next_runs.get(change.resource.name):
+    if runs := view.next_runs(change):
         for word, times in (("before", runs.before), ("next", runs.after)):
             if times:
                 lines.append(Text(f"{word}: " + ", ".join(run_time(time) for time in times), "dim"))
