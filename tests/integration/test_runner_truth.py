@@ -295,7 +295,7 @@ def mortal_scheduler(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[byt
         [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(announced), *WORKER]
     )
     try:
-        until(announced.exists)
+        until(lambda: announced.exists() and announced.stat().st_size)
         address = dask_address(announced)
         yield address, scheduler
     finally:

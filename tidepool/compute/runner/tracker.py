@@ -88,7 +88,7 @@ class Tracker:
         self._exits = Exits()
         self._exit_causes: dict[str, str | None] = {}
         self._open: dict[str, TidepoolFuture[Any]] = {}
-        self._crashed: list[tuple[TidepoolFuture[Any], WorkerLostError]] = []
+        self._crashed: dict[TidepoolFuture[Any], str] = {}
         self._to_record: list[Conclusion] = []
         self._scheduler_gone = False
         scheduler: Any = client.scheduler
@@ -137,7 +137,7 @@ class Tracker:
         """
         with self.changed:
             self.changed.wait_for(lambda: not self._open)
-            lost = [str(error) for future, error in self._crashed if not future.seen]
+            lost = [error for future, error in self._crashed.items() if not future.seen]
         self.backlog.record_unsent(_RECORDED_SECONDS)
         if lost:
             shown = "; ".join(lost[:5]) + ("; …" if len(lost) > 5 else "")  # noqa: PLR2004 - enough to see what it is
@@ -337,7 +337,7 @@ class Tracker:
         state: State[Any] = Crashed(message=reason[0].upper() + reason[1:], data=lost)
         state.state_details.task_run_id = future.task_run_id
         with self.changed:
-            self._crashed.append((future, lost))
+            self._crashed[future] = str(lost)
         self._log.error("Task `%s` crashed: %s", name, reason)
         future.crashed = True
         outcome = Outcome.of(state)
