@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from tests.integration.deploy_support import HOURLY, NIGHTLY, Proxy, Shop, recorded
 from tidepool.deploy.client import connect
 from tidepool.local.processes import Processes
-from tidepool.local.server import Home, free_port
-from tidepool.local.server import Server as PrefectServer
+from tidepool.local.server import Home, Server, free_port, running_server
 from tidepool.settings import environment
 
 if TYPE_CHECKING:
@@ -33,34 +32,15 @@ if TYPE_CHECKING:
 DEADLINE_SECONDS = 120
 
 
-class Server:
-    """A Prefect server on SQLite that can be killed and restarted with the same data."""
-
-    def __init__(self, home: Path) -> None:
-        self._server = PrefectServer(Home(home), free_port())
-        self._processes = Processes(self._server.home.logs, self._server.variables)
-        self.api = self._server.api
-        self.start()
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self._process = self._server.start(self._processes, "--no-ui")
-
-    def kill(self) -> None:
-        """Kill it, as the loss of its node would."""
-        os.killpg(self._process.pid, signal.SIGKILL)  # the command and the server that it started
-        self._process.wait()
-
-
 @contextmanager
-def running() -> Iterator[Server]:
-    """Run a server."""
-    with tempfile.TemporaryDirectory(prefix="tidepool-deploys-", ignore_cleanup_errors=True) as home:
-        made = Server(Path(home))
-        try:
-            yield made
-        finally:
-            made.kill()
+def running() -> Iterator[tuple[Server, Proxy, Path]]:
+    """Run a server on SQLite, behind a proxy that records; give a folder for shops too."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tidepool-deploys-", ignore_cleanup_errors=True) as folder,
+        running_server(Home(Path(folder) / "server")) as server,
+        recorded(server.api) as proxy,
+    ):
+        yield server, proxy, Path(folder)
 
 
 def command(shop: Shop, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -216,12 +196,12 @@ def _settled(shop: Shop) -> set[str]:
 
 def rows() -> None:
     """Print the nine rows."""
-    with running() as there, recorded(there.api) as proxy, tempfile.TemporaryDirectory() as folder:
+    with running() as (_, proxy, folder):
         print("| what | stock | writes | ours | writes |\n|---|---|---|---|---|", flush=True)
         for name, (row, bare) in ROWS.items():
             cells = []
             for ours in (False, True):
-                shop = Shop(Path(folder) / f"shop-{len(list(Path(folder).iterdir()))}")
+                shop = Shop(folder / f"shop-{len(list(folder.iterdir()))}")
                 shop.create_pool()
                 proxy.requests.clear()
                 result = row(shop, Deploy(proxy, ours=ours, bare=bare))
@@ -231,14 +211,14 @@ def rows() -> None:
 
 def hundred() -> None:
     """Print the seconds of a plan and of an apply with nothing to do."""
-    with running() as there, recorded(there.api) as proxy, tempfile.TemporaryDirectory() as folder:
-        shop = Shop(Path(folder) / "shop")
+    with running() as (server, proxy, folder):
+        shop = Shop(folder / "shop")
         shop.create_pool()
         for index in range(100):
             shop.deployment(f"d{index:03}", NIGHTLY, HOURLY)
         start = time.monotonic()
         print(f"first apply: exit {command(shop, 'apply').returncode}, {time.monotonic() - start:.1f} s", flush=True)
-        with temporary_settings({PREFECT_API_URL: there.api}):  # the server itself: the proxy has its own cost
+        with temporary_settings({PREFECT_API_URL: server.api}):  # the server itself: the proxy has its own cost
             for arguments in (("plan",), ("apply",)) * 3:
                 start = time.monotonic()
                 done = command(shop, *arguments)
@@ -250,7 +230,12 @@ def hundred() -> None:
 
 def kill() -> None:
     """Kill the server in the middle of an apply, and restart it."""
-    with running() as there, tempfile.TemporaryDirectory() as folder, temporary_settings({PREFECT_API_URL: there.api}):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        server = Server(Home(Path(folder) / "server"), free_port())
+        processes = Processes(server.home.logs, server.variables)
+        stack.callback(processes.stop_all)
+        stack.enter_context(temporary_settings({PREFECT_API_URL: server.api}))
+        started = server.start(processes, "--no-ui")
         shop = Shop(Path(folder) / "shop")
         shop.create_pool()
         for index in range(20):
@@ -262,12 +247,13 @@ def kill() -> None:
         )  # fmt: skip
         for line in process.stdout or ():
             if re.search(r"created deployment \S+/d08", line):
-                there.kill()
+                os.killpg(started.pid, signal.SIGKILL)  # as the loss of its node would: the command and its server
+                started.wait()
                 break
         start = time.monotonic()
         errors = process.communicate()[1]
         print(f"exit {process.returncode} after {time.monotonic() - start:.0f} s:\n{errors}")
-        there.start()
+        server.start(processes, "--no-ui")
         print(f"on the server: {len(shop.deployments())} of 20")
         again = command(shop, "apply")
         live = shop.deployments()

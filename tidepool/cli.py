@@ -59,15 +59,7 @@ def run(
     """
     from tidepool.local.run import run as run_deployment
 
-    code = run_deployment(
-        repository(),
-        name,
-        parameters=parameter or [],
-        environment=environment,
-        provider=provider,
-        as_json=json,
-    )
-    raise typer.Exit(code)
+    raise typer.Exit(run_deployment(repository(), name, parameter or [], environment, provider, as_json=json))
 
 
 @app.command()

@@ -8,55 +8,36 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
+import typer
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from tidepool.deploy.config import environments, flows
 from tidepool.deploy.config.yaml_source import path
 from tidepool.errors import TidepoolError, UsageError
+from tidepool.local.processes import signals_interrupt
+from tidepool.local.server import Home, running_server
 from tidepool.settings import set_prefect_variables, set_variables, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+    from uuid import UUID
 
     from prefect import Flow
     from prefect.client.schemas.objects import State
     from pydantic import TypeAdapter
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of a run, as `--json` prints it."""
-
-    flow_run_id: str
-    state: str
-    result: Any
-    outputs: list[str]
-    artifacts: list[str]
-
-
 def run(
-    repository: Path,
-    name: str,
-    *,
-    parameters: Sequence[str],
-    environment: str,
-    provider: str | None,
-    as_json: bool,
+    repository: Path, name: str, parameters: Sequence[str], environment: str, provider: str | None, *, as_json: bool
 ) -> int:
-    """Run the flow and print its outcome.
+    """Run a deployment's flow and print its outcome.
 
-    Args:
-        repository: The folder that holds prefect.yaml; it becomes the current one, as it is for a worker.
-        name: The deployment.
-        parameters: `name=value`, each overriding the one in prefect.yaml.
-        environment: The environment whose overlay is merged into prefect.yaml.
-        provider: Where mapped tasks run; overrides the setting.
-        as_json: Print one JSON object.
+    The repository becomes the current folder, as it is for a worker.
 
     Returns:
         Exit code: 0 if the run is Completed, otherwise 1.
@@ -64,8 +45,7 @@ def run(
     Raises:
         UsageError: the deployment, a parameter or a setting is wrong; nothing was run.
     """
-    manifest = environments.load(repository, environment)
-    deployment = environments.deployment(manifest, name)
+    deployment = environments.deployment(environments.load(repository, environment), name)
     if provider is not None:
         set_variables({"TIDEPOOL_COMPUTE_PROVIDER": provider})
     settings()
@@ -76,16 +56,19 @@ def run(
         with _api(repository):
             # Prefect's overloads know no flow of any parameters and any result.
             state = cast("State[Any]", cast("Any", flow)(**values, return_state=True))
-            outcome, reason = _outcome(flow, state)
-            _flush()
+            result = state.result(raise_on_failure=False)
+            outcome = _outcome(flow.name, state, result)
     if as_json:
-        sys.stdout.write(json.dumps(asdict(outcome), default=str) + "\n")
+        typer.echo(json.dumps(outcome))
     else:
-        sys.stdout.write(_text(name, outcome))
-    sys.stdout.flush()
-    if reason is None:
+        typer.echo(f"{name}: {state.name} (flow run {outcome['flow_run_id']})")
+        if outcome["result"] is not None:
+            typer.echo(json.dumps(outcome["result"], indent=2))
+        for url in outcome["outputs"]:
+            typer.echo(f"output: {url}")
+    if state.is_completed():
         return 0
-    sys.stderr.write(f"tidepool: {name} ended {outcome.state}: {reason}\n")
+    typer.echo(f"tidepool: {name} ended {state.name}: {_reason(state, result)}", err=True)
     return 1
 
 
@@ -166,49 +149,35 @@ _BOUNDS = {
 }
 
 
-def _outcome(flow: Flow[..., Any], state: State[Any]) -> tuple[Outcome, str | None]:
-    """Read the run's outcome, and the reason when it is not Completed."""
+def _outcome(flow: str, state: State[Any], result: object) -> dict[str, Any]:
+    """Return the outcome of the run, as `--json` prints it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
     from prefect.client.schemas.sorting import ArtifactSort
 
-    run_id = state.state_details.flow_run_id
-    if run_id is None:  # Prefect sets it for every run that has started
-        raise TidepoolError(f"{flow.name} has no flow run: {state.message}")
+    run_id = cast("UUID", state.state_details.flow_run_id)
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id])),
             sort=ArtifactSort.UPDATED_DESC,
         )
-    outputs = next((each.data for each in found if each.key == f"{flow.name}-outputs"), None)
-    rows = json.loads(outputs) if isinstance(outputs, str) else []
-    value = state.result(raise_on_failure=False)
-    completed = state.is_completed()
-    outcome = Outcome(
-        flow_run_id=str(run_id),
-        state=str(state.name),
-        result=value if completed else None,
-        outputs=[str(row["url"]) for row in rows],
-        artifacts=sorted({each.key for each in found if each.key}),
-    )
-    return outcome, None if completed else _reason(state, value)
+    outputs = next((each.data for each in found if each.key == f"{flow}-outputs"), None)
+    return {
+        "flow_run_id": str(run_id),
+        "state": state.name,
+        "result": to_jsonable_python(result, bytes_mode="base64", fallback=str) if state.is_completed() else None,
+        "outputs": [row["url"] for row in json.loads(str(outputs or "[]"))],
+        "artifacts": sorted({each.key for each in found if each.key}),
+    }
 
 
-def _reason(state: State[Any], value: object) -> str:
+def _reason(state: State[Any], result: object) -> str:
     """Give the reason in one sentence, which tidepool's own errors are already."""
-    if isinstance(value, TidepoolError):
-        return str(value)
-    if isinstance(value, BaseException):
-        return " ".join(f"{type(value).__name__}: {value}".split())
+    if isinstance(result, TidepoolError):
+        return str(result)
+    if isinstance(result, BaseException):
+        return " ".join(f"{type(result).__name__}: {result}".split())
     return " ".join((state.message or "no reason recorded").split())
-
-
-def _text(name: str, outcome: Outcome) -> str:
-    lines = [f"{name}: {outcome.state} (flow run {outcome.flow_run_id})"]
-    if outcome.result is not None:
-        lines.append(json.dumps(outcome.result, indent=2, default=str))
-    lines += [f"output: {url}" for url in outcome.outputs]
-    return "\n".join(lines) + "\n"
 
 
 @contextmanager
@@ -232,47 +201,29 @@ def _api(repository: Path) -> Iterator[None]:
     Raises:
         TidepoolError: the configured one does not answer.
     """
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-
-    if PREFECT_API_URL.value() is not None:
-        from prefect.client.orchestration import get_client
-
-        # Fail at once: Prefect's own retries (a minute) are for runs that are under way.
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
-            problem = client.api_healthcheck()
-        if problem is not None:
-            raise TidepoolError(
-                f"the Prefect API {PREFECT_API_URL.value()} (PREFECT_API_URL) does not answer: {problem!r}"
-            )
-        yield
-        return
-
-    from tidepool.local.processes import signals_interrupt
-    from tidepool.local.server import Home, running_server
-
-    home = Home.of(repository)
-    if (server := home.demo_server()) is not None:
-        _use(server.variables)
-        yield
-        return
-
-    with signals_interrupt(), running_server(home) as server:
-        _use(server.variables)
-        yield
-
-
-def _use(variables: dict[str, str]) -> None:
-    """Point Prefect, which is imported already, and the Dask workers to come at a server."""
+    from prefect.client.orchestration import get_client
     from prefect.context import refresh_global_settings_context
-
-    set_prefect_variables(variables)
-    refresh_global_settings_context()
-
-
-def _flush() -> None:
-    """Send the logs and events that Prefect still buffers: the server may end, and the outcome is printed last."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    for service in (APILogWorker, EventsWorker):
-        service.drain_all(timeout=10)
+    with ExitStack() as stack:
+        if (configured := PREFECT_API_URL.value()) is not None:
+            # Fail at once: Prefect's own retries (a minute) are for runs that are under way.
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+                problem = client.api_healthcheck()
+            if problem is not None:
+                raise TidepoolError(f"the Prefect API {configured} (PREFECT_API_URL) does not answer: {problem!r}")
+        else:
+            home = Home.of(repository)
+            server = home.demo_server()
+            if server is None:
+                stack.enter_context(signals_interrupt())
+                server = stack.enter_context(running_server(home))
+            # For Prefect, which is imported already, and the Dask workers to come.
+            set_prefect_variables(server.variables)
+            refresh_global_settings_context()
+        yield
+        # Send the logs and events that Prefect still buffers: the server may end, and the outcome is printed last.
+        for service in (APILogWorker, EventsWorker):
+            service.drain_all(timeout=10)
