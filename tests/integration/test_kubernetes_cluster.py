@@ -163,6 +163,24 @@ def test_a_shared_cluster_is_joined_and_outlives_the_run(kubernetes: KubernetesS
 
 
 @pytest.mark.usefixtures("dask_pods")
+def test_a_shared_cluster_waits_for_the_deletion_of_its_predecessor(
+    kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 15 s of it the run failed, with an exception without a text."""
+    monkeypatch.setattr(kubernetes_module, "_LOG_SECONDS", 0.1)
+    name = manifest.shared_name("warm", IMAGE)
+    objects[name] = {"metadata": {"name": name, "deletionTimestamp": "2026-11-26T00:00:00Z"}}
+    cluster = KubernetesCluster(SIZE, "warm")
+    end = time.monotonic() + 30
+    while requests(kubernetes, "POST").count("POST daskclusters") < 5:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    del objects[name]
+    with cluster:
+        assert next(iter(cluster.steps)) == "created"
+
+
+@pytest.mark.usefixtures("dask_pods")
 def test_a_lost_worker_has_the_reason_that_kubernetes_reports(
     objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,12 +136,13 @@ class KubernetesCluster(RemoteCluster):
         if self.shared:
             self.name = manifest.shared_name(self.shared, self._driver.image)
         while True:
-            await self._create()
             try:
+                await self._create()
                 await self.connect(await self._scheduler_address())
+                break
             except _DeletedError:
-                continue
-            break
+                if not self.shared:
+                    raise
         await self._first_worker()
         await self._verify()
         # From here on a shared one may have other users.
@@ -247,18 +248,16 @@ class KubernetesCluster(RemoteCluster):
             )
         if now - self._logged > _LOG_SECONDS:
             self._logged = now
-            await self._check_exists()
             text = "Dask cluster %s: waiting for %s, %.0f s so far: %s"
             self._logger.info(text, self.name, what, now - self._began, await self._reason())
+            await self._check_exists()
         await asyncio.sleep(_POLL_SECONDS)
 
     async def _check_exists(self) -> None:
         """Raise if the cluster was deleted meanwhile: a shared one that was idle, or any by hand."""
         cluster = await self._kubernetes.cluster(self.name)
         if cluster is None or "deletionTimestamp" in cluster["metadata"]:
-            if self.shared:
-                raise _DeletedError
-            raise ClusterError(f"Dask cluster {self.name} was deleted while it started")
+            raise _DeletedError(f"Dask cluster {self.name} was deleted while it started")
 
     async def _reason(self) -> str:
         try:
@@ -367,8 +366,8 @@ class KubernetesCluster(RemoteCluster):
         return f"Dask dashboard, while the run lasts: `{forward}`, then <http://localhost:{port}/status>"
 
 
-class _DeletedError(Exception):
-    """A shared cluster was deleted while it was waited for."""
+class _DeletedError(ClusterError):
+    """The cluster was deleted while it was waited for; a shared one is then created again."""
 
 
 async def _answers(ip: str) -> bool:
