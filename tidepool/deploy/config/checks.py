@@ -224,7 +224,7 @@ def _secrets(config: Mapping[str, Any]) -> Iterator[Finding]:
     looks = "looks like a secret in plain text, which would be stored in the deployment's record"
     environment = _dict(config, "work_pool", "job_variables", "env")
     for key, value in environment.items():
-        if placeholders.is_secret_variable(str(key), value):
+        if placeholders.is_secret(value, str(key)):
             message = f"{looks}; move it to the Kubernetes Secret of the flow runs"
             yield ("work_pool", "job_variables", "env", key), message
     try:
@@ -232,7 +232,7 @@ def _secrets(config: Mapping[str, Any]) -> Iterator[Finding]:
     except UsageError as error:
         yield ("work_pool", "job_variables", "env"), str(error)
     for key, value in _dict(config, "parameters").items():
-        if placeholders.is_secret_value(value):
+        if placeholders.is_secret(value):
             yield ("parameters", key), looks
 
 

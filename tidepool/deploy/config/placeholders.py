@@ -38,14 +38,12 @@ def fill_from_environment(deployment: Mapping[str, Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", apply_values(to_jsonable_python(dict(deployment)), {}, remove_notset=False))
 
 
-def is_secret_value(value: object) -> bool:
-    """Return whether a value is a credential by its form: a key of a cloud, a token, a URL with a password."""
-    return isinstance(value, str) and _SECRET_VALUE.search(value) is not None
+def is_secret(value: object, variable: str = "") -> bool:
+    """Return whether a value is a credential in plain text: by its form (a token, a URL with a password) or variable.
 
-
-def is_secret_variable(name: str, value: object) -> bool:
-    """Return whether the name or the value of a variable shows that it is a credential in plain text."""
-    if not isinstance(value, str) or not value or find(value):
+    A variable with the name of a credential may be empty or hold a reference (`{{ … }}`).
+    """
+    if not isinstance(value, str):
         return False
-    named = _SECRET_NAME.search(name) is not None and _NAME_OF_A_REFERENCE.search(name) is None
-    return named or is_secret_value(value)
+    named = _SECRET_NAME.search(variable) is not None and _NAME_OF_A_REFERENCE.search(variable) is None
+    return _SECRET_VALUE.search(value) is not None or (named and value != "" and not find(value))

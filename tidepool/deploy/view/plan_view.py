@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import SecretStr
 
 from tidepool.deploy.config import schedules
-from tidepool.deploy.config.placeholders import is_secret_variable
+from tidepool.deploy.config.placeholders import is_secret
 from tidepool.deploy.reconcile.plan import ABSENT, Action, Change, Kind, Mark, Plan
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def visible(value: Any, field: str) -> Any:
     if isinstance(value, dict):
         return {key: visible(item, f"{field}.{key}") for key, item in value.items()}
     name = field.rsplit(".", 1)[-1]
-    in_environment = ".env." in f".{field}" and isinstance(value, str) and is_secret_variable(name, value)
+    in_environment = ".env." in f".{field}" and isinstance(value, str) and is_secret(value, name)
     return "(secret)" if in_environment or isinstance(value, SecretStr) else value
 
 

@@ -127,6 +127,14 @@ class KubernetesCluster(RemoteCluster):
             return link.format(namespace=self._kubernetes.namespace, cluster=self.name)
         return f"{names.scheduler_url(self.name, self._kubernetes.namespace)}/status"
 
+    def _where(self) -> str:
+        """Return how to reach the dashboard, for the run's page."""
+        if self._settings.dashboard_url:
+            return f"[Dask dashboard]({self.dashboard_link})"
+        service, port = names.scheduler_service(self.name), names.HTTP_PORT
+        forward = f"kubectl --namespace {self._kubernetes.namespace} port-forward service/{service} {port}"
+        return f"Dask dashboard, while the run lasts: `{forward}`, then <http://localhost:{port}/status>"
+
     # --- starting ---------------------------------------------------------------------------------------------------
 
     async def _bring_up(self) -> None:
@@ -250,14 +258,10 @@ class KubernetesCluster(RemoteCluster):
             self._logged = now
             text = "Dask cluster %s: waiting for %s, %.0f s so far: %s"
             self._logger.info(text, self.name, what, now - self._began, await self._reason())
-            await self._check_exists()
+            cluster = await self._kubernetes.cluster(self.name)
+            if cluster is None or "deletionTimestamp" in cluster["metadata"]:  # when idle (a shared one), or by hand
+                raise _DeletedError(f"Dask cluster {self.name} was deleted while it started")
         await asyncio.sleep(_POLL_SECONDS)
-
-    async def _check_exists(self) -> None:
-        """Raise if the cluster was deleted meanwhile: a shared one that was idle, or any by hand."""
-        cluster = await self._kubernetes.cluster(self.name)
-        if cluster is None or "deletionTimestamp" in cluster["metadata"]:
-            raise _DeletedError(f"Dask cluster {self.name} was deleted while it started")
 
     async def _reason(self) -> str:
         try:
@@ -355,15 +359,6 @@ class KubernetesCluster(RemoteCluster):
                 return reason
             await asyncio.sleep(_POLL_SECONDS * 5)
         return None
-
-    # --- the run's page ---------------------------------------------------------------------------------------------
-
-    def _where(self) -> str:
-        if self._settings.dashboard_url:
-            return f"[Dask dashboard]({self.dashboard_link})"
-        service, port = names.scheduler_service(self.name), names.HTTP_PORT
-        forward = f"kubectl --namespace {self._kubernetes.namespace} port-forward service/{service} {port}"
-        return f"Dask dashboard, while the run lasts: `{forward}`, then <http://localhost:{port}/status>"
 
 
 class _DeletedError(ClusterError):

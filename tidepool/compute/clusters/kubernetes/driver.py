@@ -82,8 +82,7 @@ def running_image(pod: Mapping[str, Any]) -> str:
         # kind names what it loads `docker.io/library/import-…@sha256:…`, which no registry has.
         if status["name"] == container["name"] and "@sha256:" in pulled and "/import-" not in pulled:
             return pulled
-    specified: str = container["image"]
-    return specified
+    return str(container["image"])
 
 
 def digest(image: str) -> str:

@@ -34,9 +34,6 @@ _RESTRICTED_CONTAINER = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-# A worker that pauses at 80 % of its memory continues when results leave it. What its libraries hold never leaves: it
-# would pause forever without a message. Above the limit Kubernetes ends it, and the run reports out of memory.
-_WORKER_VARIABLES = {"DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False"}
 # Before distributed's own in the list: the first match answers.
 HTTP_ROUTES = (
     "tidepool.compute.clusters.preload.scheduler",
@@ -229,7 +226,10 @@ def _worker(
             "--no-dashboard",
             "--preload=tidepool.compute.clusters.preload.worker",
         ],
-        env={**_WORKER_VARIABLES, **variables},
+        # A worker that pauses at 80 % of its memory continues when results leave it. What its libraries hold never
+        # leaves: it would pause forever without a message. Above the limit Kubernetes ends it, and the run reports out
+        # of memory.
+        env={"DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False", **variables},
         cpu=size.cpu,
         memory_gib=size.memory_gib,
     )
