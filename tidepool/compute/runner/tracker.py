@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Crashed
 
 from tidepool.compute.runner.backlog import Backlog
 from tidepool.compute.runner.recorder import Conclusion, Recorder
-from tidepool.compute.runner.worker_loss import Exits, WorkerLostError
+from tidepool.compute.runner.worker_loss import Exits, WorkerLostError, allowed_losses
 from tidepool.compute.worker import engine, entry
 from tidepool.compute.worker.outcome import Outcome
 from tidepool.settings import settings
@@ -309,7 +309,7 @@ class Tracker:
         # Dask blames every task of the worker. From the second attempt on it is known which ones had begun.
         if not submission.attempt or submission.started:
             submission.losses += error.allowed_failures + 1
-        allowed = max(settings().compute.worker_losses, submission.task.retries + 1)
+        allowed = allowed_losses(submission.task)
         address = error.last_worker.address
         if address not in self._exit_causes:
             self._exit_causes[address] = self._exits.cause(address, self._cluster)

@@ -1,4 +1,4 @@
-"""Causes of lost Dask workers, in words."""
+"""Lost Dask workers: how many a task run may lose, and the causes in words."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.errors import TidepoolError
+from tidepool.settings import settings
 from tidepool.upstream.distributed import PersistentNanny
 
 if TYPE_CHECKING:
     from distributed import Client
+    from prefect import Task
 
 # Topic on which a ReportingNanny reports the exit code of its worker process.
 EXIT_TOPIC = "tidepool-worker-exit"
@@ -76,6 +78,11 @@ class Exits:
         with self._reported:
             self._causes[event[1]["worker"]] = "out of memory (137)"
             self._reported.notify_all()
+
+
+def allowed_losses(task: Task[..., Any]) -> int:
+    """Return how often a task run may lose its worker before it is Crashed: the setting, or a try more than `retries`."""
+    return max(settings().compute.worker_losses, task.retries + 1)
 
 
 def describe_exit(code: int) -> str:
