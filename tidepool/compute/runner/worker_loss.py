@@ -81,7 +81,7 @@ class Exits:
 
 
 def allowed_losses(task: Task[..., Any]) -> int:
-    """Return how often a task run may lose its worker before it is Crashed: the setting, or a try more than `retries`."""
+    """Return how often a task run may lose its worker: the setting, or once more than its retries."""
     return max(settings().compute.worker_losses, task.retries + 1)
 
 
