@@ -1,6 +1,6 @@
 """What the stock Dask task runner does, as tests of both: the stock one and ours. A difference is a failure here.
 
-Where the stock one does not do what Prefect documents, the test says so and why: it must fail there, and pass here.
+Where the stock one does not do what Prefect documents, the test reports it and why: it must fail there, and pass here.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class DaskRunner(DaskTaskRunner):
 
     @property
     def started(self) -> bool:
-        """Whether the runner has been entered and not left."""
+        """True between entering and leaving the runner."""
         return bool(self._started)
 
     @started.setter
