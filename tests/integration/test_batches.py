@@ -63,15 +63,15 @@ def test_one_failure_lists_the_failed_items(runner: TidepoolTaskRunner) -> None:
     @task
     def odd_only(number: int) -> int:
         if number % 4 == 0:
-            raise ValueError(f"{number} is not a good")
+            raise ValueError(f"{number} is not good")
         return number
 
     with pytest.raises(BatchError) as raised:
         run(runner, lambda: map_batched(odd_only, range(10), batch_size=3))
     error = raised.value
     assert str(error) == (
-        "3 of 10 items of task `odd_only` failed: item 0 (0): ValueError: 0 is not a good; "
-        "item 4 (4): ValueError: 4 is not a good; item 8 (8): ValueError: 8 is not a good"
+        "3 of 10 items of task `odd_only` failed: item 0 (0): ValueError: 0 is not good; "
+        "item 4 (4): ValueError: 4 is not good; item 8 (8): ValueError: 8 is not good"
     )
     assert [one.index for one in error.failed] == [0, 4, 8]
     assert error.results[:4] == [error.failed[0], 1, 2, 3]
