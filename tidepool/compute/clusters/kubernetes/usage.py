@@ -21,7 +21,8 @@ PodLog = tuple[dict[str, Any], str]
 
 _GIB = 1024**3
 _MIB = 1024**2
-_PUBLISH_SECONDS = 5.0
+# The cluster is deleted by then: only the end of the run waits. A busy server took more than 5 s.
+_PUBLISH_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
