@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tidepool import storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from uuid import UUID
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -104,6 +103,27 @@ def picture(figure: Figure, title: str) -> str:
     return f"![{title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
+def show_progress(call: Callable[..., Any], **arguments: Any) -> Any:
+    """Create or update a progress artifact; a server that is away or too busy is logged and does not fail the run.
+
+    Args:
+        call: `create_progress_artifact` or `update_progress_artifact`.
+        arguments: Its arguments.
+
+    Returns:
+        The result of `call`; None if the server refused or did not answer.
+    """
+    import httpx
+
+    from tidepool.compute.run_log import run_log
+
+    try:
+        return call(**arguments, _sync=True)
+    except httpx.HTTPError as error:
+        run_log().warning("the progress of the run is not shown: %r", error)
+        return None
+
+
 class Progress:
     """A progress bar of the run, updated in place; use it for work over ten seconds.
 
@@ -119,16 +139,17 @@ class Progress:
         self._total = max(total, 1)
         self._shown = 0
         self._description = description
-        self._id = cast("UUID", create_progress_artifact(progress=0.0, key=key, description=description))
+        self._id = show_progress(create_progress_artifact, progress=0.0, key=key, description=description)
 
     def update(self, done: int) -> None:
         """Report that `done` items are done; at most one request per percent, to spare the server."""
         from prefect.artifacts import update_progress_artifact
 
         percent = int(100 * done / self._total)
-        if percent > self._shown:
+        if percent > self._shown and self._id:
             self._shown = percent
-            update_progress_artifact(
+            show_progress(
+                update_progress_artifact,
                 artifact_id=self._id,
                 progress=float(percent),
                 description=f"{self._description}: {done} of {self._total}",

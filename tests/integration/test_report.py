@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx
 import pytest
 from prefect import flow
 from prefect.artifacts import Artifact
@@ -92,3 +93,25 @@ def test_progress_is_updated_in_place() -> None:
     found = _latest("report-test-progress")
     assert found.data == 100.0
     assert found.description == "items: 300 of 300"
+
+
+def test_a_server_that_is_too_busy_for_progress_does_not_fail_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten runs at a time on two cores failed with a 500 that a progress bar got."""
+
+    def refuse(**_: Any) -> None:
+        request = httpx.Request("PATCH", "http://127.0.0.1/api/artifacts/1")
+        raise httpx.HTTPStatusError("500", request=request, response=httpx.Response(500, request=request))
+
+    @flow
+    def body() -> str:
+        progress = report.Progress("report-busy", 2, "items")
+        monkeypatch.setattr("prefect.artifacts.update_progress_artifact", refuse)
+        progress.update(1)
+        monkeypatch.setattr("prefect.artifacts.create_progress_artifact", refuse)
+        report.Progress("report-busy", 2, "items").update(2)
+        return "done"
+
+    assert body() == "done"
+    assert caplog.text.count("the progress of the run is not shown") == 2

@@ -29,6 +29,7 @@ from prefect.utilities.math import clamped_poisson_interval
 from tidepool.compute.limits import ResultRefusedError, refuse_result
 from tidepool.compute.run_log import run_log
 from tidepool.errors import TidepoolError, UsageError
+from tidepool.report import show_progress
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -242,18 +243,19 @@ class _Progress:
 
     def __init__(self, task: str) -> None:
         self._task = task
-        # In an async flow too, this is not awaited.
-        create: Any = create_progress_artifact
-        self._artifact = create(progress=0.0, description=f"{task}: items done", _sync=True)
+        self._artifact = show_progress(create_progress_artifact, progress=0.0, description=f"{task}: items done")
         self._shown = time.monotonic()
 
     def show(self, done: int, total: int, *, last: bool = False) -> None:
         """Show how many items are done, at most every two seconds."""
-        if last or time.monotonic() - self._shown > _PROGRESS_SECONDS:
+        if self._artifact and (last or time.monotonic() - self._shown > _PROGRESS_SECONDS):
             self._shown = time.monotonic()
-            update: Any = update_progress_artifact
-            description = f"{self._task}: {done} of {total} items done"
-            update(self._artifact, progress=100.0 * done / max(total, 1), description=description, _sync=True)
+            show_progress(
+                update_progress_artifact,
+                artifact_id=self._artifact,
+                progress=100.0 * done / max(total, 1),
+                description=f"{self._task}: {done} of {total} items done",
+            )
 
 
 # --- in the task run ------------------------------------------------------------------------------
