@@ -56,6 +56,9 @@ http://{{ include "tidepool.fullname" . }}-server.{{ .Release.Namespace }}.svc:4
     secretKeyRef:
       name: {{ . }}
       key: {{ $.Values.database.secretKey }}
+# At Prefect's 5 s a busy node makes API requests end with 500, and the flow runs that made them fail.
+- name: PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT
+  value: "30"
 # The migration Job has migrated the database before this pod starts.
 - name: PREFECT_SERVER_DATABASE_MIGRATE_ON_START
   value: "false"
