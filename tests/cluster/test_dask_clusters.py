@@ -138,26 +138,41 @@ def test_an_adaptive_cluster_grows_and_never_stops_a_busy_worker(installation: P
     script = """
 def work(seconds):
     distributed.get_worker().log_event("ran", seconds)
-    time.sleep(seconds)
+    if seconds == LONG:
+        distributed.Event("shrunk").wait(240)
+    else:
+        time.sleep(seconds)
     return seconds
-# One long task and many short ones: when the short ones are done, the cluster shrinks around the long one.
-seconds = [45.0] + [6.0 + n / 100 for n in range(9)]
+# Many short tasks, and one that lasts until the cluster has shrunk around it.
+LONG = 1000
 with KubernetesCluster(size) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+    def workers():
+        return len(client.scheduler_info(n_workers=-1)["workers"])
+    def until(condition):
+        deadline = time.monotonic() + 180
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return workers()
+    # Short ones are sent until the cluster has grown, however long the pods take.
+    seconds = [LONG] + [3.0 + n / 100 for n in range(12)]
     futures = client.map(work, seconds)
-    most = least_after = 0
-    while not all(future.done() for future in futures):
-        count = len(client.scheduler_info(n_workers=-1)["workers"])
-        most = max(most, count)
-        time.sleep(0.5)
-    last = len(client.scheduler_info(n_workers=-1)["workers"])
-    ran = [value for _, value in client.get_events("ran")]
+    def grown():
+        if sum(not future.done() for future in futures) < 7:
+            seconds.extend(more := [3.0 + len(seconds) / 100 + n / 100 for n in range(6)])
+            futures.extend(client.map(work, more))
+        return workers() == 3
+    most = until(grown)
+    least = until(lambda: workers() < most)
+    distributed.Event("shrunk", client=client).set()
     results = client.gather(futures)
-print(json.dumps({"most": most, "last": last, "ran": sorted(ran), "results": sorted(results)}))
+    ran = [value for _, value in client.get_events("ran")]
+result = {"most": most, "least": least, "sent": sorted(seconds), "ran": sorted(ran), "results": sorted(results)}
+print(json.dumps(result))
 """
     result = drive(
         installation.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="3", TIDEPOOL_KUBERNETES_ADAPTIVE_MINIMUM="1"
-    ).result()
+    ).result(500)
     assert result["most"] == 3
-    assert result["last"] < 3, "it did not shrink, so this showed nothing"
-    assert result["ran"] == result["results"], "a task ran twice: its worker was closed while it was busy"
+    assert result["least"] < 3, "it did not shrink, so this showed nothing"
+    assert result["ran"] == result["results"] == result["sent"], "a task ran twice: its worker was closed while busy"
     nothing_left(installation)
