@@ -48,27 +48,21 @@ run: setup ## Run one deployment's flow on this machine: make run FLOW=csv-etl [
 ##@ Before a pull request
 
 .PHONY: test
-test: setup ## Run the tests with coverage (T=tests/unit/test_x.py for some of them)
+test: setup ## Run the tests (T=tests/unit/test_x.py for some of them; COVERAGE=1 measures coverage, and takes longer)
 	@if test -n "$(T)"; then $(BIN)/python -m pytest $(T); else \
-	  $(BIN)/python -m coverage erase; \
-	  $(BIN)/python -m pytest $(OURS) $(PARALLEL) $(LONGEST) $(filter-out $(LONGEST) $(COMMANDS),$(TESTS)) \
-	    --cov --cov-report=; \
-	  $(BIN)/python -m pytest $(OURS) $(PARALLEL) $(COMMANDS) \
-	    --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90; fi
+	  $(BIN)/python -m pytest $(OURS) $(PARALLEL) $(LONGEST) $(filter-out $(LONGEST),$(TESTS)) $(MEASURED); fi
 
 TESTS := $(wildcard $(addsuffix /test_*.py,$(addprefix tests/,integration contract unit helm)))
+MEASURED = $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-under=90)
 
-# A process per core, up to four, each with a Prefect server of its own; it takes the next file when it has finished one. The
-# longest files come first, because one that begins last leaves the other cores idle.
-JOBS ?= logical
-PARALLEL = --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-LONGEST := $(addprefix tests/integration/,test_runner_truth.py test_runner_behaviours.py test_forecast_flow.py \
-  test_taxi_flows.py test_batches.py test_compute.py test_image_etl_flow.py test_tickets_flow.py)
-
-# Tests of the commands deploy to the Prefect server: on one that has only their deployments, what a plan lists and what
-# `prune` would delete is known.
-COMMANDS := $(addprefix tests/integration/,test_demo.py test_run_command.py) \
-  $(wildcard tests/integration/test_deploy_*.py) tests/integration/test_storage.py
+# Three processes keep two cores busy, because tests wait for other processes a third of their time. Each has a Prefect
+# server of its own and takes the next file when it has finished one. The longest files come first, because one that begins
+# last leaves the other cores idle.
+JOBS ?= 3
+PARALLEL = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+LONGEST := $(addprefix tests/integration/,test_runner_truth.py test_runner_behaviours.py test_demo.py test_run_command.py \
+  test_forecast_flow.py test_deploy_apply.py test_deploy_command.py test_taxi_flows.py test_batches.py test_compute.py \
+  test_deploy_workflow.py test_image_etl_flow.py test_tickets_flow.py test_deploy_property.py)
 
 # Tests of the stock task runner take minutes, and must not block a change of ours.
 OURS := -m "not stock"
