@@ -8,6 +8,9 @@ GROUP = "kubernetes.dask.org/v1"
 SCHEDULER_PORT = 8786
 HTTP_PORT = 8787
 WORKER_PORT = 8788
+# Key and certificate of a cluster, as files of its pods, from a Secret of this type.
+TLS_TYPE = "kubernetes.io/tls"
+TLS_FOLDER = "/run/tidepool/tls"
 
 # Never prefect.io/flow-run-id: the operator copies labels to its pods, and Prefect's observer takes every pod with that
 # label for a flow run's own.
@@ -22,6 +25,11 @@ ANNOTATION_WORKERS = "tidepool.dev/workers"
 def scheduler_service(cluster: str) -> str:
     """Return the name of the Service that the operator creates for a cluster's scheduler."""
     return f"{cluster}-scheduler"
+
+
+def tls_secret(cluster: str) -> str:
+    """Return the name of the Secret with a cluster's key and certificate; only the cluster's pods mount it."""
+    return f"{cluster}-tls"
 
 
 def scheduler_url(cluster: str, namespace: str) -> str:
