@@ -58,13 +58,37 @@ def schema(values: dict[str, Any], docs: Docs) -> dict[str, Any]:
             node |= _RESOURCES
         return node | extra
 
+    properties = {key: of(value, (key,)) for key, value in values.items()}
+    properties["teams"] |= _teams(properties)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the tidepool chart",
         "type": "object",
-        "properties": {key: of(value, (key,)) for key, value in values.items()} | {"global": {"type": "object"}},
+        "properties": properties | {"global": {"type": "object"}},
         "additionalProperties": False,
     }
+
+
+def _teams(properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of `teams`: a team sets what the values of the default team accept."""
+
+    def own(group: str, *left_out: str) -> dict[str, Any]:
+        inner = properties[group]["properties"]
+        return properties[group] | {"properties": {key: inner[key] for key in inner if key not in left_out}}
+
+    network_policy = properties["networkPolicy"]["properties"]
+    team = {
+        "type": "object",
+        "properties": {
+            "namespace": properties["flowRuns"]["properties"]["namespace"] | {"minLength": 1},
+            "workPool": own("workPool") | {"required": ["name"]},
+            "flowRuns": own("flowRuns", "namespace", "formerNamespaces"),
+            "networkPolicy": own("networkPolicy", *(key for key in network_policy if key != "storage")),
+        },
+        "required": ["namespace", "workPool"],
+        "additionalProperties": False,
+    }
+    return {"propertyNames": {"pattern": "^[a-z][a-z0-9]{0,19}$"}, "additionalProperties": team}
 
 
 _QUANTITIES = {

@@ -107,6 +107,13 @@ class KubernetesSettings(_Group):
     shows the port-forward command."""
 
 
+class OperatorSettings(_Group):
+    """The Dask operator."""
+
+    namespaces: str = ""
+    """Namespaces of flow runs, separated by spaces: the same as the operator's `--namespace` options."""
+
+
 class SizeSettings(_Group):
     """One size of Dask cluster."""
 
@@ -175,6 +182,7 @@ class Settings(BaseSettings):
     storage: StorageSettings = StorageSettings()
     compute: ComputeSettings = ComputeSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    operator: OperatorSettings = OperatorSettings()
     small: SizeSettings = SizeSettings(workers=2)
     """Size `small`: per-item work of seconds."""
     medium: SizeSettings = SizeSettings(workers=4, memory_gib=2.0)

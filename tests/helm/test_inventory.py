@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 MINIMAL = {
     ("ConfigMap", "tidepool-flow-run"),
+    ("ConfigMap", "tidepool-flow-run-rules"),
     ("ConfigMap", "tidepool-work-pool"),
     ("Deployment", "tidepool-operator"),
     ("Deployment", "tidepool-server"),

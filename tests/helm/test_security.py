@@ -179,7 +179,8 @@ def allowed(policies: list[Manifest], source: str, target: str) -> set[int]:
             if selects(policy["podSelector"], labels_of(own)):
                 for rule in policy.get(direction, []):
                     for peer in rule.get(peers, []):
-                        local = "podSelector" in peer and "namespaceSelector" not in peer
+                        there = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                        local = "podSelector" in peer and there.get("kubernetes.io/metadata.name", "flows") == "flows"
                         if local and selects(peer["podSelector"], labels_of(other)):
                             ports |= {each["port"] for each in rule["ports"]}
         return ports

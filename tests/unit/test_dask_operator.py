@@ -13,6 +13,7 @@ import pytest
 from dask_kubernetes.operator.controller import controller
 
 from tidepool.operate import dask_operator, idle_clusters
+from tidepool.settings import settings as tidepool_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -27,10 +28,11 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[kopf.OperatorRegistry]
     monkeypatch.setattr(controller, "build_default_worker_group_spec", controller.build_default_worker_group_spec)
     kopf.set_default_registry(registry)
     yield registry
+    tidepool_settings.cache_clear()
     kopf.set_default_registry(original)
 
 
-async def start(monkeypatch: pytest.MonkeyPatch, watch: Callable[[str], Awaitable[None]]) -> kopf.Memo:
+async def start(monkeypatch: pytest.MonkeyPatch, watch: Callable[[list[str]], Awaitable[None]]) -> kopf.Memo:
     monkeypatch.setattr(idle_clusters, "watch", watch)
     memo = kopf.Memo()
     settings = kopf.OperatorSettings()
@@ -42,16 +44,18 @@ async def start(monkeypatch: pytest.MonkeyPatch, watch: Callable[[str], Awaitabl
 def test_the_loop_over_idle_clusters_replaces_the_timer(
     registry: kopf.OperatorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched = []
+    watched: list[str] = []
+    monkeypatch.setenv("TIDEPOOL_OPERATOR_NAMESPACES", "runs media")
+    tidepool_settings.cache_clear()
 
-    async def watch(namespace: str) -> None:
-        watched.append(namespace)
+    async def watch(namespaces: list[str]) -> None:
+        watched.extend(namespaces)
         await asyncio.Event().wait()
 
     async def scenario() -> None:
         memo = await start(monkeypatch, watch)
         await asyncio.sleep(0)
-        assert watched == [""]
+        assert watched == ["runs", "media"]
         await dask_operator.end(memo=memo)
         await asyncio.wait({memo.idle_clusters}, timeout=30)
         assert memo.idle_clusters.cancelled()
@@ -64,7 +68,7 @@ def test_the_loop_over_idle_clusters_replaces_the_timer(
 def test_the_operator_ends_with_its_loop(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     terminated = threading.Event()
 
-    async def watch(_: str) -> None:
+    async def watch(_: list[str]) -> None:
         raise ValueError("no credentials")
 
     async def scenario() -> None:

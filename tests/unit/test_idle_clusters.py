@@ -71,7 +71,7 @@ def test_the_loop_outlives_an_unavailable_api_and_logs_it_once(
     kubernetes.answers = [(503, {}), (503, {}), *[(200, {"items": []})] * 3, (kubernetes.NO_ANSWER, {})]
 
     async def check() -> None:
-        watch = asyncio.create_task(idle_clusters.watch("ns"))
+        watch = asyncio.create_task(idle_clusters.watch(["ns"]))
         async with asyncio.timeout(60):
             while len(kubernetes.requests) < 6:  # noqa: ASYNC110 - the server is another thread
                 await asyncio.sleep(0.001)

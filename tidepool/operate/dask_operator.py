@@ -35,7 +35,7 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     kopf_internals.remove_timer(kopf.get_default_registry(), dask_kubernetes.IDLE_TIMER)
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    memo.idle_clusters = asyncio.create_task(idle_clusters.watch(tidepool_settings().kubernetes.namespace))
+    memo.idle_clusters = asyncio.create_task(idle_clusters.watch(tidepool_settings().operator.namespaces.split()))
     memo.idle_clusters.add_done_callback(_stop_operator)
 
 

@@ -1,6 +1,6 @@
 """Deletion of Dask clusters that have been idle for longer than their `spec.idleTimeout` (seconds; 0: never).
 
-It runs in the Dask operator, one loop for all clusters of the namespace.
+It runs in the Dask operator, one loop for all clusters of all namespaces.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import kr8s
@@ -23,12 +23,15 @@ _REQUEST_SECONDS = 10
 # Packets to a scheduler that is gone are lost, not refused.
 _SCHEDULER_SECONDS = 4.0
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DaskCluster = new_class("DaskCluster", GROUP)
 _log = logging.getLogger(__name__)
 
 
-async def watch(namespace: str) -> None:
-    """Check all clusters of the namespace every five seconds, until cancelled."""
+async def watch(namespaces: Sequence[str]) -> None:
+    """Check all clusters of the namespaces every five seconds, until cancelled."""
     logged = ""
     api = None
     # Not by the proxy of the environment, which cannot reach a Service.
@@ -39,7 +42,7 @@ async def watch(namespace: str) -> None:
                 if api is None:
                     api = await kr8s.asyncio.api()
                     api.timeout = _REQUEST_SECONDS
-                await delete_idle(api, http, namespace)
+                await asyncio.gather(*(delete_idle(api, http, each) for each in namespaces))
             except (kr8s.ServerError, kr8s.APITimeoutError, kr8s.ConnectionClosedError, httpx.TransportError) as error:
                 problem = str(error) or type(error).__name__
             if problem != logged:
@@ -49,7 +52,7 @@ async def watch(namespace: str) -> None:
 
 
 async def delete_idle(api: kr8s.asyncio.Api, http: httpx.AsyncClient, namespace: str) -> None:
-    """Delete the clusters whose idle timeout has passed."""
+    """Delete the clusters of a namespace whose idle timeout has passed."""
     clusters: list[Any] = [each async for each in DaskCluster.list(api=api, namespace=namespace)]
     limited = [each for each in clusters if each.spec.get("idleTimeout") and "deletionTimestamp" not in each.metadata]
     since = await asyncio.gather(*(_idle_since(http, scheduler_url(each.name, each.namespace)) for each in limited))

@@ -24,9 +24,11 @@ app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end }}
 
+{{/* Takes (list $ component), or (list $ component namespace) for an object outside of the release's namespace. */}}
 {{- define "tidepool.metadata" -}}
-name: {{ include "tidepool.fullname" (index . 0) }}-{{ index . 1 }}
-namespace: {{ (index . 0).Release.Namespace }}
+{{- $root := index . 0 -}}
+name: {{ include "tidepool.fullname" $root }}-{{ index . 1 }}
+namespace: {{ if gt (len .) 2 }}{{ index . 2 }}{{ else }}{{ $root.Release.Namespace }}{{ end }}
 labels:
   {{- include "tidepool.labels" . | nindent 2 }}
 {{- end }}

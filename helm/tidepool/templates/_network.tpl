@@ -10,11 +10,19 @@
 
 {{- define "tidepool.egress-prefect-api" -}}
 - to:
-    - podSelector:
+    - {{- include "tidepool.in-namespace" .Release.Namespace | nindent 6 }}
+      podSelector:
         matchLabels:
           {{- include "tidepool.selector" (list . "server") | nindent 10 }}
   ports:
     - port: 4200
+{{- end }}
+
+{{/* Half of a peer: a namespace. Kubernetes sets this label, and nobody can change it. */}}
+{{- define "tidepool.in-namespace" -}}
+namespaceSelector:
+  matchLabels:
+    kubernetes.io/metadata.name: {{ . }}
 {{- end }}
 
 {{/* Selector of Dask pods; takes the component, scheduler or worker. The operator sets these labels. */}}

@@ -13,15 +13,35 @@
 {{- if and .Values.ingress.enabled (not (hasPrefix "https://" .Values.server.publicUrl)) }}
 {{- fail (printf "server.publicUrl is %s: with ingress.enabled it must be an https:// address" .Values.server.publicUrl) }}
 {{- end }}
-{{- $known := keys (include "tidepool.base-job-template" . | fromJson).variables.properties }}
-{{- range $name, $_ := .Values.workPool.defaults }}
+{{- $known := keys (.Files.Get "files/base-job-template.json" | fromJson).variables.properties }}
+{{- $namespaces := list }}
+{{- $pools := list }}
+{{- $current := list }}
+{{- range include "tidepool.run-namespaces" . | fromJsonArray }}
+{{- $where := ternary "" (printf "teams.%s." (trimPrefix "-" .suffix)) (empty .suffix) }}
+{{- if has .namespace $namespaces }}
+{{- fail (printf "namespace %s is given twice in flowRuns and teams: each team, and each former namespace, is another one" .namespace) }}
+{{- end }}
+{{- $namespaces = append $namespaces .namespace }}
+{{- range $name, $_ := .workPool.defaults }}
 {{- if not (has $name $known) }}
-{{- fail (printf "workPool.defaults.%s is not a variable of the base job template; known: %s" $name (join ", " (sortAlpha $known))) }}
+{{- fail (printf "%sworkPool.defaults.%s is not a variable of the base job template; known: %s" $where $name (join ", " (sortAlpha $known))) }}
 {{- end }}
 {{- end }}
-{{- range $name, $_ := .Values.flowRuns.env }}
+{{- range $name, $_ := .flowRuns.env }}
 {{- if not (regexMatch "^(TIDEPOOL|PREFECT)_[A-Z0-9_]+$" $name) }}
-{{- fail (printf "flowRuns.env.%s is not a setting: use names that start with TIDEPOOL_ or PREFECT_" $name) }}
+{{- fail (printf "%sflowRuns.env.%s is not a setting: use names that start with TIDEPOOL_ or PREFECT_" $where $name) }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- range include "tidepool.teams" . | fromJsonArray }}
+{{- if has .workPool.name $pools }}
+{{- fail (printf "work pool %s is given twice in workPool and teams: each team has its own" .workPool.name) }}
+{{- end }}
+{{- $pools = append $pools .workPool.name }}
+{{- $current = append $current .namespace }}
+{{- end }}
+{{- if and .Values.teams (has .Release.Namespace $current) }}
+{{- fail (printf "teams needs flowRuns.namespace, and namespaces other than %s: runs there could name the platform's Secrets" .Release.Namespace) }}
 {{- end }}
 {{- end }}
