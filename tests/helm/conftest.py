@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 import yaml
 
+from tests.helm.layouts import LAYOUTS, RELEASE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.helm.layouts import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "tidepool"
@@ -63,7 +67,7 @@ def checked(text: str) -> list[Manifest]:
 def template(files: tuple[str, ...], values: tuple[tuple[str, str], ...]) -> str:
     options = [f"--values={CHART}/ci/{name}-values.yaml" for name in files]
     options += [f"--set={name.replace('__', '.')}={value}" for name, value in values]
-    return run("helm", "template", "tidepool", str(CHART), "--namespace=flows", "--kube-version=1.34", *options)
+    return run("helm", "template", "tidepool", str(CHART), f"--namespace={RELEASE}", "--kube-version=1.34", *options)
 
 
 @pytest.fixture
@@ -74,6 +78,13 @@ def render() -> Render:
         return checked(template(files or ("minimal",), tuple(values.items())))
 
     return objects
+
+
+@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> Layout:
+    """Each way to place the flow runs."""
+    found: Layout = request.param
+    return found
 
 
 @pytest.fixture

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.helm.layouts import LAYOUTS, RELEASE
+
 if TYPE_CHECKING:
     from conftest import Render
 
-MINIMAL = {
+    from tests.helm.layouts import Layout
+
+RUNS = {
     ("ConfigMap", "tidepool-flow-run"),
     ("ConfigMap", "tidepool-flow-run-rules"),
-    ("ConfigMap", "tidepool-work-pool"),
-    ("Deployment", "tidepool-operator"),
-    ("Deployment", "tidepool-server"),
-    ("Deployment", "tidepool-worker"),
-    ("Job", "tidepool-registration"),
-    ("Job", "tidepool-work-pool"),
-    ("NetworkPolicy", "tidepool-api-clients"),
     ("NetworkPolicy", "tidepool-dask-scheduler"),
     ("NetworkPolicy", "tidepool-dask-worker"),
     ("NetworkPolicy", "tidepool-default-deny"),
     ("NetworkPolicy", "tidepool-flow-run"),
-    ("NetworkPolicy", "tidepool-operator"),
-    ("NetworkPolicy", "tidepool-server"),
-    ("NetworkPolicy", "tidepool-worker"),
-    ("Pod", "tidepool-test"),
     ("Role", "tidepool-flow-run"),
     ("Role", "tidepool-operator"),
     ("Role", "tidepool-worker"),
     ("RoleBinding", "tidepool-flow-run"),
     ("RoleBinding", "tidepool-operator"),
     ("RoleBinding", "tidepool-worker"),
-    ("Service", "tidepool-server"),
     ("ServiceAccount", "tidepool-flow-run"),
-    ("ServiceAccount", "tidepool-operator"),
+}
+TEAM = {  # in the platform's namespace, with the team's suffix
+    ("ConfigMap", "tidepool-work-pool"),
+    ("Deployment", "tidepool-worker"),
+    ("Job", "tidepool-work-pool"),
     ("ServiceAccount", "tidepool-worker"),
 }
-PRODUCTION = MINIMAL | {
+PLATFORM = {
+    ("Deployment", "tidepool-operator"),
+    ("Deployment", "tidepool-server"),
+    ("Job", "tidepool-registration"),
+    ("NetworkPolicy", "tidepool-api-clients"),
+    ("NetworkPolicy", "tidepool-default-deny"),
+    ("NetworkPolicy", "tidepool-operator"),
+    ("NetworkPolicy", "tidepool-server"),
+    ("NetworkPolicy", "tidepool-worker"),
+    ("Pod", "tidepool-test"),
+    ("Service", "tidepool-server"),
+    ("ServiceAccount", "tidepool-operator"),
+}
+PRODUCTION = {
     ("Deployment", "tidepool-services"),
     ("Ingress", "tidepool-server"),
     ("Job", "tidepool-migration"),
@@ -44,42 +53,62 @@ PRODUCTION = MINIMAL | {
 }
 
 
-def inventory(manifests: list[dict]) -> set[tuple[str, str]]:
-    names = [(each["kind"], each["metadata"]["name"]) for each in manifests]
+def inventory(manifests: list[dict]) -> set[tuple[str, str, str]]:
+    """Return (namespace, kind, name) of each object."""
+    names = [(each["metadata"]["namespace"], each["kind"], each["metadata"]["name"]) for each in manifests]
     assert len(names) == len(set(names)), "an object is rendered twice"
     return set(names)
 
 
-def test_minimal(render: Render) -> None:
-    assert inventory(render("minimal")) == MINIMAL
+def expected(layout: Layout) -> set[tuple[str, str, str]]:
+    """Return the objects of the minimal installation."""
+    platform = {(RELEASE, *each) for each in PLATFORM}
+    for suffix, namespace in layout.teams.items():
+        platform |= {(RELEASE, kind, f"{name}{suffix}") for kind, name in TEAM}
+        platform |= {(namespace, *each) for each in RUNS}
+    return platform
 
 
-def test_production(render: Render) -> None:
-    assert inventory(render("production")) == PRODUCTION
+def test_minimal(render: Render, layout: Layout) -> None:
+    assert inventory(render("minimal", **layout.values)) == expected(layout)
 
 
-def test_options_add_and_remove_their_own_objects_only(render: Render) -> None:
-    assert inventory(render("minimal", registration__enabled="false")) == MINIMAL - {("Job", "tidepool-registration")}
-    without = inventory(render("minimal", networkPolicy__enabled="false"))
-    assert without == {each for each in MINIMAL if each[0] != "NetworkPolicy"}
+def test_production(render: Render, layout: Layout) -> None:
+    found = inventory(render("production", **layout.values))
+    assert found == expected(layout) | {(RELEASE, *each) for each in PRODUCTION}
 
 
-def test_everything_is_in_the_release_namespace_and_labelled(render: Render) -> None:
-    for manifest in render("production"):
-        name = manifest["metadata"]["name"]
-        assert manifest["metadata"]["namespace"] == "flows", name
-        assert manifest["metadata"]["labels"]["app.kubernetes.io/instance"] == "tidepool", name
+def test_options_add_and_remove_their_own_objects_only(render: Render, layout: Layout) -> None:
+    whole = expected(layout)
+    without = inventory(render("minimal", registration__enabled="false", **layout.values))
+    assert without == whole - {(RELEASE, "Job", "tidepool-registration")}
+    without = inventory(render("minimal", networkPolicy__enabled="false", **layout.values))
+    assert without == {each for each in whole if each[1] != "NetworkPolicy"}
+
+
+def test_a_former_namespace_keeps_the_objects_of_its_runs(render: Render) -> None:
+    """Runs in flight end well while new ones start elsewhere: nothing that they need is deleted or renamed."""
+    before = inventory(render("minimal"))
+    apart = LAYOUTS["two namespaces"]
+    now = inventory(render("minimal", **apart.values, flowRuns__formerNamespaces=f"{{{RELEASE}}}"))
+    assert now == before | expected(apart)
+
+
+def test_everything_is_labelled(render: Render, layout: Layout) -> None:
+    for manifest in render("production", **layout.values):
+        assert manifest["metadata"]["labels"]["app.kubernetes.io/instance"] == "tidepool", manifest["metadata"]["name"]
 
 
 def test_hooks_run_in_order(render: Render) -> None:
     hooks = {
         each["metadata"]["name"]: (notes["helm.sh/hook"], notes.get("helm.sh/hook-weight", "0"))
-        for each in render("production")
+        for each in render("production", **LAYOUTS["two teams"].values)
         if "helm.sh/hook" in (notes := each["metadata"].get("annotations", {}))
     }
     assert hooks == {
         "tidepool-migration": ("pre-install,pre-upgrade", "0"),  # before the new server starts
         "tidepool-work-pool": ("post-install,post-upgrade", "0"),  # deployments are checked against the pool,
+        "tidepool-work-pool-media": ("post-install,post-upgrade", "0"),
         "tidepool-registration": ("post-install,post-upgrade", "10"),  # so they come after it
         "tidepool-test": ("test", "0"),
     }

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.helm.layouts import LAYOUTS, RELEASE
+
 if TYPE_CHECKING:
     from conftest import Manifest, Render
+
+    from tests.helm.layouts import Layout
 
 # Every right in the Kubernetes API that anything of ours has: (account, API group, resource) -> verbs.
 RIGHTS = {
@@ -38,9 +42,11 @@ TOKENS = {
 }
 
 
-def rights(manifests: list[Manifest]) -> dict[tuple[str, str, str], str]:
+def rights(manifests: list[Manifest], namespace: str) -> dict[tuple[str, str, str], str]:
     found = {}
     for role in (each for each in manifests if each["kind"] == "Role"):
+        if role["metadata"]["namespace"] != namespace:
+            continue
         account = role["metadata"]["name"].removeprefix("tidepool-")
         for rule in role["rules"]:
             assert set(rule) == {"apiGroups", "resources", "verbs"}
@@ -51,18 +57,37 @@ def rights(manifests: list[Manifest]) -> dict[tuple[str, str, str], str]:
     return found
 
 
-def test_rights_are_exactly_these(render: Render) -> None:
-    assert rights(render("production")) == RIGHTS
+def test_rights_are_exactly_these(render: Render, layout: Layout) -> None:
+    manifests = render("production", **layout.values)
+    for namespace in layout.teams.values():
+        assert rights(manifests, namespace) == RIGHTS
     assert "*" not in str(RIGHTS)
+    if RELEASE not in layout.teams.values():
+        assert not rights(manifests, RELEASE), "nothing acts in the platform's namespace, where its Secrets are"
 
 
-def test_each_role_is_bound_to_its_own_account_only(render: Render) -> None:
-    manifests = render("production")
+def test_each_role_is_bound_to_its_own_account_only(render: Render, layout: Layout) -> None:
+    manifests = render("production", **layout.values)
     assert not [each for each in manifests if each["kind"].startswith("Cluster")], "a Role does"
+    accounts = {
+        (each["metadata"]["namespace"], each["metadata"]["name"])
+        for each in manifests
+        if each["kind"] == "ServiceAccount"
+    }
+    bound = set()
+    teams = {namespace: suffix for suffix, namespace in layout.teams.items()}
     for binding in (each for each in manifests if each["kind"] == "RoleBinding"):
-        name = binding["metadata"]["name"]
+        name, namespace = binding["metadata"]["name"], binding["metadata"]["namespace"]
         assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
-        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": "flows"}]
+        [subject] = binding["subjects"]
+        expected = {
+            "tidepool-flow-run": (namespace, "tidepool-flow-run"),
+            "tidepool-operator": (RELEASE, "tidepool-operator"),
+            "tidepool-worker": (RELEASE, f"tidepool-worker{teams[namespace]}"),
+        }
+        assert (subject["namespace"], subject["name"]) == expected[name]
+        bound.add(expected[name])
+    assert bound == accounts
 
 
 def test_only_pods_that_use_a_token_have_one(pods: list[tuple[str, Manifest]]) -> None:
@@ -124,7 +149,7 @@ def test_every_image_is_the_platforms_and_pinned_by_digest(pods: list[tuple[str,
     assert re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", images.pop())
 
 
-# What may open a connection to what: (from, to, ports). docs/security.md explains each.
+# What may open a connection to what: (from, to, ports). docs/security.md explains each. Between runs: of one team.
 PLATFORM = ["worker", "work-pool", "registration", "test"]
 SOME = {"flow-run": {"app.kubernetes.io/component": "flow-run"}, "dask-worker": {"dask.org/component": "worker"},
         "dask-scheduler": {"dask.org/component": "scheduler"}}  # fmt: skip
@@ -151,11 +176,22 @@ ADDRESSES = {  # egress that is not to a pod of ours
 }
 
 
-def labels_of(component: str) -> dict[str, str]:
+# A pod: its namespace, the suffix of its team in the platform's namespace, its component.
+Place = tuple[str, str, str]
+
+
+def places(layout: Layout) -> list[Place]:
+    platform = [(RELEASE, "", each) for each in ADDRESSES if each not in SOME]
+    others = [(RELEASE, suffix, each) for suffix in layout.teams if suffix for each in ("worker", "work-pool")]
+    return [*platform, *others, *((namespace, "", each) for namespace in layout.teams.values() for each in SOME)]
+
+
+def labels_of(place: Place) -> dict[str, str]:
+    _, suffix, component = place
     return SOME.get(component) or {
         "app.kubernetes.io/name": "tidepool",
         "app.kubernetes.io/instance": "tidepool",
-        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/component": f"{component}{suffix}",
     }
 
 
@@ -164,46 +200,71 @@ def selects(selector: Manifest, labels: dict[str, str]) -> bool:
     return exact and all(labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", []))
 
 
+def is_peer(peer: Manifest, policy: Manifest, place: Place) -> bool:
+    if "podSelector" not in peer:
+        return False
+    own = {"matchLabels": {"kubernetes.io/metadata.name": policy["metadata"]["namespace"]}}
+    there = peer.get("namespaceSelector", own)
+    return selects(there, {"kubernetes.io/metadata.name": place[0]}) and selects(peer["podSelector"], labels_of(place))
+
+
+def of(policies: list[Manifest], place: Place) -> list[Manifest]:
+    """Return the policies that select a pod."""
+    return [
+        each
+        for each in policies
+        if each["metadata"]["namespace"] == place[0] and selects(each["spec"]["podSelector"], labels_of(place))
+    ]
+
+
 @pytest.fixture
-def policies(render: Render) -> list[Manifest]:
-    found = render("production")
-    return [each["spec"] for each in found if each["kind"] == "NetworkPolicy"]
+def policies(render: Render, layout: Layout) -> list[Manifest]:
+    found = render("production", **layout.values)
+    return [each for each in found if each["kind"] == "NetworkPolicy"]
 
 
-def allowed(policies: list[Manifest], source: str, target: str) -> set[int]:
+def allowed(policies: list[Manifest], source: Place, target: Place) -> set[int]:
     """Return the ports that both the egress of `source` and the ingress of `target` allow."""
 
-    def side(direction: str, peers: str, own: str, other: str) -> set[int]:
-        ports: set[int] = set()
-        for policy in policies:
-            if selects(policy["podSelector"], labels_of(own)):
-                for rule in policy.get(direction, []):
-                    for peer in rule.get(peers, []):
-                        there = peer.get("namespaceSelector", {}).get("matchLabels", {})
-                        local = "podSelector" in peer and there.get("kubernetes.io/metadata.name", "flows") == "flows"
-                        if local and selects(peer["podSelector"], labels_of(other)):
-                            ports |= {each["port"] for each in rule["ports"]}
-        return ports
+    def side(direction: str, peers: str, own: Place, other: Place) -> set[int]:
+        return {
+            port["port"]
+            for policy in of(policies, own)
+            for rule in policy["spec"].get(direction, [])
+            for peer in rule.get(peers, [])
+            if is_peer(peer, policy, other)
+            for port in rule["ports"]
+        }
 
     return side("egress", "to", source, target) & side("ingress", "from", target, source)
 
 
-def test_paths_between_our_pods_are_exactly_these(policies: list[Manifest]) -> None:
+def test_paths_between_our_pods_are_exactly_these(policies: list[Manifest], layout: Layout) -> None:
+    everything = places(layout)
     found = {
         (source, target): ports
-        for source in ADDRESSES
-        for target in ADDRESSES
+        for source in everything
+        for target in everything
         if (ports := allowed(policies, source, target))
     }
-    assert found == PATHS
+    expected = {
+        (source, target): PATHS[source[2], target[2]]
+        for source in everything
+        for target in everything
+        if (source[2], target[2]) in PATHS
+        # Runs of two teams: no path.
+        and (source[0] == target[0] or RELEASE in {source[0], target[0]})
+    }
+    assert found == expected
 
 
-def test_everything_else_is_denied(policies: list[Manifest]) -> None:
-    assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies
+def test_everything_else_is_denied(policies: list[Manifest], layout: Layout) -> None:
+    everything = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    denied = {each["metadata"]["namespace"] for each in policies if each["spec"] == everything}
+    assert denied == {RELEASE, *layout.teams.values()}
 
 
-@pytest.mark.parametrize("component", sorted(ADDRESSES))
-def test_addresses_outside_are_exactly_these(policies: list[Manifest], component: str) -> None:
+def test_addresses_outside_are_exactly_these(policies: list[Manifest], layout: Layout) -> None:
     def kind(rule: Manifest) -> str | None:
         ports = {each["port"] for each in rule.get("ports", [])}
         peers: list[Any] = rule.get("to", [])
@@ -215,11 +276,22 @@ def test_addresses_outside_are_exactly_these(policies: list[Manifest], component
             return "storage"
         return "apiServer" if any("ipBlock" in peer for peer in peers) else None
 
-    rules = [
-        rule
-        for policy in policies
-        if selects(policy["podSelector"], labels_of(component))
-        for rule in policy.get("egress", [])
-    ]
-    assert {found for rule in rules if (found := kind(rule))} == ADDRESSES[component]
-    assert all(rule.get("ports") for rule in rules), "a rule without ports allows all of them"
+    for place in places(layout):
+        rules = [rule for policy in of(policies, place) for rule in policy["spec"].get("egress", [])]
+        assert {found for rule in rules if (found := kind(rule))} == ADDRESSES[place[2]], place
+        assert all(rule.get("ports") for rule in rules), "a rule without ports allows all of them"
+
+
+def test_a_team_may_have_a_store_of_its_own(render: Render) -> None:
+    own = {"teams__media__networkPolicy__storage[0]__ports[0]__port": "7070"}
+    manifests = render("production", **LAYOUTS["two teams"].values, **own)
+    for namespace, port in (("runs", 443), ("media-runs", 7070)):
+        for name in ("tidepool-flow-run", "tidepool-dask-worker"):
+            [policy] = [
+                each
+                for each in manifests
+                if (each["kind"], each["metadata"]["name"], each["metadata"]["namespace"])
+                == ("NetworkPolicy", name, namespace)
+            ]
+            ports = [each["port"] for rule in policy["spec"]["egress"] for each in rule["ports"]]
+            assert (port in ports, 7070 in ports) == (True, port == 7070)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from conftest import Render
 
 ROOT = Path(__file__).resolve().parents[2]
+MEDIA = {"teams__media__namespace": "media", "teams__media__workPool__name": "media"}
 
 
 def generate() -> ModuleType:
@@ -71,6 +72,20 @@ def test_the_custom_resources_are_those_of_the_locked_operator() -> None:
         ({"services__replicas": "1"}, "services.replicas is 1: separate pods need database.secretName"),
         ({"image__digest": ""}, "registration.enabled needs image.digest (`make image` prints it)"),
         ({"ingress__enabled": "true"}, "server.publicUrl is http://localhost:4200: with ingress.enabled it must be an https://"),
+        ({"flowRuns__namespace": "Runs"}, "does not match pattern"),
+        ({"teams__media__workPool__name": "media"}, "missing property 'namespace'"),
+        ({"teams__media__namespace": "x", "teams__media__workPool__defaults__x": "1"}, "missing property 'name'"),
+        ({**MEDIA, "flowRuns__namespace": "runs", "teams__media__flowRuns__namespace": "x"}, "'namespace' not allowed"),
+        ({**MEDIA, "flowRuns__namespace": "runs", "teams__me-dia__namespace": "x"}, "'me-dia' does not match"),
+        (MEDIA, "teams needs flowRuns.namespace, and namespaces other than flows: runs there could name"),
+        ({**MEDIA, "flowRuns__namespace": "media"}, "namespace media is given twice in flowRuns and teams"),
+        ({"flowRuns__formerNamespaces": "{flows}"}, "namespace flows is given twice in flowRuns and teams"),
+        ({**MEDIA, "flowRuns__namespace": "runs", "workPool__name": "media"}, "work pool media is given twice"),
+        ({**MEDIA, "flowRuns__namespace": "runs", "teams__media__workPool__defaults__memory": "2Gi"},
+         "teams.media.workPool.defaults.memory is not a variable of the base job template"),
+        ({**MEDIA, "flowRuns__namespace": "runs", "teams__media__flowRuns__env__AWS_KEY": "x"},
+         "teams.media.flowRuns.env.AWS_KEY is not a setting"),
+        ({"workPool__defaults__namespace": "x"}, "workPool.defaults.namespace is not a variable"),
         ({"workPool__defaults__memory": "2Gi"}, "workPool.defaults.memory is not a variable of the base job template"),
         ({"flowRuns__env__AWS_KEY": "x"}, "flowRuns.env.AWS_KEY is not a setting: use names that start with TIDEPOOL_"),
     ],

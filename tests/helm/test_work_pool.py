@@ -12,12 +12,20 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.helm.layouts import LAYOUTS
+from tidepool.deploy.reconcile.work_pool import comparable, with_installed
+
 if TYPE_CHECKING:
     from conftest import Manifest, Render
+
+    from tests.helm.layouts import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = json.loads((ROOT / "k8s" / "work-pool" / "base-job-template.json").read_text())
 IMAGE = "registry/tidepool@sha256:" + "1" * 64
+# Job variables of version 0.1.0 that the chart sets now.
+INSTALLED = ("namespace", "service_account_name", "credentials_secret", "settings_config_map", "image_pull_secrets",
+             "image_pull_policy", "priority_class")  # fmt: skip
 
 
 def job(template: dict[str, Any] = TEMPLATE, **variables: Any) -> Manifest:
@@ -94,27 +102,69 @@ def test_a_deployments_variables_add_to_the_pools() -> None:
 
 def test_variables_reach_the_job() -> None:
     manifest = job(
-        cpu_request="2", memory_limit="4Gi", priority_class="high", node_selector={"pool": "a"},
+        cpu_request="2", memory_limit="4Gi", node_selector={"pool": "a"},
         tolerations=[{"key": "b", "operator": "Exists"}], deadline_seconds=900, finished_job_ttl=60,
-        termination_grace_period_seconds=90, image_pull_secrets=[{"name": "registry"}], tmp_size_limit="5Gi",
+        termination_grace_period_seconds=90, tmp_size_limit="5Gi",
     )  # fmt: skip
     spec = manifest["spec"]["template"]["spec"]
     assert container(manifest)["resources"]["requests"]["cpu"] == "2"
     assert container(manifest)["resources"]["limits"]["memory"] == "4Gi"
-    assert spec["priorityClassName"] == "high"
     assert spec["nodeSelector"] == {"pool": "a"}
     assert spec["tolerations"] == [{"key": "b", "operator": "Exists"}]
     assert spec["terminationGracePeriodSeconds"] == 90
-    assert spec["imagePullSecrets"] == [{"name": "registry"}]
     assert spec["volumes"] == [{"name": "tmp", "emptyDir": {"sizeLimit": "5Gi"}}]
     assert manifest["spec"]["activeDeadlineSeconds"] == 900
     assert manifest["spec"]["ttlSecondsAfterFinished"] == 60
 
 
-@pytest.mark.parametrize("wrong", [{"image": None}, {"on_termination": "again"}, {"deadline_seconds": 1}])
+def refused(template: dict[str, Any], **variables: Any) -> bool:
+    """Return whether the Prefect server refuses job variables."""
+    from prefect.utilities.schema_tools.validation import validate
+
+    return bool(validate({"image": IMAGE, **variables}, template["variables"], allow_none_with_default=True))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image": None},
+        {"image": "registry/tidepool:latest"},
+        {"on_termination": "again"},
+        {"deadline_seconds": 1},
+        {"deadline_seconds": 10_000_000},
+        {"cpu_request": "1000"},
+        {"cpu_limit": "100000m"},
+        {"memory_limit": "1Ti"},
+        {"tmp_size_limit": "1000Gi"},
+        {"finished_job_ttl": 10_000_000},
+        {"labels": {"dask.org/component": "scheduler"}},
+        {"labels": {"app.kubernetes.io/component": "server"}},
+        {"labels": {"job-name": "another"}},
+        {"tolerations": [{"operator": "Exists"}]},
+        {"tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]},
+        # What the chart sets is not a variable, in any spelling that Prefect knows.
+        *({name: "x"} for name in INSTALLED),
+        {"labels.dask.org/component": "scheduler"},
+        {"image.x": "y"},
+    ],
+    ids=str,
+)
 def test_invalid_job_variables_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(jsonschema.ValidationError):
-        job(**wrong)
+    assert refused(TEMPLATE, **wrong)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"cpu_request": "0.5", "cpu_limit": "20m", "memory_request": "256Mi", "memory_limit": "16Gi"},
+        {"cpu_limit": None, "name": None, "labels": {"team": "media", "example.com/tier": "1"}},
+        {"tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]},
+    ],
+    ids=str,
+)
+def test_what_a_run_may_choose(right: dict[str, Any]) -> None:
+    assert not refused(TEMPLATE, **right)
+    job(**right)
 
 
 def test_every_variable_is_used_and_every_placeholder_is_a_variable() -> None:
@@ -128,41 +178,129 @@ def test_every_variable_is_used_and_every_placeholder_is_a_variable() -> None:
 def test_job_variables_of_prefect_yaml_are_variables_of_the_pool() -> None:
     from tidepool.deploy.config.environments import load
 
-    schema = {**TEMPLATE["variables"], "required": [], "additionalProperties": False}
+    schema = {**TEMPLATE["variables"], "required": []}
     for environment in ("production", "staging"):
         for deployment in load(ROOT, environment, image=IMAGE)["deployments"]:
             jsonschema.validate(deployment["work_pool"]["job_variables"], schema)
 
 
-def installed(manifests: list[Manifest]) -> dict[str, Any]:
-    found = next(
-        each for each in manifests if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "tidepool-work-pool"
-    )
+def installed(manifests: list[Manifest], suffix: str = "") -> dict[str, Any]:
+    """Return the template that the chart writes to a team's work pool."""
+    name = f"tidepool-work-pool{suffix}"
+    [found] = [each for each in manifests if each["kind"] == "ConfigMap" and each["metadata"]["name"] == name]
     template: dict[str, Any] = json.loads(found["data"]["base-job-template.json"])
     return template
 
 
-def test_the_chart_changes_defaults_only(render: Render) -> None:
+def default_image(template: dict[str, Any]) -> str:
+    return str(template["variables"]["properties"]["image"]["default"])
+
+
+def test_the_chart_changes_what_belongs_to_an_installation_only(render: Render, layout: Layout) -> None:
+    """`tidepool apply` keeps exactly these parts when it writes the file of this repository."""
+    manifests = render("production", **layout.values)
+    for suffix in layout.teams:
+        template = installed(manifests, suffix)
+        assert template != TEMPLATE
+        assert comparable(template) == comparable(TEMPLATE)
+        assert with_installed(TEMPLATE, template) == template
+
+
+def test_the_chart_sets_the_defaults_of_its_values(render: Render) -> None:
     template = installed(render("production"))
     changed = {
         name: variable["default"]
         for name, variable in template["variables"]["properties"].items()
-        if variable != TEMPLATE["variables"]["properties"][name]
+        if variable.get("default") != TEMPLATE["variables"]["properties"][name].get("default")
     }
     values = yaml.safe_load((ROOT / "helm" / "tidepool" / "ci" / "production-values.yaml").read_text())
     assert changed == {
         "image": f"{values['image']['repository']}@{values['image']['digest']}",
-        "namespace": "flows",
-        "priority_class": "tidepool-driver",
         "memory_limit": "2Gi",
         "node_selector": {"node-pool": "on-demand"},
     }
-    assert template["job_configuration"] == TEMPLATE["job_configuration"]
 
 
-def test_the_installed_template_makes_a_job(render: Render) -> None:
-    spec = job(installed(render("production")))["spec"]["template"]["spec"]
-    assert spec["serviceAccountName"] == "tidepool-flow-run"
-    assert spec["priorityClassName"] == "tidepool-driver"
-    names = [next(iter(each.values()))["name"] for each in container(job(installed(render("production"))))["envFrom"]]
-    assert names == ["tidepool-flow-run", "tidepool-credentials"]
+def test_the_installed_template_makes_a_job(render: Render, layout: Layout) -> None:
+    manifests = render("production", **{"image__pullSecrets[0]__name": "registry"}, **layout.values)
+    for suffix, namespace in layout.teams.items():
+        template = installed(manifests, suffix)
+        made = job(template, image=default_image(template))
+        spec = made["spec"]["template"]["spec"]
+        assert made["metadata"]["namespace"] == template["job_configuration"]["namespace"] == namespace
+        assert spec["serviceAccountName"] == "tidepool-flow-run"
+        assert spec["priorityClassName"] == "tidepool-driver"
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        names = [next(iter(each.values()))["name"] for each in container(made)["envFrom"]]
+        assert names == ["tidepool-flow-run", "tidepool-credentials"]
+
+
+def test_an_image_is_from_the_teams_repository(render: Render) -> None:
+    own = {"teams__media__flowRuns__imageRepository": "ghcr.io/example/media"}
+    manifests = render("production", **LAYOUTS["two teams"].values, **own)
+    digest = "@sha256:" + "1" * 64
+    ours, theirs = f"ghcr.io/example/tidepool{digest}", f"ghcr.io/example/media{digest}"
+    assert (refused(installed(manifests), image=ours), refused(installed(manifests), image=theirs)) == (False, True)
+    media = installed(manifests, "-media")
+    assert (refused(media, image=ours), refused(media, image=theirs)) == (True, False)
+    assert "default" not in media["variables"]["properties"]["image"], "each deployment names the team's image"
+
+
+def test_without_a_digest_an_image_may_have_a_tag(render: Render) -> None:
+    """A trial: the chart's default image, by tag, must be accepted."""
+    template = installed(render("minimal", image__digest="", registration__enabled="false"))
+    image = default_image(template)
+    assert image == "tidepool:0.1.0"
+    assert not refused(template, image=image)
+    assert refused(template, image=f"another/{image}")
+
+
+def test_a_team_inherits_and_changes(render: Render) -> None:
+    own = {
+        "teams__media__workPool__defaults__memory_limit": "3Gi",
+        "teams__media__workPool__concurrencyLimit": "3",
+        "teams__media__flowRuns__credentialsSecret": "media-credentials",
+        "teams__media__flowRuns__env__TIDEPOOL_STORAGE_ROOT": "s3://media",
+    }
+    manifests = render("production", **LAYOUTS["two teams"].values, **own)
+    template = installed(manifests, "-media")
+    assert template["variables"]["properties"]["memory_limit"]["default"] == "3Gi"
+    assert template["variables"]["properties"]["node_selector"]["default"] == {"node-pool": "on-demand"}
+    assert (
+        container(job(template, image=default_image(template)))["envFrom"][1]["secretRef"]["name"]
+        == "media-credentials"
+    )
+    env = {
+        each["metadata"]["namespace"]: each["data"]
+        for each in manifests
+        if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "tidepool-flow-run"
+    }
+    assert env["media-runs"] == {**env["runs"], "TIDEPOOL_STORAGE_ROOT": "s3://media"}
+    limits = {
+        each["metadata"]["name"]: next(
+            variable["value"]
+            for variable in each["spec"]["template"]["spec"]["containers"][0]["env"]
+            if variable["name"] == "LIMIT"
+        )
+        for each in manifests
+        if each["kind"] == "Job" and "work-pool" in each["metadata"]["name"]
+    }
+    assert limits == {"tidepool-work-pool": "40", "tidepool-work-pool-media": "3"}
+
+
+def test_workers_and_operator_serve_the_namespaces_of_their_runs(render: Render) -> None:
+    values = LAYOUTS["two teams"].values | {"flowRuns__formerNamespaces": "{flows}"}
+    served = {}
+    for each in render("production", **values):
+        if each["kind"] == "Deployment":
+            [one] = each["spec"]["template"]["spec"]["containers"]
+            served[each["metadata"]["name"]] = ({v["name"]: v.get("value") for v in one["env"]}, one["args"])
+    observed = "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"
+    # A run in flight in a former namespace is watched to its end.
+    assert served["tidepool-worker"][0][observed] == "runs,flows"
+    assert "--pool=kubernetes" in served["tidepool-worker"][1]
+    assert served["tidepool-worker-media"][0][observed] == "media-runs"
+    assert "--pool=media" in served["tidepool-worker-media"][1]
+    environment, arguments = served["tidepool-operator"]
+    watched = [each.removeprefix("--namespace=") for each in arguments if each.startswith("--namespace=")]
+    assert environment["TIDEPOOL_OPERATOR_NAMESPACES"].split() == watched == ["runs", "media-runs", "flows"]

@@ -18,7 +18,7 @@
     - port: 4200
 {{- end }}
 
-{{/* Half of a peer: a namespace. Kubernetes sets this label, and nobody can change it. */}}
+{{/* The namespace of a peer, by the label that Kubernetes itself keeps equal to the name. */}}
 {{- define "tidepool.in-namespace" -}}
 namespaceSelector:
   matchLabels:

@@ -2,37 +2,42 @@
      suffix in their names; objects of flow runs are in the team's namespace, with the same name for every team. */}}
 
 {{/* Every team as a JSON array of {suffix, namespace, workPool, flowRuns, networkPolicy: {storage}}. The first one is the
-     default team, `flowRuns` and `workPool`, which the others inherit from; its suffix is empty.
-     {{- range include "tidepool.teams" $ | fromJsonArray }} */}}
+     default team, `flowRuns` and `workPool`, from which the others inherit; its suffix is empty.
+     Use: range include "tidepool.teams" $ | fromJsonArray */}}
 {{- define "tidepool.teams" -}}
-{{- $values := .Values }}
 {{- $inherited := dict
-      "workPool" $values.workPool
-      "flowRuns" (omit $values.flowRuns "namespace" "formerNamespaces")
-      "networkPolicy" (pick $values.networkPolicy "storage")
+      "workPool" .Values.workPool
+      "flowRuns" (omit .Values.flowRuns "namespace" "formerNamespaces")
+      "networkPolicy" (pick .Values.networkPolicy "storage")
 }}
-{{- $teams := list (merge (dict "suffix" "" "namespace" ($values.flowRuns.namespace | default .Release.Namespace)) $inherited) }}
-{{- range $name, $own := $values.teams }}
-{{- $teams = append $teams (mergeOverwrite (deepCopy $inherited) $own (dict "suffix" (printf "-%s" $name))) }}
+{{- $teams := list (merge (dict "suffix" "" "namespace" (.Values.flowRuns.namespace | default .Release.Namespace)) $inherited) }}
+{{- range $name, $own := .Values.teams }}
+{{- $teams = append $teams (mergeOverwrite (deepCopy $inherited) (deepCopy $own) (dict "suffix" (printf "-%s" $name))) }}
 {{- end }}
 {{- $teams | toJson }}
 {{- end }}
 
-{{/* The same, and one more of the default team for each of `flowRuns.formerNamespaces`: every namespace of flow runs once. */}}
+{{/* The same, and the default team again for each of `flowRuns.formerNamespaces`: every namespace of flow runs once. */}}
 {{- define "tidepool.run-namespaces" -}}
-{{- $teams := include "tidepool.teams" . | fromJsonArray }}
-{{- $all := $teams }}
+{{- $all := include "tidepool.teams" . | fromJsonArray }}
+{{- $default := first $all }}
 {{- range .Values.flowRuns.formerNamespaces }}
-{{- $all = append $all (merge (dict "namespace" .) (first $teams)) }}
+{{- $all = append $all (merge (dict "namespace" .) $default) }}
 {{- end }}
 {{- $all | toJson }}
 {{- end }}
 
-{{/* Names of a component of the platform that every team has: worker, worker-<team>, … Takes (list $ component). */}}
+{{/* Component names of a role that each team has: worker, worker-<team>, … Takes (list $ role). */}}
 {{- define "tidepool.team-components" -}}
+{{- $role := index . 1 }}
 {{- $names := list }}
 {{- range include "tidepool.teams" (index . 0) | fromJsonArray }}
-{{- $names = append $names (printf "%s%s" (index $ 1) .suffix) }}
+{{- $names = append $names (printf "%s%s" $role .suffix) }}
 {{- end }}
 {{- join ", " $names }}
+{{- end }}
+
+{{/* Repository of the images of a team's flow runs. Takes (dict "root" $ "team" one-of-tidepool.teams). */}}
+{{- define "tidepool.run-image-repository" -}}
+{{- .team.flowRuns.imageRepository | default .root.Values.image.repository }}
 {{- end }}

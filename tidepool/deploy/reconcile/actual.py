@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 
 from tidepool.deploy.client import pages
 from tidepool.deploy.config import automations, schedules
-from tidepool.deploy.reconcile.desired import DEFAULT_QUEUE, DesiredState, comparable
+from tidepool.deploy.reconcile.desired import DEFAULT_QUEUE, DesiredState
 from tidepool.deploy.reconcile.plan import ActualResource, Kind
+from tidepool.deploy.reconcile.work_pool import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -6,7 +6,6 @@ Schedules of an existing deployment are updated in place: they keep their ids an
 
 from __future__ import annotations
 
-import copy
 import re
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.deploy.config import automations, environments
 from tidepool.deploy.config.checks import STEP
-from tidepool.deploy.reconcile import actual
+from tidepool.deploy.reconcile import actual, work_pool
 from tidepool.deploy.reconcile.plan import Action, Change, Kind, Plan, Resource
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import environment as process_environment
@@ -255,7 +254,7 @@ class _Writer:
             if existing is None:
                 return {"name": resource.name, "type": resource.fields["type"], "base_job_template": template}
             there = self.client.read_work_pool(resource.name).base_job_template
-            return {"base_job_template": _with_defaults(template, there)}
+            return {"base_job_template": work_pool.with_installed(template, there)}
         if resource.kind is Kind.SCHEDULE:  # an update is without `active`, so that a pause survives
             return resource.fields if existing else [{**resource.fields, "active": True}]
         if resource.kind is Kind.AUTOMATION:
@@ -283,13 +282,3 @@ class _Writer:
         lines = [f"  {name} ({len(labels)}): {', '.join(labels) or 'nothing'}" for name, labels in groups.items()]
         end = "  Run the same command again: it writes only what is missing."
         return PartialApplyError("\n".join([f"stopped half-way: {reason}", *lines, end]))
-
-
-def _with_defaults(template: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
-    """Return a base job template with the defaults that an installation gave the variables on the server."""
-    result = copy.deepcopy(template)
-    old = there.get("variables", {}).get("properties", {})
-    for name, each in result.get("variables", {}).get("properties", {}).items():
-        if "default" in old.get(name, {}):
-            each["default"] = old[name]["default"]
-    return result

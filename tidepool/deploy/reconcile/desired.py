@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from tidepool.deploy.config import automations, flows, placeholders, schedules
 from tidepool.deploy.reconcile.plan import UNKNOWN, Kind, Resource
+from tidepool.deploy.reconcile.work_pool import comparable
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -82,16 +83,6 @@ def load(repository: Path, manifest: Mapping[str, Any], owner: str) -> DesiredSt
         secret = SecretStr(" ".join(urls))
         resources.append(Resource(Kind.NOTIFICATION, automations.notify_block(owner), {"urls": secret}))
     return DesiredState(tuple(resources), manifest, configs, server_file, templates, tuple(sorted(unset)))
-
-
-def comparable(template: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a base job template without the defaults of its variables, which each installation sets."""
-    variables = template.get("variables") or {}
-    properties = {
-        name: {key: value for key, value in each.items() if key != "default"}
-        for name, each in (variables.get("properties") or {}).items()
-    }
-    return {**template, "variables": {**variables, "properties": properties}}
 
 
 def _deployment(config: Mapping[str, Any], flow: Flow[..., Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
