@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from tidepool.errors import UsageError, did_you_mean, reason
 
 PREFIX = "TIDEPOOL_"
-_SECRETS = ("TIDEPOOL_NOTIFY_URLS",)  # never shown
+_SECRETS = ("TIDEPOOL_NOTIFY_URLS", "TIDEPOOL_KUBERNETES_SHARED_KEY")  # never shown
 
 Provider = Literal["local", "threads", "address", "kubernetes"]
 SIZES = ("small", "medium", "large")
@@ -102,6 +102,11 @@ class KubernetesSettings(_Group):
     """Seconds until a cluster's first worker must be ready; covers a new node and an image pull."""
     idle_timeout_seconds: int = Field(1200, ge=60)
     """Seconds without a task and without a connected client after which the operator deletes a cluster."""
+    tls: bool = True
+    """Encrypt what driver, Dask scheduler and workers send each other; each refuses whoever lacks the cluster's key."""
+    shared_key: Secret[Annotated[str, Field(min_length=32)]] | None = None
+    """At least 32 random characters, from which runs derive the key of a cluster that they share; in a Secret of the
+    runs that may use it. Unset: no shared clusters, unless `tls` is off."""
     dashboard_url: str = ""
     """URL of a cluster's dashboard, with {namespace} and {cluster}, if an ingress serves it. Empty: the run's page
     shows the port-forward command."""

@@ -120,7 +120,10 @@ with KubernetesCluster(size, shared="warm") as cluster, distributed.Client(clust
     pods = client.run(where)
 print(json.dumps({"name": cluster.name, "pods": sorted(pods.values()), "steps": list(cluster.steps)}))
 """
-    idle = {"TIDEPOOL_KUBERNETES_IDLE_TIMEOUT_SECONDS": "60"}
+    idle = {
+        "TIDEPOOL_KUBERNETES_IDLE_TIMEOUT_SECONDS": "60",
+        "TIDEPOOL_KUBERNETES_SHARED_KEY": "0123456789abcdef" * 2,
+    }
     first = drive(installation.namespace, OPEN + script, **idle).result()
     second = drive(installation.namespace, OPEN + script, **idle).result()
     assert first["name"] == second["name"]

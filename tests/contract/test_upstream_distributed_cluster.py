@@ -6,11 +6,13 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 import pytest
 from distributed import Client, Scheduler, Worker
 from distributed.core import Status
+from distributed.security import Security
 
-from tidepool.upstream.distributed_cluster import RemoteCluster
+from tidepool.upstream.distributed_cluster import RemoteCluster, security_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +24,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def compute(cluster: RemoteCluster) -> int:
+def compute(cluster: RemoteCluster | str) -> int:
     with Client(cluster, set_as_default=False) as client:
         return int(client.submit(sum, [1, 2]).result(30))
 
@@ -52,6 +54,30 @@ def test_a_cluster_follows_a_scheduler_that_goes_on_without_it() -> None:
             assert scheduler.status == Status.running
 
     asyncio.run(scenario())
+
+
+def test_a_client_takes_the_security_of_a_cluster_and_of_the_address_of_one() -> None:
+    """`Client(cluster)` reads `cluster.security`; `Client(address)` asks what `client.security-loader` names."""
+    security = Security.temporary()
+
+    async def scenario() -> None:
+        options = {"dashboard": False, "security": security}
+        async with (
+            Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", protocol="tls", **options) as scheduler,
+            Worker(scheduler.address, nthreads=1, **options),
+        ):
+            cluster = RemoteCluster("named")
+            cluster.security = security
+            await asyncio.wrap_future(cluster.start_soon(cluster.connect(scheduler.address)))
+            assert cluster.scheduler_address == scheduler.address
+            assert await asyncio.to_thread(compute, cluster) == 3
+            assert await asyncio.to_thread(compute, scheduler.address) == 3
+            assert security_of({"address": "tls://127.0.0.1:1"}) is None
+            await asyncio.wrap_future(cluster.start_soon(cluster.disconnect()))
+            await asyncio.to_thread(cluster.stop_loop)
+
+    with dask.config.set({"distributed.client.security-loader": None}):
+        asyncio.run(scenario())
 
 
 @pytest.mark.filterwarnings("ignore:Scheduler already contains a plugin with name worker-status")

@@ -22,6 +22,7 @@ RIGHTS = {
     ("flow-run", "kubernetes.dask.org", "daskclusters"): "create delete get",
     ("flow-run", "kubernetes.dask.org", "daskworkergroups"): "create",
     ("flow-run", "kubernetes.dask.org", "daskautoscalers"): "create",
+    ("flow-run", "", "secrets"): "create",
     ("flow-run", "", "pods"): "get list",
     ("flow-run", "", "pods/log"): "get",
     ("flow-run", "", "events"): "list",
@@ -154,13 +155,13 @@ PLATFORM = ["worker", "work-pool", "registration", "test"]
 SOME = {"flow-run": {"app.kubernetes.io/component": "flow-run"}, "dask-worker": {"dask.org/component": "worker"},
         "dask-scheduler": {"dask.org/component": "scheduler"}}  # fmt: skip
 PATHS = {
-    ("dask-worker", "dask-scheduler"): {8786, 8787},
+    ("dask-worker", "dask-scheduler"): {8786},
     ("dask-worker", "dask-worker"): {8788},
     ("dask-worker", "server"): {4200},
     ("dask-scheduler", "dask-worker"): {8788},
-    ("flow-run", "dask-scheduler"): {8786, 8787},
+    ("flow-run", "dask-scheduler"): {8786},
     ("flow-run", "server"): {4200},
-    ("operator", "dask-scheduler"): {8786, 8787},
+    ("operator", "dask-scheduler"): {8787},
     **{(each, "server"): {4200} for each in PLATFORM},
 }
 ADDRESSES = {  # egress that is not to a pod of ours

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 import distributed
 import pytest
+from distributed.security import Security
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from tidepool import settings as settings_module
+from tidepool.compute.clusters.kubernetes import certificate, manifest, usage
 from tidepool.compute.clusters.kubernetes import cluster as kubernetes_module
-from tidepool.compute.clusters.kubernetes import manifest, usage
 from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
 from tidepool.compute.clusters.kubernetes.driver import Run
-from tidepool.errors import ClusterError
+from tidepool.errors import ClusterError, UsageError
 from tidepool.settings import SizeSettings
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 ADDRESS = "127.86.0.1"
 IMAGE = "registry.example.com/tidepool@sha256:" + "a" * 64
 SIZE = SizeSettings(workers=1)
+KEY = "0123456789abcdef" * 2
 CRASHES = {
     "name": "scheduler",
     "restartCount": 3,
@@ -52,64 +54,75 @@ def pod(component: str, ip: str = "", **status: object) -> dict[str, Any]:
 
 @pytest.fixture
 def objects(kubernetes: KubernetesServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What the API holds: DaskClusters by name, and `pods`."""
-    held: dict[str, Any] = {"pods": []}
+    """What the API holds: `pods`; other objects by kind, then name."""
+    held: dict[str, Any] = {"pods": [], "daskclusters": {}, "secrets": {}, "daskworkergroups": {}}
 
     def answer(request: str) -> tuple[int, Any]:
         method, path, body = (request + "  ").split(" ", 2)
         kind, _, name = re.sub(r"^.*/namespaces/ns/|\?.*$", "", path).partition("/")
         match method, kind:
-            case "POST", "daskclusters":
-                created = json.loads(body)
-                created["metadata"]["uid"] = "uid"
-                return (
-                    (409, {"message": "exists"})
-                    if created["metadata"]["name"] in held
-                    else (
-                        201,
-                        held.setdefault(created["metadata"]["name"], created),
-                    )
-                )
             case "POST", _:
-                return 201, json.loads(body)
+                created = json.loads(body)
+                name = created["metadata"]["name"]
+                if name in held[kind]:
+                    return 409, {"message": "exists"}
+                created["metadata"]["uid"] = f"uid of {name}"
+                held[kind][name] = created
+                return 201, created
             case "GET", "daskclusters":
-                return (200, held[name]) if name in held else (404, {"message": "not found"})
+                return (200, held[kind][name]) if name in held[kind] else (404, {"message": "not found"})
             case "GET", "pods":
                 return 200, "a line" if name else {"items": held["pods"]}
             case "GET", "events":
                 return 200, {"items": []}
             case _:
-                held.pop(name, None)
+                held[kind].pop(name, None)
                 return 200, {}
 
     kubernetes.answers = answer
     monkeypatch.setenv("TIDEPOOL_KUBERNETES_IMAGE", IMAGE)
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_SHARED_KEY", KEY)
     settings_module.settings.cache_clear()
     yield held
     settings_module.settings.cache_clear()
 
 
+def in_the_pods(secret: dict[str, Any]) -> Security:
+    """How scheduler and worker read the Secret that they mount."""
+    crt, key = secret["stringData"]["tls.crt"], secret["stringData"]["tls.key"]
+    return Security(
+        require_encryption=True, tls_ca_file=crt, tls_scheduler_cert=crt, tls_scheduler_key=key, tls_worker_cert=crt,
+        tls_worker_key=key,
+    )  # fmt: skip
+
+
 @pytest.fixture
 def dask_pods(objects: dict[str, Any]) -> Iterator[None]:
-    """A scheduler and a worker as the cluster's pods run them."""
-    ready, over = threading.Event(), threading.Event()
+    """A scheduler and a worker as the cluster's pods run them, once it has been created."""
+    over = threading.Event()
 
     async def run() -> None:
+        while not objects["daskworkergroups"]:
+            if over.is_set():
+                return
+            await asyncio.sleep(0.01)
+        secrets = [in_the_pods(each) for each in objects["secrets"].values()]
+        security = secrets[0] if secrets else None
         with dask.config.set({"distributed.scheduler.http.routes": list(manifest.HTTP_ROUTES)}):
             preload = "tidepool.compute.clusters.preload."
             async with (
                 distributed.Scheduler(
-                    host=ADDRESS, port=8786, dashboard=False, dashboard_address=f"{ADDRESS}:0",
-                    preload=[f"{preload}scheduler"],
+                    host=ADDRESS, port=8786, dashboard=False, dashboard_address=f"{ADDRESS}:0", security=security,
+                    protocol="tls" if security else "tcp", preload=[f"{preload}scheduler"],
                 ) as scheduler,
-                distributed.Worker(scheduler.address, nthreads=1, dashboard=False, preload=[f"{preload}worker"]),
+                distributed.Worker(
+                    scheduler.address, nthreads=1, dashboard=False, security=security, preload=[f"{preload}worker"]
+                ),
             ):  # fmt: skip
-                ready.set()
                 await asyncio.to_thread(over.wait)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
-    assert ready.wait(60)
     objects["pods"] = [pod("scheduler", ADDRESS), pod("worker", "10.0.0.1")]
     yield
     over.set()
@@ -124,7 +137,7 @@ def requests(kubernetes: KubernetesServer, *methods: str) -> list[str]:
 @pytest.mark.usefixtures("dask_pods")
 def test_a_cluster_starts_computes_and_is_deleted(kubernetes: KubernetesServer, objects: dict[str, Any]) -> None:
     with KubernetesCluster(SIZE) as cluster:
-        assert [name for name in objects if name != "pods"] == [cluster.name]
+        assert list(objects["daskclusters"]) == [cluster.name]
         with distributed.Client(cluster, set_as_default=False) as client:
             assert client.submit(sum, [1, 2]).result(30) == 3
     assert list(cluster.steps) == [
@@ -142,10 +155,11 @@ def test_a_cluster_starts_computes_and_is_deleted(kubernetes: KubernetesServer, 
     ]
     assert requests(kubernetes, "POST", "DELETE") == [
         "POST daskclusters",
+        "POST secrets",
         "POST daskworkergroups",
         f"DELETE daskclusters/{cluster.name}?propagationPolicy=Background",
     ]
-    assert list(objects) == ["pods"]
+    assert objects["daskclusters"] == {}
 
 
 @pytest.mark.filterwarnings("ignore:Scheduler already contains a plugin with name worker-status")
@@ -154,6 +168,8 @@ def test_a_shared_cluster_is_joined_and_outlives_the_run(kubernetes: KubernetesS
     with KubernetesCluster(SIZE, "warm") as first, KubernetesCluster(SIZE, "warm") as second:
         assert first.name == second.name
         assert (next(iter(first.steps)), next(iter(second.steps))) == ("created", "joined")
+        # The first one may end between the cluster and its Secret.
+        assert requests(kubernetes, "POST").count("POST secrets") == 2
     assert requests(kubernetes, "DELETE") == []
     with (
         pytest.raises(ClusterError, match=r"shared Dask cluster 'warm' has another size than this run \(1 x 1 threads"),
@@ -163,19 +179,106 @@ def test_a_shared_cluster_is_joined_and_outlives_the_run(kubernetes: KubernetesS
 
 
 @pytest.mark.usefixtures("dask_pods")
+def test_the_key_of_a_cluster_is_in_its_secret_and_nowhere_else(
+    kubernetes: KubernetesServer, objects: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG), KubernetesCluster(SIZE) as cluster:
+        name = cluster.name
+        assert cluster.scheduler_address.startswith("tls://")
+        shown = repr(cluster) + cluster._repr_html_() + str(vars(cluster))
+        # As prefect_dask.get_dask_client connects.
+        with distributed.Client(cluster.scheduler_address, set_as_default=False) as client:
+            assert client.submit(sum, [1, 2]).result(30) == 3
+        with pytest.raises(OSError, match=r"Timed out|TLS"):
+            distributed.Client(cluster.scheduler_address, security=certificate.own(), timeout=2, set_as_default=False)
+    secret = objects["secrets"][f"{name}-tls"]
+    [owner] = secret["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("DaskCluster", name, f"uid of {name}")
+    key = secret["stringData"]["tls.key"].splitlines()[1]
+    [told] = [each for each in kubernetes.requests if key in each]
+    assert told.startswith("POST /api/v1/namespaces/ns/secrets ")
+    assert key not in shown + caplog.text
+
+
+@pytest.mark.usefixtures("dask_pods")
+def test_without_tls_there_is_no_secret(objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_TLS", "false")
+    settings_module.settings.cache_clear()
+    with KubernetesCluster(SIZE, "warm") as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        assert client.submit(sum, [1, 2]).result(30) == 3
+        assert cluster.scheduler_address.startswith("tcp://")
+    assert objects["secrets"] == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((403, {"message": "secrets is forbidden"}), "refused POST secrets in namespace ns: secrets is forbidden$"),
+        ((503, {"message": "etcd is away"}), "no answer from the Kubernetes API to POST secrets: .*503"),
+    ],
+)
+def test_a_cluster_whose_secret_cannot_be_created_is_deleted(
+    answer: tuple[int, Any],
+    message: str,
+    kubernetes: KubernetesServer,
+    objects: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS", "1")
+    settings_module.settings.cache_clear()
+    others: Any = kubernetes.answers
+    kubernetes.answers = lambda request: answer if "/secrets " in request else others(request)
+    with pytest.raises(ClusterError, match=message), KubernetesCluster(SIZE):
+        pass
+    assert len(requests(kubernetes, "DELETE")) == 1
+    assert objects["daskclusters"] == {}
+
+
+@pytest.mark.usefixtures("dask_pods")
+def test_a_scheduler_with_another_key_is_not_believed(
+    kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Secret was there before the cluster's own: its name can be foreseen, and a run may create Secrets."""
+    monkeypatch.setattr(manifest.names, "tls_secret", lambda _: "planted")
+    planted = manifest.secret({"metadata": {"name": "c", "uid": "u", "labels": {}}}, certificate.own())
+    objects["secrets"]["planted"] = planted
+    with (
+        pytest.raises(
+            ClusterError, match=r"^the scheduler of Dask cluster adhoc-.... does not have the cluster's key$"
+        ),
+        KubernetesCluster(SIZE),
+    ):
+        pass
+    assert len(requests(kubernetes, "DELETE")) == 1
+
+
+def test_a_shared_cluster_needs_a_key_that_its_runs_share(
+    kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TIDEPOOL_KUBERNETES_SHARED_KEY")
+    settings_module.settings.cache_clear()
+    with pytest.raises(
+        UsageError, match=r"^shared Dask cluster 'warm' needs a key: set TIDEPOOL_KUBERNETES_SHARED_KEY"
+    ):
+        KubernetesCluster(SIZE, "warm")
+    assert kubernetes.requests == []
+    assert objects["daskclusters"] == {}
+
+
+@pytest.mark.usefixtures("dask_pods")
 def test_a_shared_cluster_waits_for_the_deletion_of_its_predecessor(
     kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After 15 s of it the run failed, with an exception without a text."""
     monkeypatch.setattr(kubernetes_module, "_LOG_SECONDS", 0.1)
-    name = manifest.shared_name("warm", IMAGE)
-    objects[name] = {"metadata": {"name": name, "deletionTimestamp": "2026-11-26T00:00:00Z"}}
+    name = manifest.shared_name("warm", IMAGE, KEY)
+    objects["daskclusters"][name] = {"metadata": {"name": name, "deletionTimestamp": "2026-11-26T00:00:00Z"}}
     cluster = KubernetesCluster(SIZE, "warm")
     end = time.monotonic() + 30
     while requests(kubernetes, "POST").count("POST daskclusters") < 5:
         assert time.monotonic() < end
         time.sleep(0.01)
-    del objects[name]
+    del objects["daskclusters"][name]
     with cluster:
         assert next(iter(cluster.steps)) == "created"
 
@@ -219,7 +322,7 @@ def test_a_cluster_that_does_not_start_is_deleted(
     with pytest.raises(ClusterError, match=message), KubernetesCluster(SIZE):
         pass
     assert len(requests(kubernetes, "DELETE")) == 1
-    assert [name for name in objects if name != "pods"] == []
+    assert objects["daskclusters"] == {}
 
 
 def test_a_cluster_that_is_closed_while_it_starts_is_deleted(
@@ -227,7 +330,7 @@ def test_a_cluster_that_is_closed_while_it_starts_is_deleted(
 ) -> None:
     cluster = KubernetesCluster(SIZE)
     end = time.monotonic() + 30
-    while len(objects) == 1:
+    while not objects["daskclusters"]:
         assert time.monotonic() < end
         time.sleep(0.001)
     cluster.close()

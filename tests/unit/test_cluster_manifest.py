@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from typing import Any
 
+import dask.config
 import pytest
 from dask.config import collect_env
+from dask_kubernetes.operator.controller.controller import build_worker_deployment_spec
+from distributed.security import Security
 from distributed.versions import get_versions
 from hypothesis import given
 from hypothesis import strategies as st
+from tornado.web import RequestHandler
 
+from tidepool.compute.clusters.kubernetes import certificate, manifest
 from tidepool.compute.clusters.kubernetes import driver as drivers
-from tidepool.compute.clusters.kubernetes import manifest
 from tidepool.compute.clusters.kubernetes.driver import Driver, Run
 from tidepool.errors import UsageError
 from tidepool.settings import KubernetesSettings, SizeSettings
 
 IMAGE = "registry.example.com/tidepool@sha256:" + "a" * 64
 RUN = Run(id="0d9e1c1e-86a4-4a0f-9d47-6a8a5d1a0b11", flow="weekly-forecast", attempt=2)
+KEY = "0123456789abcdef" * 2
 SIZE = SizeSettings(workers=3, threads=2, cpu=0.5, memory_gib=1.5)
 
 
@@ -61,14 +67,16 @@ def test_every_name_is_valid_for_the_operator(flow: str, attempt: int, *, inside
 
 @given(name=st.text(min_size=1))
 def test_every_shared_name_is_valid(name: str) -> None:
-    made = manifest.shared_name(name, IMAGE)
+    made = manifest.shared_name(name, IMAGE, KEY)
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", made)
     assert len(made) <= manifest.NAME_LENGTH
 
 
-def test_another_image_is_another_shared_cluster() -> None:
-    assert manifest.shared_name("warm", IMAGE) == manifest.shared_name("warm", IMAGE)
-    assert manifest.shared_name("warm", IMAGE) != manifest.shared_name("warm", IMAGE.replace("a" * 64, "b" * 64))
+def test_another_image_or_key_is_another_shared_cluster() -> None:
+    other = IMAGE.replace("a" * 64, "b" * 64)
+    assert manifest.shared_name("warm", IMAGE, KEY) == manifest.shared_name("warm", IMAGE, KEY)
+    named = {manifest.shared_name("warm", image, key) for image in (IMAGE, other) for key in (KEY, "another" + KEY, "")}
+    assert len(named) == 6
 
 
 # --- caps -------------------------------------------------------------------------------------------------------------
@@ -147,8 +155,76 @@ def test_pods_pass_the_restricted_standard_with_a_read_only_root(component: str)
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
-    assert spec["volumes"][0]["emptyDir"]["sizeLimit"]
+    assert container["volumeMounts"] == [
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "tls", "mountPath": "/run/tidepool/tls", "readOnly": True},
+    ]
+    tmp, tls = spec["volumes"]
+    assert tmp["emptyDir"]["sizeLimit"]
+    assert tls["secret"] == {"secretName": "weekly-forecast-0d9e1c1e-2-abcd-tls", "defaultMode": 0o440}
+
+
+@pytest.mark.parametrize("component", ["scheduler", "worker"])
+def test_dask_pods_only_talk_with_the_clusters_key(component: str) -> None:
+    [container] = pod_specs(rendered())[component]["containers"]
+    given = collect_env(variables(container))["distributed"]["comm"]
+    with dask.config.set({"distributed.comm": dask.config.merge(dask.config.get("distributed.comm"), given)}):
+        security = Security()
+    assert security.require_encryption is True
+    assert security.get_tls_config_for_role(component) == {
+        "ca_file": "/run/tidepool/tls/tls.crt",
+        "ciphers": None,
+        "cert": "/run/tidepool/tls/tls.crt",
+        "key": "/run/tidepool/tls/tls.key",
+    }
+    assert security.get_tls_config_for_role("client")["key"] == "/run/tidepool/tls/tls.key", "of `get_dask_client`"
+
+
+def test_workers_look_for_their_scheduler_by_tls() -> None:
+    """The operator sets an address for TCP where there is none."""
+    made = rendered()
+    [scheduler] = pod_specs(made)["scheduler"]["containers"]
+    assert "--protocol=tls" in scheduler["args"]
+    group = manifest.worker_group({**made, "metadata": {**made["metadata"], "uid": "u"}})
+    deployment = build_worker_deployment_spec("g", "ns", "c", "u", group["spec"]["worker"]["spec"], {}, {})
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    addresses = [each["value"] for each in container["env"] if each["name"] == "DASK_SCHEDULER_ADDRESS"]
+    assert addresses == ["tls://weekly-forecast-0d9e1c1e-2-abcd-scheduler:8786"]
+
+
+def test_without_tls_nothing_is_mounted_and_nothing_required() -> None:
+    made = rendered(tls=False)
+    assert "tls" not in json.dumps(made).lower()
+    assert "tcp://weekly-forecast-0d9e1c1e-2-abcd-scheduler:8786" in json.dumps(made)
+
+
+def test_the_secret_of_a_cluster_goes_with_it_and_never_changes() -> None:
+    made = rendered()
+    made["metadata"]["uid"] = "uid-c"
+    security = certificate.own()
+    secret = manifest.secret(made, security)
+    assert secret["metadata"]["name"] == "weekly-forecast-0d9e1c1e-2-abcd-tls"
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == "uid-c"
+    assert (secret["type"], secret["immutable"]) == ("kubernetes.io/tls", True)
+    assert secret["stringData"] == {"tls.crt": security.tls_client_cert, "tls.key": security.tls_client_key}
+
+
+def test_only_an_adaptive_clusters_http_server_takes_more_than_questions() -> None:
+    """`/api/v1/retire_workers`, and nothing else of the routes that are served, has a method other than GET."""
+
+    def changes(made: dict[str, Any]) -> set[str]:
+        [scheduler] = pod_specs(made)["scheduler"]["containers"]
+        routes = collect_env(variables(scheduler))["distributed"]["scheduler"]["http"]["routes"]
+        handlers = [each for name in routes for each in importlib.import_module(name).routes]
+        methods = [method for method in RequestHandler.SUPPORTED_METHODS if method not in {"GET", "HEAD", "OPTIONS"}]
+        return {
+            path
+            for path, handler, _ in handlers
+            if any(getattr(handler, each.lower()) is not RequestHandler._unimplemented_method for each in methods)
+        }
+
+    assert changes(rendered()) == set()
+    assert changes(rendered(adaptive_minimum=1)) == {"/api/v1/retire_workers"}
 
 
 def test_workers_get_their_size() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import KubernetesServer
 
-CLUSTER = {"kind": "DaskCluster", "metadata": {"name": "c"}}
+CLUSTER = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster", "metadata": {"name": "c"}}
 DASK = "/apis/kubernetes.dask.org/v1/namespaces/ns"
 CORE = "/api/v1/namespaces/ns"
 
@@ -48,6 +48,13 @@ async def test_a_created_object_is_returned(kubernetes: KubernetesServer, api: K
     assert await api.create(CLUSTER) == CLUSTER
     assert kubernetes.requests == [f"POST {DASK}/daskclusters {json.dumps(CLUSTER)}"]
     assert api.namespace == "ns", "the kubeconfig's"
+
+
+async def test_a_secret_is_created_in_the_core_group(kubernetes: KubernetesServer, api: KubernetesApi) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "c-tls"}}
+    kubernetes.answers = [(201, secret)]
+    await api.create(secret)
+    assert kubernetes.requests == [f"POST {CORE}/secrets {json.dumps(secret)}"]
 
 
 async def test_a_name_that_exists_creates_nothing(kubernetes: KubernetesServer, api: KubernetesApi) -> None:

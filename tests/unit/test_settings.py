@@ -122,3 +122,14 @@ def test_outside_a_repository_the_message_names_the_folder(tmp_path: object, mon
     monkeypatch.chdir(str(tmp_path))
     with pytest.raises(UsageError, match=r"no prefect\.yaml in .* or above it"):
         module.repository()
+
+
+def test_a_short_shared_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.settings().kubernetes.shared_key is None
+    module.settings.cache_clear()
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_SHARED_KEY", "hunter2")
+    with pytest.raises(UsageError) as error:
+        module.settings()
+    assert str(error.value) == "TIDEPOOL_KUBERNETES_SHARED_KEY: string should have at least 32 characters"
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_SHARED_KEY", "hunter2" * 5)
+    assert "hunter2" not in str(module.effective()) + repr(module.settings())

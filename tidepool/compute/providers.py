@@ -25,7 +25,8 @@ def dask_runner(size: str = "small", *, start_early: bool = False, shared: str =
         start_early: Start the cluster when the flow begins, while its first tasks run in the flow-run process, and not
             with the first task that is mapped or submitted. For flows that always map.
         shared: Name of a warm cluster that runs share and that outlives them (kubernetes; elsewhere each run has its
-            own). For flows that are too short for an own one. All its users name the same size.
+            own). For flows that are too short for an own one. All its users name the same size, and have the same
+            TIDEPOOL_KUBERNETES_SHARED_KEY.
 
     Returns:
         A runner that reads the settings when a run begins, not when the flow is imported.

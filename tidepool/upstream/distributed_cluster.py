@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import dask.config
 from distributed.core import rpc
 from distributed.deploy.cluster import Cluster
+from distributed.security import Security
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
     from concurrent.futures import Future
 
 T = TypeVar("T")
+
+# By the address of their schedulers.
+_connected: weakref.WeakValueDictionary[str, RemoteCluster] = weakref.WeakValueDictionary()
+
+
+def security_of(connection: Mapping[str, str]) -> Security | None:
+    """Return how `Client(address)` connects to a cluster that this process is connected to.
+
+    `prefect_dask.get_dask_client` knows the address only. Dask's setting `client.security-loader` names this function.
+    """
+    cluster = _connected.get(connection["address"])
+    return cluster.security if cluster else None
 
 
 class RemoteCluster(Cluster):
@@ -22,7 +37,12 @@ class RemoteCluster(Cluster):
     scheduler (`_start`, `_close`) and the owner of the event loop (`_loop_runner`) have private names.
     Watch: `distributed.deploy.cluster.Cluster` and its subclass `SpecCluster`, which uses the same names.
     Delete when: distributed has a public class of clusters that are connected to, and not started.
+
+    Attributes:
+        security: Key and certificate for its connections and those of `Client(cluster)`; None for Dask's settings.
     """
+
+    security: Security | None = None
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, quiet=True)  # type: ignore[no-untyped-call]
@@ -33,9 +53,17 @@ class RemoteCluster(Cluster):
         loop: Any = self.loop
         return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
 
+    def caller(self, address: str) -> rpc:
+        """Return a caller of the cluster's process at that address."""
+        security = self.security or Security()
+        return rpc(address, connection_args=security.get_connection_args("client"))
+
     async def connect(self, address: str) -> None:
         """Connect to the scheduler; from now on `scheduler_info` follows it."""
-        self.scheduler_comm = rpc(address)
+        self.scheduler_comm = self.caller(address)
+        _connected[address] = self
+        if not dask.config.get("distributed.client.security-loader", None):
+            dask.config.set({"distributed.client.security-loader": f"{__name__}.{security_of.__name__}"})
         await super()._start()  # type: ignore[no-untyped-call]
 
     async def disconnect(self) -> None:

@@ -59,9 +59,9 @@ class KubernetesApi:
             await close_connection(self._connection)
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Create an object of Dask's and return it; None when one of that name exists already."""
-        url = f"{manifest['kind'].lower()}s"
-        return await self._object("POST", url, GROUP, (HTTPStatus.CONFLICT,), content=json.dumps(manifest))
+        """Create an object and return it; None when one of that name exists already."""
+        url, version = f"{manifest['kind'].lower()}s", manifest["apiVersion"]
+        return await self._object("POST", url, version, (HTTPStatus.CONFLICT,), content=json.dumps(manifest))
 
     async def cluster(self, name: str) -> dict[str, Any] | None:
         """Return the DaskCluster of that name, or None."""

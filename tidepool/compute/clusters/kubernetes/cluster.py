@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import dask.config
-from distributed.core import Status, rpc
+from distributed.comm.core import FatalCommClosedError
+from distributed.core import Status
 from distributed.versions import get_versions
 
-from tidepool.compute.clusters.kubernetes import driver, manifest, names, pod_status, usage
+from tidepool.compute.clusters.kubernetes import certificate, driver, manifest, names, pod_status, usage
 from tidepool.compute.clusters.kubernetes.api import KubernetesApi
 from tidepool.compute.clusters.preload.scheduler import USAGE
 from tidepool.compute.run_log import run_log
-from tidepool.errors import ClusterError
+from tidepool.errors import ClusterError, UsageError
 from tidepool.settings import settings
 from tidepool.upstream.distributed_cluster import RemoteCluster
 
@@ -63,7 +64,7 @@ class KubernetesCluster(RemoteCluster):
         used: What its workers used; None until it is closed, for a shared one, and when the scheduler was lost.
 
     Raises:
-        UsageError: the run would exceed its caps; nothing was created.
+        UsageError: the run would exceed its caps, or has no key for a shared cluster; nothing was created.
     """
 
     def __init__(self, size: SizeSettings, shared: str = "", *, allowed_failures: int | None = None) -> None:
@@ -72,6 +73,13 @@ class KubernetesCluster(RemoteCluster):
         self._settings = settings().kubernetes
         own = [each.size for each in _clusters if not each.shared and each.status != Status.closed]
         manifest.check_caps([size] if shared else [*own, size], self._settings)
+        given = self._settings.shared_key
+        self._key = given.get_secret_value() if given and self._settings.tls else ""
+        if shared and self._settings.tls and not given:
+            raise UsageError(
+                f"shared Dask cluster {shared!r} needs a key: set TIDEPOOL_KUBERNETES_SHARED_KEY, at least 32 random "
+                "characters, in the Secret with the flow runs' credentials; nothing was created"
+            )
         self.run = driver.this_run()
         self.steps: dict[str, float] = {}
         self.used: usage.Usage | None = None
@@ -90,6 +98,8 @@ class KubernetesCluster(RemoteCluster):
         self._give_up = self._began + self._settings.start_timeout_seconds
         # The name of a shared one is final once the image is known; closing before that needs none.
         super().__init__(manifest.name_for(self.run, secrets.token_hex(2)))
+        if self._settings.tls:
+            self.security = certificate.own()
         _clusters.add(self)
         self._start_task: asyncio.Task[None] | None = None
         self._ready = self.start_soon(self._bring_up())
@@ -142,7 +152,9 @@ class KubernetesCluster(RemoteCluster):
         await self._kubernetes.connect(self._settings.start_timeout_seconds)
         self._driver = await self._read_driver()
         if self.shared:
-            self.name = manifest.shared_name(self.shared, self._driver.image)
+            self.name = manifest.shared_name(self.shared, self._driver.image, self._key)
+            if self._key:
+                self.security = certificate.shared(self._key, self.name)
         while True:
             try:
                 await self._create()
@@ -200,6 +212,10 @@ class KubernetesCluster(RemoteCluster):
                 self._note("joined")
                 break
             await self._wait([], "the deletion of its predecessor")
+        if self.security:
+            # One that exists is this cluster's too, created by another run that shares it, or by a first request whose
+            # answer was lost. With another key in it, the scheduler would not be believed.
+            await self._kubernetes.create(manifest.secret(cluster, self.security))
         await self._kubernetes.create(manifest.worker_group(cluster))
         if self._settings.adaptive_minimum:
             await self._kubernetes.create(manifest.autoscaler(cluster, self.size, self._settings))
@@ -228,10 +244,26 @@ class KubernetesCluster(RemoteCluster):
                 ip = pod.get("status", {}).get("podIP")
                 if pod_status.component(pod) == "scheduler" and ip and "deletionTimestamp" not in pod["metadata"]:
                     self._note("scheduler has an address")
-                    if await _answers(ip):
+                    if await self._answers(ip):
                         self._note("scheduler answers")
-                        return f"tcp://{ip}:{names.SCHEDULER_PORT}"
+                        return self._scheduler_at(ip)
             await self._wait(pods, "its scheduler")
+
+    def _scheduler_at(self, ip: str) -> str:
+        return f"{manifest.protocol(self._settings)}://{ip}:{names.SCHEDULER_PORT}"
+
+    async def _answers(self, ip: str) -> bool:
+        """Return whether a Dask scheduler answers; first whether anything does: Dask's connect waits between tries."""
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(ip, names.SCHEDULER_PORT), _CONNECT_SECONDS)
+            writer.close()
+            async with self.caller(self._scheduler_at(ip)) as scheduler:
+                await asyncio.wait_for(scheduler.identity(), _IDENTITY_SECONDS)
+        except FatalCommClosedError as error:
+            raise ClusterError(f"the scheduler of Dask cluster {self.name} does not have the cluster's key") from error
+        except (OSError, TimeoutError):
+            return False
+        return True
 
     async def _first_worker(self) -> None:
         scheduler: Any = self.scheduler_comm
@@ -363,15 +395,3 @@ class KubernetesCluster(RemoteCluster):
 
 class _DeletedError(ClusterError):
     """The cluster was deleted while it was waited for; a shared one is then created again."""
-
-
-async def _answers(ip: str) -> bool:
-    """Return whether a Dask scheduler answers; first whether anything does: Dask's own connect waits between tries."""
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(ip, names.SCHEDULER_PORT), _CONNECT_SECONDS)
-        writer.close()
-        async with rpc(f"tcp://{ip}:{names.SCHEDULER_PORT}") as scheduler:
-            await asyncio.wait_for(scheduler.identity(), _IDENTITY_SECONDS)
-    except (OSError, TimeoutError):
-        return False
-    return True

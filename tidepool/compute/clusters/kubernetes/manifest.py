@@ -6,7 +6,7 @@ the driver's pod: the image by digest, the variables (secrets by reference), pul
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 from typing import TYPE_CHECKING, Any
 
 from tidepool.compute.clusters.kubernetes import names
@@ -15,6 +15,8 @@ from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from distributed.security import Security
 
     from tidepool.compute.clusters.kubernetes.driver import Driver, Run
     from tidepool.settings import KubernetesSettings, SizeSettings
@@ -34,16 +36,28 @@ _RESTRICTED_CONTAINER = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-# Before distributed's own in the list: the first match answers.
+# The scheduler's HTTP server asks for no certificate: these only answer questions.
 HTTP_ROUTES = (
+    # Before distributed's own in the list: the first match answers.
     "tidepool.compute.clusters.preload.scheduler",
     "distributed.http.scheduler.prometheus",
     "distributed.http.scheduler.info",
     "distributed.http.scheduler.json",
-    "distributed.http.scheduler.api",
     "distributed.http.health",
     "distributed.http.statics",
 )
+# With the one request that changes something, `retire_workers`: of an adaptive cluster's operator.
+ADAPTIVE_HTTP_ROUTES = (*HTTP_ROUTES, "distributed.http.scheduler.api")
+# Dask's own settings of the files in the pods. All roles: a task's client is one of its worker's process.
+_TLS_VARIABLES = {
+    "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
+    "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": f"{names.TLS_FOLDER}/tls.crt",
+    **{
+        f"DASK_DISTRIBUTED__COMM__TLS__{role}__{part}": f"{names.TLS_FOLDER}/tls.{suffix}"
+        for role in ("SCHEDULER", "WORKER", "CLIENT")
+        for part, suffix in (("CERT", "crt"), ("KEY", "key"))
+    },
+}
 
 
 def name_for(run: Run, suffix: str) -> str:
@@ -52,9 +66,12 @@ def name_for(run: Run, suffix: str) -> str:
     return names.slug(run.flow)[: NAME_LENGTH - len(tail)].strip("-") + tail
 
 
-def shared_name(name: str, image: str) -> str:
-    """Return a shared cluster's name. It depends on the image: after a deploy no run meets workers of the old one."""
-    tail = "-" + hashlib.sha256(digest(image).encode()).hexdigest()[:8]
+def shared_name(name: str, image: str, key: str) -> str:
+    """Return a shared cluster's name.
+
+    It depends on the image and the key (empty without TLS): after a change of one, no run meets what it cannot use.
+    """
+    tail = "-" + hmac.digest(key.encode(), digest(image).encode(), "sha256").hex()[:8]
     return f"shared-{names.slug(name)}"[: NAME_LENGTH - len(tail)].strip("-") + tail
 
 
@@ -134,8 +151,8 @@ def manifest(
         "metadata": metadata,
         "spec": {
             "idleTimeout": settings.idle_timeout_seconds,
-            "scheduler": {"spec": _scheduler(driver, settings, dask_settings), "service": _service(name)},
-            "worker": {"replicas": replicas, "spec": _worker(driver, size, settings, worker_variables)},
+            "scheduler": {"spec": _scheduler(name, driver, settings, dask_settings), "service": _service(name)},
+            "worker": {"replicas": replicas, "spec": _worker(name, driver, size, settings, worker_variables)},
         },
     }
 
@@ -162,6 +179,24 @@ def worker_group(cluster: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def secret(cluster: Mapping[str, Any], security: Security) -> dict[str, Any]:
+    """Return the Secret with the key and certificate of a cluster that exists; its pods wait for it."""
+    name, identity = names.tls_secret(cluster["metadata"]["name"]), security.get_tls_config_for_role("client")
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": names.TLS_TYPE,
+        # The kubelet need not watch it.
+        "immutable": True,
+        "metadata": {
+            "name": name,
+            "labels": cluster["metadata"]["labels"],
+            "ownerReferences": [_owned_by(cluster)],
+        },
+        "stringData": {"tls.crt": identity["cert"], "tls.key": identity["key"]},
+    }
+
+
 def autoscaler(cluster: Mapping[str, Any], size: SizeSettings, settings: KubernetesSettings) -> dict[str, Any]:
     """Return the DaskAutoscaler of an adaptive cluster that exists: the operator asks the scheduler for its target."""
     name = cluster["metadata"]["name"]
@@ -178,12 +213,21 @@ def _owned_by(cluster: Mapping[str, Any]) -> dict[str, Any]:
     return {"apiVersion": names.GROUP, "kind": "DaskCluster", "name": metadata["name"], "uid": metadata["uid"]}
 
 
-def _scheduler(driver: Driver, settings: KubernetesSettings, dask_settings: Mapping[str, str]) -> dict[str, Any]:
+def protocol(settings: KubernetesSettings) -> str:
+    """Return the protocol of Dask's addresses."""
+    return "tls" if settings.tls else "tcp"
+
+
+def _scheduler(
+    cluster: str, driver: Driver, settings: KubernetesSettings, dask_settings: Mapping[str, str]
+) -> dict[str, Any]:
+    routes = ADAPTIVE_HTTP_ROUTES if settings.adaptive_minimum else HTTP_ROUTES
     container = _container(
         "scheduler",
         driver,
         args=[
             "distributed.cli.dask_scheduler",
+            f"--protocol={protocol(settings)}",
             "--host=0.0.0.0",
             f"--port={names.SCHEDULER_PORT}",
             # The HTTP server is on; the pages of the dashboard (a third of the start-up) load with the first visitor.
@@ -193,7 +237,7 @@ def _scheduler(driver: Driver, settings: KubernetesSettings, dask_settings: Mapp
         ],
         env={
             f"DASK_DISTRIBUTED__SCHEDULER__{name.upper().replace('-', '_')}": value
-            for name, value in {"http--routes": str(list(HTTP_ROUTES)), **dask_settings}.items()
+            for name, value in {"http--routes": str(list(routes)), **dask_settings}.items()
         },
         cpu=settings.scheduler_cpu,
         memory_gib=settings.scheduler_memory_gib,
@@ -206,11 +250,11 @@ def _scheduler(driver: Driver, settings: KubernetesSettings, dask_settings: Mapp
         "periodSeconds": 5,
         "timeoutSeconds": 10,
     }
-    return _pod(container, driver.placement, scratch_gib=1)
+    return _pod(cluster, container, driver.placement, tls=settings.tls, scratch_gib=1)
 
 
 def _worker(
-    driver: Driver, size: SizeSettings, settings: KubernetesSettings, variables: Mapping[str, str]
+    cluster: str, driver: Driver, size: SizeSettings, settings: KubernetesSettings, variables: Mapping[str, str]
 ) -> dict[str, Any]:
     container = _container(
         "worker",
@@ -229,7 +273,14 @@ def _worker(
         # A worker that pauses at 80 % of its memory continues when results leave it. What its libraries hold never
         # leaves: it would pause forever without a message. Above the limit Kubernetes ends it, and the run reports out
         # of memory.
-        env={"DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False", **variables},
+        env={
+            "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
+            # The operator's own has another protocol, and a name for which the DNS is asked four times.
+            "DASK_SCHEDULER_ADDRESS": (
+                f"{protocol(settings)}://{names.scheduler_service(cluster)}:{names.SCHEDULER_PORT}"
+            ),
+            **variables,
+        },
         cpu=size.cpu,
         memory_gib=size.memory_gib,
     )
@@ -243,7 +294,7 @@ def _worker(
     placement.pop("priorityClassName", None)
     if settings.worker_priority_class:
         placement["priorityClassName"] = settings.worker_priority_class
-    return _pod(container, placement, scratch_gib=settings.scratch_gib)
+    return _pod(cluster, container, placement, tls=settings.tls, scratch_gib=settings.scratch_gib)
 
 
 def _container(
@@ -267,7 +318,15 @@ def _container(
     }
 
 
-def _pod(container: dict[str, Any], placement: dict[str, Any], *, scratch_gib: float) -> dict[str, Any]:
+def _pod(
+    cluster: str, container: dict[str, Any], placement: dict[str, Any], *, tls: bool, scratch_gib: float
+) -> dict[str, Any]:
+    volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {"sizeLimit": f"{round(scratch_gib * 1024)}Mi"}}]
+    if tls:
+        container["env"] += [{"name": name, "value": value} for name, value in _TLS_VARIABLES.items()]
+        container["volumeMounts"].append({"name": "tls", "mountPath": names.TLS_FOLDER, "readOnly": True})
+        # For the pod's group only.
+        volumes.append({"name": "tls", "secret": {"secretName": names.tls_secret(cluster), "defaultMode": 0o440}})
     return {
         **placement,
         "automountServiceAccountToken": False,
@@ -275,7 +334,7 @@ def _pod(container: dict[str, Any], placement: dict[str, Any], *, scratch_gib: f
         "securityContext": _RESTRICTED_POD,
         "terminationGracePeriodSeconds": 10,
         "containers": [container],
-        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": f"{round(scratch_gib * 1024)}Mi"}}],
+        "volumes": volumes,
     }
 
 

@@ -1,0 +1,45 @@
+"""Key and certificate of a Dask cluster: its parts encrypt what they send, and each refuses who does not have them.
+
+One self-signed certificate is the identity of driver, scheduler and workers, and the only one that they trust. It is a
+function of 32 bytes, which are random for a run's own cluster. Runs that share a cluster derive them from a secret that
+all of them hold: none may read the Secret that the first one created. Hence Ed25519, whose signatures contain nothing
+random, and constant dates, with which no clock can be wrong.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from distributed.security import Security
+
+_NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tidepool-dask-cluster")])
+# RFC 5280's date for a certificate without an end.
+_VALID = (datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+
+
+def own() -> Security:
+    """Return a new identity, for the cluster of one run."""
+    return _security(secrets.token_bytes(32))
+
+
+def shared(key: str, cluster: str) -> Security:
+    """Return the identity of a shared cluster of that name; the same for everyone who has the key."""
+    return _security(hmac.digest(key.encode(), cluster.encode(), "sha256"))
+
+
+def _security(seed: bytes) -> Security:
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    builder = x509.CertificateBuilder().subject_name(_NAME).issuer_name(_NAME).serial_number(1)
+    builder = builder.not_valid_before(_VALID[0]).not_valid_after(_VALID[1]).public_key(key.public_key())
+    certificate = builder.sign(key, None).public_bytes(Encoding.PEM).decode()
+    return Security(
+        require_encryption=True,
+        tls_ca_file=certificate,
+        tls_client_cert=certificate,
+        tls_client_key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+    )
