@@ -125,8 +125,20 @@ def test_an_outcome_gives_the_state_back() -> None:
 
 def test_ten_thousand_outcomes_take_little_memory() -> None:
     """Whole states were a tenth of the driver's memory."""
-    outcome = _completed(1)
-    assert len(outcome.header) + len(outcome.data) < 1000
+    first, second = _completed(1), _completed(2)
+    assert len(first.header) + len(first.data) < 1000
+    kept = second.packed(first.common)
+    assert len(kept.header) + len(kept.data) < 200
+    assert kept.state() == second.state()
+    assert kept.without_data().state().data is None
+    assert not kept.common, "what is packed itself is no dictionary"
+
+
+def test_a_large_result_is_kept_as_it_is_and_by_none_else() -> None:
+    large, small = _completed("x" * 10_000), _completed(1)
+    assert not large.common
+    assert small.packed(large.common) is small
+    assert large.packed(small.common) is large
 
 
 class _Unreadable:
@@ -294,3 +306,16 @@ def test_an_outcome_without_data_is_small() -> None:
     kept = Outcome.of(state).without_data()
     assert len(kept.header) + len(kept.data) < 1000
     assert (kept.state().id, kept.state().message, kept.state().timestamp) == (state.id, "done", state.timestamp)
+
+
+def test_a_workers_log_lines_are_printed_as_they_are() -> None:
+    """In a process of its own: it changes the handlers of all loggers."""
+    script = """
+import prefect.main
+from prefect.logging import get_logger
+from tidepool.compute.run_log import print_plainly
+print_plainly()
+get_logger("test").warning("one [bold]line[/bold] :smile: " + 50 * "long ")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith(f"| WARNING | prefect.test - one [bold]line[/bold] :smile: {50 * 'long '}\n")

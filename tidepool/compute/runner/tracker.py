@@ -94,6 +94,7 @@ class Tracker:
         scheduler: Any = client.scheduler
         self._connection_lost = f"the connection to the Dask scheduler at {scheduler.address} was lost"
         self._loop: Any = client.loop
+        self._like = b""  # an outcome, of which the others keep what differs
         self._done: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[Outcome]] | None] = queue.SimpleQueue()
         self._exits.follow(client)
         client.subscribe_topic(entry.STARTED_TOPIC, self._on_started)
@@ -279,7 +280,8 @@ class Tracker:
                     self._log.debug("The state of task run %s is computed again: %r", future.task_run_id, error)
                     self._loop.add_callback(self._loop.call_later, _LATER_SECONDS, self._on_done, future)
             return failed
-        settled = [(future, outcome) for (future, _), outcome in zip(finished, outcomes, strict=True)]
+        self._like = self._like or next(filter(None, (outcome.common for outcome in outcomes)), b"")
+        settled = [(future, each.packed(self._like)) for (future, _), each in zip(finished, outcomes, strict=True)]
         self.backlog.add([Conclusion.of(future, outcome.without_data()) for future, outcome in settled])
         self._settle(settled)
         return []

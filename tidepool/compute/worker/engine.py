@@ -27,6 +27,7 @@ from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
 from prefect.utilities.collections import visit_collection
 
 from tidepool.compute.limits import ResultRefusedError, refuse_result
+from tidepool.compute.run_log import print_plainly
 from tidepool.compute.worker.outcome import Outcome
 from tidepool.upstream.prefect import (
     FlowRunSuspensionRequest,
@@ -276,6 +277,7 @@ def _hydrate(pickled: bytes) -> tuple[_Variables, SyncClientContext]:
     # In a cluster of threads, a task run is not tagged with what tagged the cluster's start.
     TagsContext(current_tags=set()).__enter__()
     with hydrated_context(cloudpickle.loads(pickled)):
+        print_plainly()
         client = SyncClientContext().__enter__()
         now = contextvars.copy_context()
         return {each: value for each, value in now.items() if before.get(each, before) is not value}, client

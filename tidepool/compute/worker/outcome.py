@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from prefect.client.schemas.objects import TaskRun
+
+# Larger results are unlike others, and compressing them takes time.
+_PACKED_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class Outcome:
         name: The task run's name; None if no worker ran it.
         start_time: When it began to run, if it did.
         worker: Address of the Dask worker that ran it.
+        like: The dictionary with which header and data are compressed: those of another outcome. Empty if they are not.
     """
 
     header: bytes
@@ -32,6 +38,7 @@ class Outcome:
     name: str | None = None
     start_time: datetime | None = None
     worker: str | None = None
+    like: bytes = b""
 
     @classmethod
     def of(cls, state: State[Any], run: TaskRun | None = None, worker: str | None = None) -> Outcome:
@@ -43,7 +50,7 @@ class Outcome:
 
     def state(self) -> State[Any]:
         """Return the final state."""
-        kind, name, message, state_id, timestamp, details = cloudpickle.loads(self.header)
+        kind, name, message, state_id, timestamp, details = cloudpickle.loads(self._unpacked(self.header))
         return State(
             type=kind,
             name=name,
@@ -51,9 +58,29 @@ class Outcome:
             id=state_id,
             timestamp=timestamp,
             state_details=StateDetails(**details),
-            data=cloudpickle.loads(self.data) if self.data else None,
+            data=cloudpickle.loads(self._unpacked(self.data)) if self.data else None,
         )
 
     def without_data(self) -> Outcome:
         """Return the same outcome without the state's data."""
         return replace(self, data=b"")
+
+    @property
+    def common(self) -> bytes:
+        """What other outcomes probably have in common with this one; empty for a large one, which all would keep."""
+        return b"" if self.like or len(self.header) + len(self.data) > _PACKED_BYTES else self.header + self.data
+
+    def packed(self, like: bytes) -> Outcome:
+        """Return the same outcome without what it has in common with `like`: about a tenth of the bytes."""
+        if not like or not self.common:
+            return self
+        header, data = (_compressed(each, like) if each else b"" for each in (self.header, self.data))
+        return replace(self, header=header, data=data, worker=self.worker and sys.intern(self.worker), like=like)
+
+    def _unpacked(self, packed: bytes) -> bytes:
+        return zlib.decompressobj(zdict=self.like).decompress(packed) if self.like else packed
+
+
+def _compressed(pickled: bytes, like: bytes) -> bytes:
+    packer = zlib.compressobj(level=1, zdict=like)
+    return packer.compress(pickled) + packer.flush()
