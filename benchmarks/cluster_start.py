@@ -1,6 +1,7 @@
 """Start of Dask clusters on Kubernetes: success rate, seconds of each step; the stock class beside it.
 
     python -m benchmarks.cluster_start --namespace tidepool --clusters 40 --at-a-time 5
+    python -m benchmarks.cluster_start --namespace tidepool --turns 20
     python -m benchmarks.cluster_start --namespace tidepool --runs 20
 
 Needs KUBECONFIG and a chart installed as tests/cluster does (TEST_KEEP_NAMESPACE=1 leaves one).
@@ -9,6 +10,8 @@ Needs KUBECONFIG and a chart installed as tests/cluster does (TEST_KEEP_NAMESPAC
 one cluster = one Prefect flow that maps three tasks. Times are from asking for the cluster (the call of `map`) to the
 result of the first mapped Prefect task. Stock is prefect_dask.DaskTaskRunner with dask_kubernetes' KubeCluster, given
 pods that start: with its own spec and this Dask no cluster starts. It needs more rights, which it gets meanwhile.
+
+`--turns`: the same, every other cluster without TLS.
 
 `--runs`: flow runs of a deployment through the work pool, one after another, from "run" to the end of the first mapped
 task; by the server's clock and the Job's creationTimestamp, which has whole seconds.
@@ -99,6 +102,10 @@ def runner(kind):
     return TidepoolTaskRunner(cluster_class=ours, cluster_kwargs={"size": size})
 
 for n in range(int(os.environ["CLUSTERS"])):
+    tls = os.environ["KIND"] != "turns" or n % 2 == 1
+    if os.environ["KIND"] == "turns":
+        from tidepool.settings import set_variables
+        set_variables({"TIDEPOOL_KUBERNETES_TLS": str(tls)})
     @flow(task_runner=runner(os.environ["KIND"]), name="cluster-start")
     def one():
         asked = time.monotonic()
@@ -106,13 +113,14 @@ for n in range(int(os.environ["CLUSTERS"])):
         futures[0].result()
         first = time.monotonic() - asked
         assert [future.result() for future in futures] == [2, 4, 6]
-        return first, time.monotonic(), steps() if os.environ["KIND"] == "ours" else [{}]
+        return first, time.monotonic(), [{}] if os.environ["KIND"] == "stock" else steps()
     try:
         first, ended, [took] = one()
-        print("RESULT " + json.dumps({"first": first, "close": time.monotonic() - ended, "steps": took}), flush=True)
+        close = time.monotonic() - ended
+        print("RESULT " + json.dumps({"tls": tls, "first": first, "close": close, "steps": took}), flush=True)
         asyncio.run(gone())
     except Exception as error:
-        print("RESULT " + json.dumps({"failed": repr(error)[:300]}), flush=True)
+        print("RESULT " + json.dumps({"tls": tls, "failed": repr(error)[:300]}), flush=True)
 '''
 # Its task is inside the flow: it travels by value to the workers, which do not have the file.
 PROGRAM = """
@@ -246,12 +254,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--namespace", default="tidepool")
     arguments.add_argument("--clusters", type=int, default=0)
+    arguments.add_argument("--turns", type=int, default=0, help="clusters with and without TLS, in turns")
     arguments.add_argument("--stock", type=int, default=0, help="stock clusters beside them")
     arguments.add_argument("--runs", type=int, default=0, help="flow runs through the work pool")
     arguments.add_argument("--at-a-time", type=int, default=1)
     chosen = arguments.parse_args()
-    if not (chosen.clusters or chosen.runs or chosen.stock):
-        arguments.error("say what to measure: --clusters, --stock or --runs")
+    if not (chosen.clusters or chosen.turns or chosen.runs or chosen.stock):
+        arguments.error("say what to measure: --clusters, --turns, --stock or --runs")
     namespace = Namespace(chosen.namespace)
     print(f"{command('nproc').strip()} cores, load {Path('/proc/loadavg').read_text().split()[0]}")
     if chosen.runs:
@@ -260,6 +269,10 @@ def main() -> None:
         asked = chosen.clusters // chosen.at_a_time * chosen.at_a_time
         results = measure(namespace, "ours", asked, chosen.at_a_time)
         table(f"tidepool, {chosen.at_a_time} at a time", asked, results)
+    if chosen.turns:
+        results = measure(namespace, "turns", chosen.turns, 1)
+        for tls, title in ((False, "without TLS"), (True, "with TLS")):
+            table(title, chosen.turns // 2, [each for each in results if each["tls"] is tls])
     if chosen.stock:
         namespace.apply(STOCK_RIGHTS)
         try:

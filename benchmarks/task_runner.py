@@ -35,6 +35,13 @@ ROWS: dict[str, list[tuple[str, str, int]]] = {
     "batched-1000": [("tidepool", "batched", 1000)],
     "batched-100000": [("tidepool", "batched", 100_000)],
     "auto": [("tidepool", "auto", 5000)],
+    # What TLS between the parts of a cluster costs.
+    "tls-1000": [
+        ("tidepool", "map", 1000),
+        ("tidepool-tls", "map", 1000),
+        ("dask", "map", 1000),
+        ("dask-tls", "map", 1000),
+    ],
     # Until the server has recorded it all: part of its work is left until after the results are there.
     "recorded": [("tidepool", "recorded", 1000), ("tidepool", "recorded", 5000)],
     "cold": [("stock", "cold", 0), ("tidepool", "cold", 0)],
@@ -132,6 +139,19 @@ def _ratio(groups: Groups, key: tuple[str, str, int, str], peer: str) -> str:
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}"
 
 
+def _tls(groups: Groups, database: str) -> list[str]:
+    """Return what TLS costs, a line for each runner that was measured with it."""
+    lines = []
+    for runner in ("tidepool", "dask"):
+        if tls := groups.get((database, "map", 1000, f"{runner}-tls")):
+            ratios = _ratios(tls, groups[database, "map", 1000, runner])
+            lines.append(
+                f"- {database}, 1,000 items by TLS, {runner}: {statistics.median(ratios):.2f} of without "
+                f"({min(ratios):.2f}-{max(ratios):.2f} in {len(ratios)} turns; target 0.95)."
+            )
+    return lines
+
+
 def _summary(groups: Groups) -> list[str]:
     """Return the promised figures, a line each."""
     lines = []
@@ -142,6 +162,7 @@ def _summary(groups: Groups) -> list[str]:
                 f"- {database}, 1,000 items: {_ratio(groups, thousand, 'stock')} times stock (target 10), "
                 f"{_ratio(groups, thousand, 'dask')} of raw Dask (target 0.3)."
             )
+        lines += _tls(groups, database)
         for items in (1000, 100_000):
             batched = (database, "batched", items, "tidepool")
             if batched in groups:
@@ -215,7 +236,7 @@ def report(records: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (database, kind, items, runner), found in sorted(groups.items()):
-        if runner == "dask":
+        if runner in {"dask", "dask-tls"}:
             continue
         cpu = [1000 * record["server_cpu_seconds"] / record["task_runs"] for record in found]
         lines.append(
@@ -275,7 +296,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     options.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    options.add_argument("--runners", nargs="+", choices=["stock", "tidepool", "threads", "dask"], default=None)
+    options.add_argument(
+        "--runners", nargs="+", choices=sorted({each for row in ROWS.values() for each, _, _ in row}), default=None
+    )
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--report", action="store_true", help="only make table and plot from what was measured")
     options.add_argument("--results", type=Path, default=RESULTS)

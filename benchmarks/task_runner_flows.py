@@ -21,6 +21,7 @@ from prefect_dask import DaskTaskRunner
 
 from benchmarks.servers import Server
 from tidepool.compute.batches import map_batched
+from tidepool.compute.clusters.kubernetes import certificate
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 
 WORKERS = 2
@@ -30,6 +31,16 @@ WARM_UP = 20 * WORKERS
 SETTLE_SECONDS = 4.0
 
 CLUSTER = {"n_workers": WORKERS, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
+
+
+def _tls() -> dict[str, Any]:
+    """Return a cluster whose parts speak TLS with one key, as pods do."""
+    given = certificate.own().get_tls_config_for_role("client")
+    roles = ("client", "scheduler", "worker")
+    files = {f"tls_{role}_{part}": given[part] for role in roles for part in ("cert", "key")}
+    security = distributed.Security(require_encryption=True, tls_ca_file=given["ca_file"], **files)
+    return {**CLUSTER, "protocol": "tls", "security": security}
+
 
 # A line of its own among what Prefect prints.
 MARK = "MEASURED "
@@ -103,8 +114,8 @@ def _flow(runner: Any, kind: str, items: int) -> dict[str, Any]:
     return {**measured, "flow_seconds": time.perf_counter() - entered - SETTLE_SECONDS}
 
 
-def _raw(items: int) -> dict[str, Any]:
-    with distributed.LocalCluster(**CLUSTER) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+def _raw(items: int, options: dict[str, Any]) -> dict[str, Any]:
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as client:
         client.gather(client.map(plain_no_op, range(-WARM_UP, 0), pure=False))
         time.sleep(SETTLE_SECONDS)
         begun = time.perf_counter()
@@ -116,12 +127,13 @@ def _raw(items: int) -> dict[str, Any]:
 def main() -> None:
     """Measures what the command line says."""
     name, kind, items = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    if name == "dask":
-        measured = _raw(items)
+    if name in {"dask", "dask-tls"}:
+        measured = _raw(items, CLUSTER if name == "dask" else _tls())
     else:
         runner = {
             "stock": lambda: DaskTaskRunner(cluster_kwargs=CLUSTER),
             "tidepool": lambda: TidepoolTaskRunner(cluster_kwargs=CLUSTER),
+            "tidepool-tls": lambda: TidepoolTaskRunner(cluster_kwargs=_tls()),
             "threads": lambda: ThreadPoolTaskRunner(max_workers=WORKERS),
         }[name]()
         measured = _flow(runner, kind, items)

@@ -65,8 +65,8 @@ class Namespace:
             time.sleep(0.5)
 
     @contextmanager
-    def forwarded(self, target: str, port: int) -> Iterator[int]:
-        """Forward a local port to one of a Prefect server in the cluster, again when the connection breaks."""
+    def forwarded(self, target: str, port: int, health: str = "/api/health") -> Iterator[int]:
+        """Forward a local port to one of a web server in the cluster, again when the connection breaks."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             local = probe.getsockname()[1]
@@ -75,7 +75,7 @@ class Namespace:
             ["bash", "-c", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            self.until(lambda: _healthy(local), f"{target} answers", 120)
+            self.until(lambda: _healthy(local, health), f"{target} answers", 120)
             yield local
         finally:
             os.killpg(forward.pid, 15)
@@ -100,8 +100,8 @@ class Namespace:
             return str(error)
 
 
-def _healthy(port: int) -> bool:
+def _healthy(port: int, path: str) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=5).is_success
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).is_success
     except httpx.TransportError:
         return False

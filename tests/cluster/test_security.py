@@ -32,6 +32,10 @@ NEEDED = ("server", "kubernetes", "store")
 ACCOUNTS = ("worker", "flow-run", "operator")
 FORBIDDEN = (
     ("get", "secrets"),
+    ("list", "secrets"),
+    ("watch", "secrets"),
+    ("patch", "secrets"),
+    ("delete", "secrets"),
     ("create", "pods"),
     ("create", "roles"),
     ("create", "pods/exec"),
