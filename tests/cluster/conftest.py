@@ -3,7 +3,7 @@
 Any cluster will do: KUBECONFIG names it, TEST_REGISTRY is a registry that this machine pushes to and the nodes pull
 from (default localhost:5000), TEST_BASE_IMAGE replaces python:3.11-slim-bookworm where Docker Hub is not reachable.
 TEST_IMAGE=name@sha256:… is installed instead of an image built here. TEST_KEEP_NAMESPACE=1 keeps the installation,
-TEST_NAMESPACE=name uses a kept one.
+TEST_NAMESPACE=name uses a kept one: the platform's, name-runs and name-media.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -22,13 +23,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from installed import AUTH, TOP, Platform
+from installed import AUTH, TOP, Platform, create, filled
 from kube import Namespace, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
+# What the names of the runs' namespaces add to the platform's.
+RUNS, MEDIA = "-runs", "-media"
 REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")
 BASE_IMAGE = os.environ.get("TEST_BASE_IMAGE", "")
 
@@ -55,9 +58,11 @@ def image() -> str:
 
 
 @pytest.fixture(scope="session")
-def dependencies() -> str:
+def dependencies(namespace: Namespace) -> str:
     """The manifest of what a production installation has outside of the chart, with images in the registry."""
     text = (HERE / "dependencies.yaml").read_text()
+    for name, runs in (("store", RUNS), ("store-media", MEDIA)):
+        text += f"---\n{filled('store.yaml', store=name, runs=namespace.name + runs)}"
     program = shutil.which("versitygw")
     assert program, "versitygw, the S3 server of these tests, is not on PATH"
     for folder in sorted((HERE / "images").iterdir()):
@@ -81,44 +86,60 @@ def dependencies() -> str:
 
 @pytest.fixture(scope="session")
 def namespace() -> Iterator[Namespace]:
-    """A namespace of these tests' own, which enforces the restricted Pod Security Standard; deleted afterwards."""
+    """Namespaces of these tests' own, as k8s/base makes them: the platform's, and one for the runs of each team."""
     assert os.environ.get("KUBECONFIG"), "these tests need a Kubernetes cluster: set KUBECONFIG"
-    if kept := os.environ.get("TEST_NAMESPACE"):
-        yield Namespace(kept)
+    name = os.environ.get("TEST_NAMESPACE") or f"tidepool-test-{uuid4().hex[:6]}"
+    runs = [Namespace(f"{name}{suffix}") for suffix in (RUNS, MEDIA)]
+    platform = Namespace(name, *runs)
+    if os.environ.get("TEST_NAMESPACE"):
+        yield platform
         return
-    made = Namespace(f"tidepool-test-{uuid4().hex[:6]}")
-    command("kubectl", "create", "namespace", made.name)
-    command("kubectl", "label", "namespace", made.name, "pod-security.kubernetes.io/enforce=restricted")
+    create(platform, "platform")
+    for each in runs:
+        create(each, "flow-runs")
     try:
-        yield made
+        yield platform
     finally:
         if os.environ.get("TEST_KEEP_NAMESPACE"):
-            _say(f"kept for TEST_NAMESPACE={made.name}")
+            _say(f"kept for TEST_NAMESPACE={platform.name}")
         else:
             # While the operator is there: it takes the finalizers of autoscalers away.
-            made.kubectl("delete", "daskclusters", "--all", "--timeout=60s")
+            for each in runs:
+                each.kubectl("delete", "daskclusters", "--all", "--timeout=60s")
             command(
-                "helm", "uninstall", "tidepool", "--namespace", made.name, "--ignore-not-found", "--wait", timeout=180
-            )
-            command("kubectl", "delete", "namespace", made.name, "--timeout=120s", timeout=180)
+                "helm", "uninstall", "tidepool", "--namespace", platform.name, "--ignore-not-found", "--wait",
+                timeout=180,
+            )  # fmt: skip
+            names = [each.name for each in (*runs, platform)]
+            command("kubectl", "delete", "namespace", *names, "--timeout=180s", timeout=240)
 
 
 @pytest.fixture(scope="session")
 def installation(namespace: Namespace, image: str, dependencies: str) -> Iterator[Platform]:
-    """The chart beside PostgreSQL and an S3 server."""
+    """The chart beside PostgreSQL and an S3 server for each team."""
     _say(f"installing into {namespace.name}")
     namespace.apply(dependencies)
-    for name in ("postgres", "s3"):
+    runs, media = namespace.others
+    for each, store in ((runs, "store"), (media, "store-media")):
+        each.apply(filled("flow-runs.yaml", store=store, platform=namespace.name))
+    for name in ("postgres", "store", "store-media"):
         namespace.kubectl("rollout", "status", f"deployment/{name}", "--timeout=180s", timeout=200)
     repository, digest = image.split("@")
+    values = filled("values.yaml", platform=namespace.name, runs=runs.name, media=media.name)
     command(
         "helm", "upgrade", "--install", "tidepool", str(TOP / "helm/tidepool"), "--namespace", namespace.name,
-        f"--values={HERE / 'values.yaml'}", f"--set=image.repository={repository}", f"--set=image.digest={digest}",
+        "--values=-", f"--set=image.repository={repository}", f"--set=image.digest={digest}",
         "--set=registration.enabled=false", "--wait", "--timeout=8m",
-        timeout=540,
+        text=values, timeout=540,
     )  # fmt: skip
     with namespace.forwarded("service/tidepool-server", 4200) as port:
-        yield Platform(namespace, image, f"http://127.0.0.1:{port}/api")
+        yield Platform(namespace, runs, image, f"http://127.0.0.1:{port}/api")
+
+
+@pytest.fixture(scope="session")
+def media(installation: Platform) -> Platform:
+    """The same installation as its second team sees it."""
+    return replace(installation, runs=installation.namespace.others[1], pool="media", team="-media")
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import yaml
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kube import Namespace
 
 TOP = Path(__file__).parents[2]
@@ -18,19 +22,41 @@ FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 RUN_SECONDS = 420.0
 
 
+def create(namespace: Namespace, kind: str) -> None:
+    """Create a namespace as k8s/base has it: `platform` or `flow-runs`."""
+    manifest = yaml.safe_load((TOP / "k8s" / "base" / kind / "namespace.yaml").read_text())
+    manifest["metadata"]["name"] = namespace.name
+    namespace.apply(manifest)
+
+
+def filled(file: str, **names: str) -> str:
+    """Return a YAML file of this folder with its $names replaced."""
+    return Template((Path(__file__).parent / file).read_text()).substitute(names)
+
+
 @dataclass(frozen=True)
 class Platform:
     """An installed platform.
 
     Attributes:
         namespace: Where it is.
+        runs: Where the flow runs of a team are.
         image: The image that everything runs, by digest.
         api: URL of its Prefect API from here.
+        pool: The team's work pool.
+        team: What the names of the team's objects in `namespace` add to those of the default team.
     """
 
     namespace: Namespace
+    runs: Namespace
     image: str
     api: str
+    pool: str = "kubernetes"
+    team: str = ""
+
+    def until(self, condition: Callable[[], Any], what: str, seconds: float) -> Any:
+        """Wait for a true value; at the deadline fail with a report of all namespaces."""
+        return self.namespace.until(condition, what, seconds)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Send a request to the Prefect API."""
@@ -56,9 +82,17 @@ class Platform:
                     return None
                 raise
 
-        answer: httpx.Response = self.namespace.until(attempt, f"the Prefect API answers {method} {path}", 60)
+        answer: httpx.Response = self.until(attempt, f"the Prefect API answers {method} {path}", 60)
         answer.raise_for_status()
         return answer.json() if answer.content else None
+
+    def copy(self, deployment: str, name: str, **fields: Any) -> str:
+        """Create a deployment of the same flow in the team's pool, which may overlap itself; return its full name."""
+        found = self.read(f"deployments/name/{deployment}")
+        wanted = ("flow_id", "entrypoint", "path", "parameters", "job_variables", "version")
+        body = {**{key: found[key] for key in wanted}, "work_pool_name": self.pool, "name": name, **fields}
+        self.post("deployments/", body)
+        return f"{deployment.split('/', maxsplit=1)[0]}/{name}"
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Start a run of `flow/deployment` as a person does in the UI; return its id."""
@@ -79,7 +113,7 @@ class Platform:
 
     def wait(self, run_id: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
         """Wait until a run has ended; return it."""
-        self.namespace.until(lambda: self.state(run_id) in FINAL, f"flow run {run_id} has ended", seconds)
+        self.until(lambda: self.state(run_id) in FINAL, f"flow run {run_id} has ended", seconds)
         return self.run(run_id)
 
     def logs(self, run_id: str) -> str:

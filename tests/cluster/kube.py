@@ -27,10 +27,11 @@ def command(*arguments: str, text: str | None = None, timeout: float = 120) -> s
 
 
 class Namespace:
-    """One namespace of the cluster that KUBECONFIG names."""
+    """One namespace of the cluster that KUBECONFIG names; a report of it tells of others as well."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *others: Namespace) -> None:
         self.name = name
+        self.others = others
 
     def kubectl(self, *arguments: str, text: str | None = None, timeout: float = 120) -> str:
         """Run kubectl in this namespace."""
@@ -91,7 +92,7 @@ class Namespace:
         for pod in self.get("pods"):
             name = pod["metadata"]["name"]
             parts.append(f"--- log of {name}\n{self._try('logs', name, '--all-containers', '--tail=60')}")
-        return "\n".join(parts)
+        return "\n".join([f"=== namespace {self.name}", *parts, *(each.report() for each in self.others)])
 
     def _try(self, *arguments: str) -> str:
         try:

@@ -32,19 +32,15 @@ SHORT, LONG = ONE.replace("SECONDS", "5"), ONE.replace("SECONDS", "600")
 
 
 def nothing_left(installation: Platform, seconds: float = 60) -> None:
-    installation.namespace.until(lambda: not installation.namespace.dask(), "no Dask object is left", seconds)
+    installation.until(lambda: not installation.runs.dask(), "no Dask object is left", seconds)
 
 
 def test_a_cluster_belongs_to_its_job_and_computes(installation: Platform) -> None:
-    driver = drive(installation.namespace, SHORT)
-    clusters = installation.namespace.until(
-        lambda: installation.namespace.get("daskclusters"), "a DaskCluster exists", 120
-    )
+    driver = drive(installation, SHORT)
+    clusters = installation.until(lambda: installation.runs.get("daskclusters"), "a DaskCluster exists", 120)
     [owner] = clusters[0]["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"]) == ("Job", driver.name)
-    groups = installation.namespace.until(
-        lambda: installation.namespace.get("daskworkergroups"), "its workers exist", 30
-    )
+    groups = installation.until(lambda: installation.runs.get("daskworkergroups"), "its workers exist", 30)
     assert groups[0]["metadata"]["ownerReferences"][0]["uid"] == clusters[0]["metadata"]["uid"]
 
     result = driver.result()
@@ -64,21 +60,21 @@ for wait in (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2):
     cluster.close()
 print(json.dumps({}))
 """
-    drive(installation.namespace, OPEN + script).result()
+    drive(installation, OPEN + script).result()
     nothing_left(installation)
 
 
 def test_more_than_the_caps_is_refused_before_anything_is_created(installation: Platform) -> None:
-    driver = drive(installation.namespace, SHORT, TIDEPOOL_KUBERNETES_MAX_WORKERS="1")
+    driver = drive(installation, SHORT, TIDEPOOL_KUBERNETES_MAX_WORKERS="1")
     succeeded, log = driver.wait()
     assert not succeeded
     assert "2 workers requested for the Dask workers of one run, above TIDEPOOL_KUBERNETES_MAX_WORKERS=1" in log
-    assert not installation.namespace.dask()
+    assert not installation.runs.dask()
 
 
 def test_a_cluster_that_finds_no_node_says_so_and_leaves_nothing(installation: Platform) -> None:
     driver = drive(
-        installation.namespace, SHORT, TIDEPOOL_SMALL_CPU="90", TIDEPOOL_KUBERNETES_MAX_CPU="1000",
+        installation, SHORT, TIDEPOOL_SMALL_CPU="90", TIDEPOOL_KUBERNETES_MAX_CPU="1000",
         TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="20",
     )  # fmt: skip
     succeeded, log = driver.wait()
@@ -94,20 +90,20 @@ def test_without_an_operator_the_run_waits_says_so_fails_and_leaves_nothing(inst
     operator = "app.kubernetes.io/component=operator"
     try:
         namespace.until(lambda: not namespace.names("pods", operator), "the operator is gone", 90)
-        succeeded, log = drive(namespace, SHORT, TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="25").wait()
+        succeeded, log = drive(installation, SHORT, TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS="25").wait()
     finally:
         namespace.kubectl("scale", "deployment/tidepool-operator", "--replicas=1")
         namespace.kubectl("rollout", "status", "deployment/tidepool-operator", "--timeout=180s", timeout=200)
     assert not succeeded
     assert "waiting for its scheduler" in log, "a long wait is told while it lasts"
-    assert f"is the Dask operator running in namespace {namespace.name}?" in log
+    assert f"is a Dask operator running that watches namespace {installation.runs.name}?" in log
     nothing_left(installation)
 
 
 def test_a_cluster_goes_with_its_job(installation: Platform) -> None:
-    driver = drive(installation.namespace, LONG)
-    installation.namespace.until(lambda: "is ready" in driver.log(), "the cluster is ready", 180)
-    installation.namespace.kubectl("delete", "job", driver.name, "--cascade=foreground", "--timeout=90s")
+    driver = drive(installation, LONG)
+    installation.until(lambda: "is ready" in driver.log(), "the cluster is ready", 180)
+    installation.runs.kubectl("delete", "job", driver.name, "--cascade=foreground", "--timeout=90s")
     nothing_left(installation)
 
 
@@ -124,14 +120,14 @@ print(json.dumps({"name": cluster.name, "pods": sorted(pods.values()), "steps": 
         "TIDEPOOL_KUBERNETES_IDLE_TIMEOUT_SECONDS": "60",
         "TIDEPOOL_KUBERNETES_SHARED_KEY": "0123456789abcdef" * 2,
     }
-    first = drive(installation.namespace, OPEN + script, **idle).result()
-    second = drive(installation.namespace, OPEN + script, **idle).result()
+    first = drive(installation, OPEN + script, **idle).result()
+    second = drive(installation, OPEN + script, **idle).result()
     assert first["name"] == second["name"]
     assert set(first["pods"]) <= set(second["pods"])
     assert second["steps"][0] == "joined"
 
     # The same name with another size is another thing.
-    succeeded, log = drive(installation.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="1", **idle).wait()
+    succeeded, log = drive(installation, OPEN + script, TIDEPOOL_SMALL_WORKERS="1", **idle).wait()
     assert not succeeded
     assert "shared Dask cluster 'warm' has another size than this run" in log
     nothing_left(installation, 150)
@@ -173,7 +169,7 @@ result = {"most": most, "least": least, "sent": sorted(seconds), "ran": sorted(r
 print(json.dumps(result))
 """
     result = drive(
-        installation.namespace, OPEN + script, TIDEPOOL_SMALL_WORKERS="3", TIDEPOOL_KUBERNETES_ADAPTIVE_MINIMUM="1"
+        installation, OPEN + script, TIDEPOOL_SMALL_WORKERS="3", TIDEPOOL_KUBERNETES_ADAPTIVE_MINIMUM="1"
     ).result(500)
     assert result["most"] == 3
     assert result["least"] < 3, "it did not shrink, so this showed nothing"

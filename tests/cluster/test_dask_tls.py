@@ -77,51 +77,51 @@ asyncio.run(main())
 @pytest.fixture(scope="module")
 def run(installation: Platform) -> Iterator[Driver]:
     """A run with a cluster that computes."""
-    driver = drive(installation.namespace, LONG)
-    installation.namespace.until(lambda: "is ready" in driver.log(), "the cluster is ready", 180)
+    driver = drive(installation, LONG)
+    installation.until(lambda: "is ready" in driver.log(), "the cluster is ready", 180)
     yield driver
-    installation.namespace.kubectl("delete", "job", driver.name, "--ignore-not-found", "--cascade=foreground")
+    installation.runs.kubectl("delete", "job", driver.name, "--ignore-not-found", "--cascade=foreground")
 
 
 @pytest.fixture(scope="module")
 def cluster(installation: Platform, run: Driver) -> dict[str, Any]:
     """Its DaskCluster."""
-    found = installation.namespace.get("daskclusters")
+    found = installation.runs.get("daskclusters")
     [mine] = [each for each in found if each["metadata"]["ownerReferences"][0]["name"] == run.name]
     return mine
 
 
 def test_the_key_of_a_cluster_is_in_its_own_secret_only(installation: Platform, cluster: dict[str, Any]) -> None:
     name = cluster["metadata"]["name"]
-    [secret] = [each for each in installation.namespace.get("secrets") if each["metadata"]["name"] == f"{name}-tls"]
+    [secret] = [each for each in installation.runs.get("secrets") if each["metadata"]["name"] == f"{name}-tls"]
     [owner] = secret["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["uid"]) == ("DaskCluster", cluster["metadata"]["uid"])
     assert (secret["type"], secret["immutable"]) == ("kubernetes.io/tls", True)
     mounts = {
         volume["secret"]["secretName"]
-        for pod in installation.namespace.get("pods", f"dask.org/cluster-name={name}")
+        for pod in installation.runs.get("pods", f"dask.org/cluster-name={name}")
         for volume in pod["spec"]["volumes"]
         if "secret" in volume
     }
     assert mounts == {f"{name}-tls"}
     key = base64.b64decode(secret["data"]["tls.key"]).decode().splitlines()[1]
-    objects = str(installation.namespace.get("all,daskclusters,daskworkergroups,configmaps,events"))
+    objects = str(installation.runs.get("all,daskclusters,daskworkergroups,configmaps,events"))
     assert secret["data"]["tls.key"] not in objects
     assert key not in objects
 
 
 def test_another_run_reaches_a_scheduler_and_is_refused(installation: Platform, cluster: dict[str, Any]) -> None:
     name = cluster["metadata"]["name"]
-    pods = installation.namespace.get("pods", f"dask.org/cluster-name={name}")
+    pods = installation.runs.get("pods", f"dask.org/cluster-name={name}")
     address = {each["metadata"]["labels"]["dask.org/component"]: each["status"]["podIP"] for each in pods}
     given = {
         "SCHEDULER": address["scheduler"],
         "WORKER": address["worker"],
-        "NAMESPACE": installation.namespace.name,
+        "NAMESPACE": installation.runs.name,
         "SECRET": f"{name}-tls",
     }
     script = "".join(f"{key} = {value!r}\n" for key, value in given.items()) + STRANGER
-    answers = drive(installation.namespace, script).result()
+    answers = drive(installation, script).result()
     sys.__stderr__.write("".join(f"{tried}: {answer}\n" for tried, answer in answers.items()))
     assert answers.pop("scheduler's port") == "open", "else the rest shows nothing"
     for tried in ("scheduler's HTTP", "worker's port"):
@@ -130,14 +130,14 @@ def test_another_run_reaches_a_scheduler_and_is_refused(installation: Platform, 
         assert "is forbidden" in answers.pop(tried), tried
     for tried, answer in answers.items():
         assert "connected" not in answer, tried
-    log = installation.namespace.kubectl("logs", f"deployment/{name}-scheduler")
+    log = installation.runs.kubectl("logs", f"deployment/{name}-scheduler")
     for reason in ("peer did not return a certificate", "certificate verify failed", "wrong version number"):
         assert reason in log, "the scheduler, and not the network, refused"
 
 
 def test_the_dashboard_is_reached_by_port_forward(installation: Platform, cluster: dict[str, Any]) -> None:
     service = f"service/{cluster['metadata']['name']}-scheduler"
-    with installation.namespace.forwarded(service, 8787, "/health") as port:
+    with installation.runs.forwarded(service, 8787, "/health") as port:
         page = httpx.get(f"http://127.0.0.1:{port}/status", timeout=60)
         assert "Dask" in page.text
         refused = httpx.post(f"http://127.0.0.1:{port}/api/v1/retire_workers", json={"n": 1}, timeout=30)
@@ -146,18 +146,16 @@ def test_the_dashboard_is_reached_by_port_forward(installation: Platform, cluste
 
 def test_the_secret_goes_with_the_cluster(installation: Platform, run: Driver, cluster: dict[str, Any]) -> None:
     name = f"{cluster['metadata']['name']}-tls"
-    assert f"Secret/{name}" in installation.namespace.names("secrets")
-    installation.namespace.kubectl("delete", "job", run.name, "--cascade=foreground", "--timeout=90s")
-    installation.namespace.until(
-        lambda: f"Secret/{name}" not in installation.namespace.names("secrets"), f"{name} is gone", 60
-    )
+    assert f"Secret/{name}" in installation.runs.names("secrets")
+    installation.runs.kubectl("delete", "job", run.name, "--cascade=foreground", "--timeout=90s")
+    installation.until(lambda: f"Secret/{name}" not in installation.runs.names("secrets"), f"{name} is gone", 60)
 
 
 def test_without_tls_a_cluster_computes_and_has_no_secret(installation: Platform) -> None:
     driver = drive(
-        installation.namespace, LONG.replace("time.sleep(600)", "print(client.scheduler.address)"),
+        installation, LONG.replace("time.sleep(600)", "print(client.scheduler.address)"),
         TIDEPOOL_KUBERNETES_TLS="false",
     )  # fmt: skip
     name = driver.result()["name"]
     assert "tcp://" in driver.log()
-    assert f"Secret/{name}-tls" not in installation.namespace.names("secrets")
+    assert f"Secret/{name}-tls" not in installation.runs.names("secrets")

@@ -12,46 +12,38 @@ if TYPE_CHECKING:
 RUNS = 10
 
 
-def copy_of(platform: Platform, deployment: str, name: str) -> str:
-    """A deployment that may overlap itself, as the scheduled one may not; its full name."""
-    found = platform.read(f"deployments/name/{deployment}")
-    wanted = ("flow_id", "entrypoint", "path", "parameters", "work_pool_name", "job_variables", "version")
-    platform.post("deployments/", {**{key: found[key] for key in wanted}, "name": name})
-    return f"{deployment.split('/', maxsplit=1)[0]}/{name}"
-
-
 def jobs(platform: Platform, run_id: str) -> list[dict[str, Any]]:
-    return platform.namespace.get("jobs", f"prefect.io/flow-run-id={run_id}")
+    return platform.runs.get("jobs", f"prefect.io/flow-run-id={run_id}")
 
 
 def test_ten_runs_with_a_cluster_each_complete_at_the_same_time(platform: Platform) -> None:
-    deployment = copy_of(platform, "image-etl/image-etl", "ten-at-once")
+    deployment = platform.copy("image-etl/image-etl", "ten-at-once")
     began = time.monotonic()
     runs = [platform.start(deployment, n_workers=2, gif_name=f"clip-{n}.gif") for n in range(RUNS)]
     most = 0
 
     def ended() -> bool:
         nonlocal most
-        most = max(most, len(platform.namespace.get("daskclusters")))
+        most = max(most, len(platform.runs.get("daskclusters")))
         return all(platform.state(run) in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} for run in runs)
 
-    platform.namespace.until(ended, "ten runs have ended", 800)
+    platform.until(ended, "ten runs have ended", 800)
     sys.__stderr__.write(f"ten runs in {time.monotonic() - began:.0f} s, {most} clusters at a time at most\n")
     states = [platform.run(run)["state"] for run in runs]
     assert [state["type"] for state in states] == ["COMPLETED"] * RUNS, [state["message"] for state in states]
-    platform.namespace.until(lambda: not platform.namespace.dask(), "no Dask object is left", 60)
+    platform.until(lambda: not platform.runs.dask(), "no Dask object is left", 60)
 
 
 def test_a_run_that_is_told_to_end_is_crashed_and_not_executed_again(platform: Platform) -> None:
     """A drained node sends SIGTERM. Prefect's own choice for such a Job is to execute the run a second time."""
     run_id = platform.start("weekly-forecast/weekly-forecast", windows=52, horizon=1)
     selector = f"prefect.io/flow-run-id={run_id}"
-    platform.namespace.until(lambda: "is ready" in platform.logs(run_id), "its cluster is ready", 300)
-    [pod] = platform.namespace.get("pods", selector)
-    platform.namespace.kubectl("delete", "pod", pod["metadata"]["name"], "--timeout=90s")
+    platform.until(lambda: "is ready" in platform.logs(run_id), "its cluster is ready", 300)
+    [pod] = platform.runs.get("pods", selector)
+    platform.runs.kubectl("delete", "pod", pod["metadata"]["name"], "--timeout=90s")
     run = platform.wait(run_id, 120)
     assert run["state_type"] == "CRASHED", run["state"]
-    platform.namespace.until(lambda: not platform.namespace.dask(), "no Dask object is left", 60)
+    platform.until(lambda: not platform.runs.dask(), "no Dask object is left", 60)
     assert len(jobs(platform, run_id)) == 1
     assert platform.run(run_id)["run_count"] == 1
     assert platform.state(run_id) == "CRASHED", "it is final: nothing takes it up again"

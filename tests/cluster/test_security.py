@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from drive import drive
+from kube import Namespace
 
 if TYPE_CHECKING:
     from installed import Platform
-    from kube import Namespace
 
 # A policy drops packets: what is refused takes the whole three seconds. The node knows a new pod's address some seconds
 # after the pod has begun, so what must be reached gets a minute; what must not is tried after that, under all policies.
@@ -54,8 +54,8 @@ def probe(installation: Platform) -> str:
 
     services = {"server": ("tidepool-server", 4200), "postgres": ("postgres", 5432), "redis": ("redis", 6379)}
     targets = {name: (address(service), port) for name, (service, port) in services.items()}
-    targets["store"] = (address("s3"), 7070)
-    api = installation.namespace.kubectl("--namespace=default", "get", "service", "kubernetes", "--output=json")
+    targets |= {name: (address(name), 7070) for name in ("store", "store-media")}
+    api = installation.runs.kubectl("--namespace=default", "get", "service", "kubernetes", "--output=json")
     targets["kubernetes"] = (json.loads(api)["spec"]["clusterIP"], 443)
     return f"TARGETS = {targets!r}\n{PROBE}"
 
@@ -85,27 +85,40 @@ def stranger(namespace: Namespace, image: str, script: str) -> dict[str, bool]:
 
 
 def test_a_stranger_reaches_nothing(installation: Platform, probe: str) -> None:
-    reached = stranger(installation.namespace, installation.image, f"NEEDED = ()\n{probe}")
+    reached = stranger(installation.runs, installation.image, f"NEEDED = ()\n{probe}")
     sys.__stderr__.write(f"a pod without our labels reaches {reached}\n")
     assert reached == dict.fromkeys(reached, False)
 
 
 def test_a_driver_reaches_what_it_needs_and_no_more(installation: Platform, probe: str) -> None:
-    reached = drive(installation.namespace, f"{NEEDED = !r}\n{probe}").result()
+    reached = drive(installation, f"{NEEDED = !r}\n{probe}").result()
     sys.__stderr__.write(f"a driver reaches {reached}\n")
     assert reached == {name: name in NEEDED for name in reached}
-    assert {"postgres", "redis"} < reached.keys()
+    assert {"postgres", "redis", "store-media"} < reached.keys()
+
+
+def test_a_driver_of_the_second_team_reaches_its_own_store(media: Platform, probe: str) -> None:
+    needed = ("server", "kubernetes", "store-media")
+    reached = drive(media, f"NEEDED = {needed!r}\n{probe}").result()
+    assert reached == {name: name in needed for name in reached}
+    assert "store" in reached
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_an_account_may_not_rise(installation: Platform, account: str) -> None:
-    namespace = installation.namespace
-    who = f"--as=system:serviceaccount:{namespace.name}:tidepool-{account}"
-    sys.__stderr__.write(f"{account}\n{namespace.kubectl('auth', 'can-i', '--list', who)}\n")
-    for verb, what in FORBIDDEN:
-        assert not allowed(namespace, verb, what, who), (verb, what)
-    assert not allowed(namespace, "list", "pods", who, "--namespace=kube-system")
-    assert not allowed(namespace, "*", "*", who)
+    runs, platform = installation.runs, installation.namespace
+    home = runs if account == "flow-run" else platform
+    who = f"--as=system:serviceaccount:{home.name}:tidepool-{account}"
+    for namespace in (runs, platform):
+        sys.__stderr__.write(f"{account} in {namespace.name}\n{namespace.kubectl('auth', 'can-i', '--list', who)}\n")
+        for verb, what in FORBIDDEN:
+            assert not allowed(namespace, verb, what, who), (namespace.name, verb, what)
+        assert not allowed(namespace, "*", "*", who)
+    assert allowed(runs, "get", "pods", who), "otherwise the answers above show nothing"
+    for namespace in (platform, Namespace("kube-system"), *(platform.others[1:] if account == "flow-run" else ())):
+        assert not allowed(namespace, "list", "pods", who), namespace.name
+        assert not allowed(namespace, "create", "jobs.batch", who), namespace.name
+        assert not allowed(namespace, "create", "daskclusters.kubernetes.dask.org", who), namespace.name
 
 
 def allowed(namespace: Namespace, verb: str, what: str, *options: str) -> bool:

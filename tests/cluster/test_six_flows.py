@@ -35,7 +35,7 @@ def middle(platform: Platform, runs: dict[str, str]) -> list[dict[str, Any]]:
     """All pods at a moment in which a driver, a scheduler and a worker run."""
 
     def look() -> list[dict[str, Any]]:
-        pods = platform.namespace.get("pods")
+        pods = platform.runs.get("pods")
         running = {
             each["metadata"]["labels"].get("dask.org/component")
             or each["metadata"]["labels"].get("app.kubernetes.io/component")
@@ -45,8 +45,8 @@ def middle(platform: Platform, runs: dict[str, str]) -> list[dict[str, Any]]:
         return pods if {"flow-run", "scheduler", "worker"} <= running else []
 
     assert runs
-    pods: list[dict[str, Any]] = platform.namespace.until(look, "a driver, a scheduler and a worker run", 300)
-    sys.__stderr__.write(platform.namespace.kubectl("get", "jobs,daskclusters,pods", "--output=wide"))
+    pods: list[dict[str, Any]] = platform.until(look, "a driver, a scheduler and a worker run", 300)
+    sys.__stderr__.write(platform.runs.kubectl("get", "jobs,daskclusters,pods", "--output=wide"))
     return pods
 
 
@@ -91,7 +91,7 @@ def test_the_run_tells_what_its_cluster_used(platform: Platform, runs: dict[str,
         page: dict[str, Any] = platform.artifacts(run_id)[f"{flow}-dask-cluster"]
         return page if "core-seconds" in page["description"] else None
 
-    page = platform.namespace.until(last_page, "the run's page has figures", 60)
+    page = platform.until(last_page, "the run's page has figures", 60)
     for expected in ("8787", "peak memory", "distributed", "idle share"):
         assert expected in page["data"], page["data"]
 
@@ -106,17 +106,17 @@ def test_every_task_run_is_final(platform: Platform, runs: dict[str, str]) -> No
         found = platform.post("task_runs/filter", query)
         return bool(found) and {each["state_type"] for each in found} == {"COMPLETED"}
 
-    platform.namespace.until(all_completed, "every task run is Completed on the server", 60)
+    platform.until(all_completed, "every task run is Completed on the server", 60)
 
 
 def test_nothing_is_left(platform: Platform, runs: dict[str, str]) -> None:
     for run_id in runs.values():
         platform.wait(run_id)
-    platform.namespace.until(lambda: not platform.namespace.dask(), "no Dask object is left", 60)
+    platform.until(lambda: not platform.runs.dask(), "no Dask object is left", 60)
     # Finished Jobs stay for their logs, as long as the pool says.
-    platform.namespace.until(
-        lambda: all(pod["status"]["phase"] != "Running" for pod in platform.namespace.get("pods", "job-name")),
+    platform.until(
+        lambda: all(pod["status"]["phase"] != "Running" for pod in platform.runs.get("pods", "job-name")),
         "no driver runs",
         60,
     )
-    sys.__stderr__.write(platform.namespace.kubectl("get", "jobs,daskclusters,pods"))
+    sys.__stderr__.write(platform.runs.kubectl("get", "jobs,daskclusters,pods"))

@@ -22,7 +22,7 @@ RELEASE = "flows"
 _APART = {"flowRuns__namespace": "runs"}
 _MEDIA = {"teams__media__namespace": "media-runs", "teams__media__workPool__name": "media"}
 LAYOUTS = {
-    "one namespace": Layout({}, {"": RELEASE}),
+    "one namespace": Layout({"flowRuns__namespace": ""}, {"": RELEASE}),
     "two namespaces": Layout(_APART, {"": "runs"}),
     "two teams": Layout(_APART | _MEDIA, {"": "runs", "-media": "media-runs"}),
 }

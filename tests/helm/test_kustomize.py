@@ -20,17 +20,34 @@ NAMESPACES = {"dev": "tidepool-dev", "staging": "tidepool-staging", "production"
 
 
 @pytest.mark.parametrize(("overlay", "namespace"), NAMESPACES.items())
-def test_a_namespace_is_restricted_and_bounded(kustomize: Build, overlay: str, namespace: str) -> None:
-    found = {each["kind"]: each for each in kustomize(f"overlays/{overlay}")}
-    assert found.keys() == {"Namespace", "ResourceQuota", "LimitRange"}
-    assert found["Namespace"]["metadata"]["name"] == namespace
-    assert found["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert found["ResourceQuota"]["metadata"]["namespace"] == found["LimitRange"]["metadata"]["namespace"] == namespace
+def test_namespaces_are_restricted_and_those_of_runs_bounded(kustomize: Build, overlay: str, namespace: str) -> None:
+    manifests = kustomize(f"overlays/{overlay}")
+    namespaces = {each["metadata"]["name"]: each for each in manifests if each["kind"] == "Namespace"}
+    runs = f"{namespace}-runs"
+    assert namespaces.keys() == {namespace, runs}
+    labels = {name: each["metadata"]["labels"] for name, each in namespaces.items()}
+    assert {each["pod-security.kubernetes.io/enforce"] for each in labels.values()} == {"restricted"}
+    # The admission policies of k8s/cluster apply where this label is.
+    assert [name for name, each in labels.items() if each.get("tidepool.dev/flow-runs") == "true"] == [runs]
+    found = {each["kind"]: each for each in manifests if each["kind"] != "Namespace"}
+    assert found.keys() == {"ResourceQuota", "LimitRange"}
+    assert found["ResourceQuota"]["metadata"]["namespace"] == found["LimitRange"]["metadata"]["namespace"] == runs
     hard = found["ResourceQuota"]["spec"]["hard"]
     assert hard.keys() >= {"requests.cpu", "requests.memory", "limits.memory", "pods", "count/jobs.batch"}
     # A quota on CPU limits would refuse every pod of ours: they have requests only.
     assert "limits.cpu" not in hard
     assert hard["services.loadbalancers"] == "0"
+
+
+def test_the_namespaces_of_production_are_those_of_its_values(kustomize: Build) -> None:
+    values = yaml.safe_load((ROOT / "helm" / "tidepool" / "ci" / "production-values.yaml").read_text())
+    runs = [values["flowRuns"]["namespace"], *(each["namespace"] for each in values.get("teams", {}).values())]
+    labelled = [
+        each["metadata"]["name"]
+        for each in kustomize("overlays/production")
+        if each["kind"] == "Namespace" and "tidepool.dev/flow-runs" in each["metadata"]["labels"]
+    ]
+    assert labelled == runs
 
 
 def test_overlays_are_all_tested() -> None:

@@ -305,7 +305,7 @@ def test_a_lost_worker_has_the_reason_that_kubernetes_reports(
             600,
             r"cannot start: scheduler terminated: Error \(1\), last",
         ),
-        ([], 2, r"did not start within 2 s; it waited for its scheduler: no pod yet; is the Dask operator running"),
+        ([], 2, r"did not start within 2 s; it waited for its scheduler: no pod yet; is a Dask operator running"),
     ],
 )
 def test_a_cluster_that_does_not_start_is_deleted(

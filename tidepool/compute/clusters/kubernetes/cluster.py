@@ -303,7 +303,7 @@ class KubernetesCluster(RemoteCluster):
             return str(error)
         reasons = [reason for reason in (pod_status.reasons(pods), *warnings[-1:]) if reason]
         if not pods and not reasons:
-            return f"no pod yet; is the Dask operator running in namespace {self._kubernetes.namespace}?"
+            return f"no pod yet; is a Dask operator running that watches namespace {self._kubernetes.namespace}?"
         return "; ".join(reasons) or "its pods are starting"
 
     async def _verify(self) -> None:
