@@ -131,7 +131,7 @@ def test_ten_thousand_outcomes_take_little_memory() -> None:
     assert len(kept.header) + len(kept.data) < 200
     assert kept.state() == second.state()
     assert kept.without_data().state().data is None
-    assert not kept.common, "what is packed itself is no dictionary"
+    assert not kept.common, "what is packed itself is not a dictionary"
 
 
 def test_a_large_result_is_kept_as_it_is_and_by_none_else() -> None:

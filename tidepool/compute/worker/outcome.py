@@ -67,7 +67,7 @@ class Outcome:
 
     @property
     def common(self) -> bytes:
-        """What other outcomes probably have in common with this one; empty for a large one, which all would keep."""
+        """The part that other outcomes probably share with this one; empty for a large one, which all would keep."""
         return b"" if self.like or len(self.header) + len(self.data) > _PACKED_BYTES else self.header + self.data
 
     def packed(self, like: bytes) -> Outcome:
