@@ -44,7 +44,7 @@ record: ## Push the Git tags that record what was deployed; `tidepool rollback` 
 .PHONY: drift
 drift: setup ## Report the drift between Git and the server; fails if there is any
 	@mkdir -p build
-	@$(BIN)/tidepool drift --environment $(ENVIRONMENT) --markdown --output build/drift.md; code=$$?; \
+	@$(BIN)/tidepool drift --environment $(ENVIRONMENT) $(DRIFT_ARGS) --markdown --output build/drift.md; code=$$?; \
 	  test ! -f build/drift.md || tee -a "$${GITHUB_STEP_SUMMARY:-/dev/null}" < build/drift.md; exit $$code
 
 .PHONY: publish
@@ -66,6 +66,7 @@ ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
 
 .PHONY: ci-tools
-ci-tools: setup ## Install the checkers that are not Python packages into .venv/bin (needs Go)
+ci-tools: setup ## Install the checkers that are not Python packages into .venv/bin (needs Go), and HAProxy on a CI machine
 	@for tool in $(ACTIONLINT) $(KUBECONFORM); do GOBIN=$(abspath $(BIN)) go install $$tool; done
-	@test -z "$${GITHUB_PATH:-}" || echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"
+	@test -z "$${GITHUB_PATH:-}" || { echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"; \
+	  sudo apt-get install --quiet --yes --no-install-recommends haproxy; }

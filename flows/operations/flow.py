@@ -1,4 +1,4 @@
-"""drift-report: report the drift between Git and the server, and end pauses that have expired.
+"""drift-report: report the drift between Git and the server, and end pauses that have expired or report them.
 
 Produces: the artifact `drift-report`, whose page is the history, and the event `tidepool.drift.found` when something
 differs; the automation `drift-found` turns it into a notification.

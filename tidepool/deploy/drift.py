@@ -27,14 +27,16 @@ class Drift:
     Attributes:
         view: The differences: "before" is the server, "after" is Git.
         resumed: Pauses that have just expired.
+        overdue: Expired pauses that the server does not let this process end: a flow run with a restricted API.
     """
 
     view: PlanView
     resumed: tuple[Pause, ...]
+    overdue: tuple[Pause, ...] = ()
 
     def __bool__(self) -> bool:
-        """Return True if a resource differs from Git. A pause does not count: it is recorded or listed in the plan."""
-        return bool(self.view.plan)
+        """Return True if a resource differs from Git, or a pause is overdue. Another pause is recorded or listed."""
+        return bool(self.view.plan or self.overdue)
 
     @property
     def summary(self) -> str:
@@ -45,12 +47,14 @@ class Drift:
             parts.append(f"{len(plan.paused)} paused")
         if self.resumed:
             parts.append(f"{len(self.resumed)} resumed, as their pause expired")
+        if self.overdue:
+            parts.append(f"{len(self.overdue)} to resume, as their pause expired")
         return f"{self.view.environment}: {', '.join(parts)}"
 
     def markdown(self) -> str:
         """Return the report: differences, pauses, and resumed deployments."""
         lines = [f"# Drift of {self.view.environment}", "", f"**{self.summary}**", ""]
-        if self:
+        if self.view.plan:
             lines += ["| | resource | field | on the server | in Git | since |", "|---|---|---|---|---|---|"]
             lines += [*markdown.drift_rows(self.view), ""]
             lines += ["`tidepool apply` brings the server to the state in Git. To keep a difference, commit it.", ""]
@@ -58,6 +62,11 @@ class Drift:
         lines += [
             f"- resumed {each.deployment}: {each.by} paused it until {each.until:%Y-%m-%d %H:%M %Z} ({each.reason})"
             for each in self.resumed
+        ]
+        lines += [
+            f"- {each.deployment} is still paused: {each.by} paused it until {each.until:%Y-%m-%d %H:%M %Z} "
+            f"({each.reason}). A flow run may not resume it: run `tidepool drift --end-pauses`."
+            for each in self.overdue
         ]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -71,8 +80,19 @@ def find(client: SyncPrefectClient, environment: str, *, now: datetime, end_paus
         now: The current time.
         end_pauses: Resume deployments whose pause has expired.
     """
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
     deploy = settings().deploy
-    resumed = pauses.expire(client, deploy.owner, now) if end_pauses else []
+    resumed: list[Pause] = []
+    overdue: list[Pause] = []
+    try:
+        resumed = pauses.expire(client, deploy.owner, now) if end_pauses else []
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != httpx.codes.FORBIDDEN:
+            raise
+        overdue = pauses.overdue(client, deploy.owner, now)
     found = compare(client, repository(), environment, deploy.owner)
     recorded = read_pauses(client, deploy.owner)
-    return Drift(PlanView(found.plan, environment, now, deploy.runs_per_hour, found.notes, recorded), tuple(resumed))
+    view = PlanView(found.plan, environment, now, deploy.runs_per_hour, found.notes, recorded)
+    return Drift(view, tuple(resumed), tuple(overdue))

@@ -112,6 +112,13 @@ def expire(client: SyncPrefectClient, owner: str, now: datetime) -> list[Pause]:
     return expired
 
 
+def overdue(client: SyncPrefectClient, owner: str, now: datetime) -> list[Pause]:
+    """Return the pauses that have expired, but whose deployment is still paused."""
+    there = read_deployments(client, automations.owner_tag(owner), [])
+    found = [each for each in read_pauses(client, owner) if each.until <= now]
+    return [each for each in found if each.deployment in there and is_paused(there[each.deployment])]
+
+
 def is_paused(deployment: Json) -> bool:
     """Return True if a deployment or all its schedules are paused, so that none of its runs is scheduled."""
     schedules = deployment["schedules"]

@@ -60,11 +60,9 @@ def read(client: SyncPrefectClient, owner: str, desired: DesiredState) -> list[A
         found.append(
             _resource(Kind.WORK_POOL, each["name"], each, fields, id=each["name"], active=not each["is_paused"])
         )
-    for each in pages(client, "/variables/filter", {}):
-        managed = tag in each["tags"]
-        if PAUSE_TAG not in each["tags"] and (managed or each["name"] in names[Kind.VARIABLE]):
-            fields = {"value": each["value"], "tags": sorted(each["tags"])}
-            found.append(_resource(Kind.VARIABLE, each["name"], each, fields, managed=managed))
+    for each in _variables(client, tag, names[Kind.VARIABLE]):
+        fields = {"value": each["value"], "tags": sorted(each["tags"])}
+        found.append(_resource(Kind.VARIABLE, each["name"], each, fields, managed=tag in each["tags"]))
     for each in pages(client, "/v2/concurrency_limits/filter", {}):
         if each["name"].startswith(f"{owner}-"):
             fields = {"limit": each["limit"], "slot_decay_per_second": each["slot_decay_per_second"]}
@@ -139,11 +137,28 @@ def _deployment(name: str, each: Json, *, managed: bool) -> list[ActualResource]
     return found
 
 
+def _variables(client: SyncPrefectClient, tag: str, names: Sequence[str]) -> list[Json]:
+    """Return the managed variables, and unmanaged ones with one of the names unless a flow run is refused them."""
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    managed = pages(client, "/variables/filter", {"variables": {"tags": {"all_": [tag]}}})
+    others: list[Json] = []
+    if missing := sorted({*names} - {each["name"] for each in managed}):
+        try:
+            others = pages(client, "/variables/filter", {"variables": {"name": {"any_": missing}}})
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != httpx.codes.FORBIDDEN:
+                raise
+    return [each for each in [*managed, *others] if PAUSE_TAG not in each["tags"]]
+
+
 def _notification(client: SyncPrefectClient, owner: str, *, managed: bool) -> list[ActualResource]:
     block = {
         "block_documents": {"name": {"any_": [automations.notify_block(owner)]}},
         "block_types": {"slug": {"any_": ["slack-webhook"]}},
-        "include_secrets": True,
+        # Their only use is the comparison with the settings' own.
+        "include_secrets": managed,
     }
     found = []
     for each in pages(client, "/block_documents/filter", block):
