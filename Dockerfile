@@ -45,10 +45,10 @@ RUN --mount=type=cache,target=/build/cache,sharing=locked \
 
 # --- what runs -----------------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE:-python:3.11-slim-bookworm} AS runtime
-# tini: PID 1 that forwards SIGTERM and collects orphans. The standard library as bytecode: the public Python
-# image ships none, and a pod with a read-only root file system would compile it again at every start.
-RUN { command -v tini >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends tini \
-      && rm -rf /var/lib/apt/lists/*; }; } \
+# tini: PID 1 that forwards SIGTERM and collects orphans. haproxy: what flow runs may ask of the Prefect API. The standard
+# library as bytecode: the public Python image ships none, and a pod with a read-only root file system would compile it
+# again at every start.
+RUN apt-get update && apt-get install --yes --no-install-recommends tini haproxy && rm -rf /var/lib/apt/lists/* \
  && python3 -m compileall -q -j 0 -x '/(test|idlelib|lib2to3|site-packages|dist-packages)/' \
       "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
  && groupadd --gid 10001 tidepool \
@@ -75,6 +75,7 @@ ENV PATH=/app/bin:/opt/venv/bin:$PATH \
 USER 10001:10001
 # Smoke test: every role's entry point imports, as the user that will run it.
 RUN python -c "import flows, tidepool.operate.dask_operator, prefect.server.api.server, prefect_kubernetes.worker" \
+ && haproxy -v >/dev/null && python -c "import tidepool.operate.server, tidepool.upstream.prefect_server" \
  && python -m distributed.cli.dask_scheduler --version && python -m distributed.cli.dask_worker --version \
  && tidepool --help >/dev/null && prefect version >/dev/null && rm -rf /tmp/*
 ARG VERSION=0.1.0

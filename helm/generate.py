@@ -82,7 +82,7 @@ def _teams(properties: dict[str, Any]) -> dict[str, Any]:
         "properties": {
             "namespace": properties["flowRuns"]["properties"]["namespace"] | {"minLength": 1},
             "workPool": own("workPool") | {"required": ["name"]},
-            "flowRuns": own("flowRuns", "namespace", "formerNamespaces"),
+            "flowRuns": own("flowRuns", "namespace", "formerNamespaces", "api"),
             "networkPolicy": own("networkPolicy", *(key for key in network_policy if key != "storage")),
         },
         "required": ["namespace", "workPool"],

@@ -120,8 +120,8 @@ def installation(namespace: Namespace, image: str, dependencies: str) -> Iterato
     _say(f"installing into {namespace.name}")
     namespace.apply(dependencies)
     runs, media = namespace.others
-    for each, store in ((runs, "store"), (media, "store-media")):
-        each.apply(filled("flow-runs.yaml", store=store, platform=namespace.name))
+    for each, team in ((runs, ""), (media, "-media")):
+        each.apply(filled("flow-runs.yaml", store=f"store{team}", team=team, platform=namespace.name))
     for name in ("postgres", "store", "store-media"):
         namespace.kubectl("rollout", "status", f"deployment/{name}", "--timeout=180s", timeout=200)
     repository, digest = image.split("@")

@@ -73,10 +73,10 @@ def drive(platform: Platform, script: str, **environment: str) -> Driver:
         spec.pop(key, None)
     [container] = spec["containers"]
     container["env"] += [
-        {"name": "PREFECT_API_URL", "value": f"http://tidepool-server.{platform.namespace.name}.svc:4200/api"},
+        {"name": "PREFECT_API_URL", "value": template["job_configuration"]["env"]["PREFECT_API_URL"]},
         {
             "name": "PREFECT_API_AUTH_STRING",
-            "valueFrom": {"secretKeyRef": {"name": "tidepool-auth", "key": "auth-string"}},
+            "valueFrom": {"secretKeyRef": {"name": f"tidepool-flow-run-api{platform.team}", "key": "auth-string"}},
         },
         *({"name": key, "value": value} for key, value in environment.items()),
     ]

@@ -28,7 +28,7 @@ while not all(reaches(*TARGETS[name]) for name in NEEDED) and time.monotonic() <
     time.sleep(1)
 print(json.dumps({name: reaches(*target) for name, target in TARGETS.items()}))
 """
-NEEDED = ("server", "kubernetes", "store")
+NEEDED = ("flow run API", "kubernetes", "store")
 ACCOUNTS = ("worker", "flow-run", "operator")
 FORBIDDEN = (
     ("get", "secrets"),
@@ -52,7 +52,12 @@ def probe(installation: Platform) -> str:
         assert found, service
         return found
 
-    services = {"server": ("tidepool-server", 4200), "postgres": ("postgres", 5432), "redis": ("redis", 6379)}
+    services = {
+        "flow run API": ("tidepool-flow-run-api", 4201),
+        "server": ("tidepool-server", 4200),
+        "postgres": ("postgres", 5432),
+        "redis": ("redis", 6379),
+    }
     targets = {name: (address(service), port) for name, (service, port) in services.items()}
     targets |= {name: (address(name), 7070) for name in ("store", "store-media")}
     api = installation.runs.kubectl("--namespace=default", "get", "service", "kubernetes", "--output=json")
@@ -94,11 +99,11 @@ def test_a_driver_reaches_what_it_needs_and_no_more(installation: Platform, prob
     reached = drive(installation, f"{NEEDED = !r}\n{probe}").result()
     sys.__stderr__.write(f"a driver reaches {reached}\n")
     assert reached == {name: name in NEEDED for name in reached}
-    assert {"postgres", "redis", "store-media"} < reached.keys()
+    assert {"postgres", "redis", "server", "store-media"} < reached.keys()
 
 
 def test_a_driver_of_the_second_team_reaches_its_own_store(media: Platform, probe: str) -> None:
-    needed = ("server", "kubernetes", "store-media")
+    needed = ("flow run API", "kubernetes", "store-media")
     reached = drive(media, f"NEEDED = {needed!r}\n{probe}").result()
     assert reached == {name: name in needed for name in reached}
     assert "store" in reached
@@ -127,3 +132,28 @@ def allowed(namespace: Namespace, verb: str, what: str, *options: str) -> bool:
         return namespace.kubectl("auth", "can-i", verb, what, *options).strip() == "yes"
     except RuntimeError:
         return False
+
+
+def test_a_driver_makes_the_calls_of_a_flow_run_and_no_others(installation: Platform) -> None:
+    """The proxy does not take the platform's password for a token."""
+    script = """
+import base64, json, os, urllib.error, urllib.request
+def ask(method, path, secret, body=None):
+    basic = base64.b64encode(secret.encode()).decode()
+    headers = {"Authorization": f"Basic {basic}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(os.environ["PREFECT_API_URL"] + path, data, headers, method=method)
+    try:
+        return urllib.request.urlopen(request, timeout=30).status
+    except urllib.error.HTTPError as error:
+        return error.code
+token = os.environ["PREFECT_API_AUTH_STRING"]
+print(json.dumps({"answers": [
+    ask("GET", "/admin/version", token),
+    ask("GET", "/work_pools/kubernetes", token),
+    ask("PATCH", "/work_pools/kubernetes", token, {"base_job_template": {}}),
+    ask("POST", "/flow_runs/filter", token, {}),
+    ask("GET", "/admin/version", "admin:test-only"),
+]}))
+"""
+    assert drive(installation, script).result() == {"answers": [200, 403, 403, 403, 401]}

@@ -120,3 +120,13 @@ def test_nothing_is_left(platform: Platform, runs: dict[str, str]) -> None:
         60,
     )
     sys.__stderr__.write(platform.runs.kubectl("get", "jobs,daskclusters,pods"))
+
+
+def test_no_call_of_theirs_was_refused(platform: Platform, runs: dict[str, str]) -> None:
+    for run in runs.values():
+        platform.wait(run)
+    began = min(platform.run(run)["start_time"] for run in runs.values())
+    log = platform.namespace.kubectl(
+        "logs", "deployment/tidepool-server", "--container=flow-run-api", f"--since-time={began}"
+    )
+    assert [line for line in log.splitlines() if "flow-run-api team=" in line] == []

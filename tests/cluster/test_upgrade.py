@@ -29,7 +29,7 @@ def test_a_run_goes_on_when_everything_is_replaced_and_new_runs_start_elsewhere(
     namespace, former = platform.namespace, platform.runs
     moved = replace(platform, runs=Namespace(f"{namespace.name}-moved", namespace))
     create(moved.runs, "flow-runs")
-    moved.runs.apply(filled("flow-runs.yaml", store="store", platform=namespace.name))
+    moved.runs.apply(filled("flow-runs.yaml", store="store", team="", platform=namespace.name))
     store = namespace.get("networkpolicies", "app=store")[0]["spec"]
     store["ingress"][0]["from"] = [{"namespaceSelector": {"matchLabels": {NAME: moved.runs.name}}}]
     policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "store-moved"}}

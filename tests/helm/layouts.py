@@ -20,7 +20,12 @@ class Layout:
 
 RELEASE = "flows"
 _APART = {"flowRuns__namespace": "runs"}
-_MEDIA = {"teams__media__namespace": "media-runs", "teams__media__workPool__name": "media"}
+_MEDIA = {
+    "flowRuns__apiSecret": "tidepool-flow-run-api",
+    "teams__media__namespace": "media-runs",
+    "teams__media__workPool__name": "media",
+    "teams__media__flowRuns__apiSecret": "tidepool-flow-run-api-media",
+}
 LAYOUTS = {
     "one namespace": Layout({"flowRuns__namespace": ""}, {"": RELEASE}),
     "two namespaces": Layout(_APART, {"": "runs"}),

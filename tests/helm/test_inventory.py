@@ -33,6 +33,7 @@ TEAM = {  # in the platform's namespace, with the team's suffix
     ("ServiceAccount", "tidepool-worker"),
 }
 PLATFORM = {
+    ("ConfigMap", "tidepool-flow-run-api"),
     ("Deployment", "tidepool-operator"),
     ("Deployment", "tidepool-server"),
     ("Job", "tidepool-registration"),
@@ -42,6 +43,7 @@ PLATFORM = {
     ("NetworkPolicy", "tidepool-server"),
     ("NetworkPolicy", "tidepool-worker"),
     ("Pod", "tidepool-test"),
+    ("Service", "tidepool-flow-run-api"),
     ("Service", "tidepool-server"),
     ("ServiceAccount", "tidepool-operator"),
 }

@@ -129,18 +129,20 @@ def test_no_secret_is_in_a_manifest(render: Render, pods: list[tuple[str, Manife
     for name, spec in pods:
         for container in spec["containers"]:
             for variable in container.get("env", []):
-                if re.search(r"AUTH_STRING$|CONNECTION_URL|PASSWORD|TOKEN|SECRET_ACCESS", variable["name"]):
+                if re.search(
+                    r"AUTH_STRING$|CONNECTION_URL|PASSWORD|TOKEN|SECRET_ACCESS|^FLOW_RUN_API_", variable["name"]
+                ):
                     assert "secretKeyRef" in variable.get("valueFrom", {}), f"{name}: {variable['name']}"
 
 
-def test_the_worker_passes_the_password_on_by_reference(render: Render) -> None:
+def test_the_worker_passes_the_token_of_flow_runs_on_by_reference(render: Render) -> None:
     worker = next(
         each
         for each in render("production")
         if each["metadata"]["name"] == "tidepool-worker" and each["kind"] == "Deployment"
     )
     env = {each["name"]: each.get("value") for each in worker["spec"]["template"]["spec"]["containers"][0]["env"]}
-    assert env["PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_NAME"] == "tidepool-auth"
+    assert env["PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_NAME"] == "tidepool-flow-run-api"
     assert env["PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_KEY"] == "auth-string"
 
 
@@ -157,10 +159,10 @@ SOME = {"flow-run": {"app.kubernetes.io/component": "flow-run"}, "dask-worker": 
 PATHS = {
     ("dask-worker", "dask-scheduler"): {8786},
     ("dask-worker", "dask-worker"): {8788},
-    ("dask-worker", "server"): {4200},
+    ("dask-worker", "server"): {4201},
     ("dask-scheduler", "dask-worker"): {8788},
     ("flow-run", "dask-scheduler"): {8786},
-    ("flow-run", "server"): {4200},
+    ("flow-run", "server"): {4201},
     ("operator", "dask-scheduler"): {8787},
     **{(each, "server"): {4200} for each in PLATFORM},
 }

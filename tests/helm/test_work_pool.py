@@ -293,7 +293,7 @@ def test_workers_and_operator_serve_the_namespaces_of_their_runs(render: Render)
     served = {}
     for each in render("production", **values):
         if each["kind"] == "Deployment":
-            [one] = each["spec"]["template"]["spec"]["containers"]
+            one = each["spec"]["template"]["spec"]["containers"][0]
             served[each["metadata"]["name"]] = ({v["name"]: v.get("value") for v in one["env"]}, one["args"])
     observed = "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"
     # A run in flight in a former namespace is watched to its end.

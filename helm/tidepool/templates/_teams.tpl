@@ -2,27 +2,32 @@
      suffix in their names; objects of flow runs are in the team's namespace, with the same name for every team. */}}
 
 {{/* Every team as a JSON array of {suffix, namespace, workPool, flowRuns, networkPolicy: {storage}}. The first one is the
-     default team, `flowRuns` and `workPool`, from which the others inherit; its suffix is empty.
+     default team, `flowRuns` and `workPool`, from which the others inherit all but `readable`; its suffix is empty.
      Use: range include "tidepool.teams" $ | fromJsonArray */}}
 {{- define "tidepool.teams" -}}
 {{- $inherited := dict
       "workPool" .Values.workPool
-      "flowRuns" (omit .Values.flowRuns "namespace" "formerNamespaces")
+      "flowRuns" (omit .Values.flowRuns "namespace" "formerNamespaces" "api" "readable")
       "networkPolicy" (pick .Values.networkPolicy "storage")
 }}
-{{- $teams := list (merge (dict "suffix" "" "namespace" (.Values.flowRuns.namespace | default .Release.Namespace)) $inherited) }}
+{{- $default := dict
+      "suffix" ""
+      "namespace" (.Values.flowRuns.namespace | default .Release.Namespace)
+      "flowRuns" (pick .Values.flowRuns "readable")
+}}
+{{- $teams := list (merge $default $inherited) }}
 {{- range $name, $own := .Values.teams }}
 {{- $teams = append $teams (mergeOverwrite (deepCopy $inherited) (deepCopy $own) (dict "suffix" (printf "-%s" $name))) }}
 {{- end }}
 {{- $teams | toJson }}
 {{- end }}
 
-{{/* The same, and the default team again for each of `flowRuns.formerNamespaces`: every namespace of flow runs once. */}}
+{{/* The same, and the default team again, with `former`, for each of `flowRuns.formerNamespaces`: every namespace of flow runs once. */}}
 {{- define "tidepool.run-namespaces" -}}
 {{- $all := include "tidepool.teams" . | fromJsonArray }}
 {{- $default := first $all }}
 {{- range .Values.flowRuns.formerNamespaces }}
-{{- $all = append $all (merge (dict "namespace" .) $default) }}
+{{- $all = append $all (merge (dict "namespace" . "former" true) $default) }}
 {{- end }}
 {{- $all | toJson }}
 {{- end }}

@@ -44,4 +44,17 @@
 {{- if and .Values.teams (has .Release.Namespace $current) }}
 {{- fail (printf "teams needs flowRuns.namespace, and namespaces other than %s: runs there could name the platform's Secrets" .Release.Namespace) }}
 {{- end }}
+{{- $tokens := list .Values.auth.secretName }}
+{{- range include "tidepool.teams" . | fromJsonArray }}
+{{- $where := ternary "" (printf "teams.%s." (trimPrefix "-" .suffix)) (empty .suffix) }}
+{{- if include "tidepool.flow-run-api-restricted" $ }}
+{{- if and (or $.Values.auth.secretName $.Values.teams) (not .flowRuns.apiSecret) }}
+{{- fail (printf "%sflowRuns.apiSecret is empty: with auth.secretName or teams, and flowRuns.api=restricted, it must name a Secret with the token of flow runs (docs/security.md says how to make it); or set flowRuns.api=open" $where) }}
+{{- end }}
+{{- if and .flowRuns.apiSecret (has .flowRuns.apiSecret $tokens) }}
+{{- fail (printf "%sflowRuns.apiSecret is %s, which is in use: the platform and each team have a Secret of their own" $where .flowRuns.apiSecret) }}
+{{- end }}
+{{- $tokens = append $tokens .flowRuns.apiSecret }}
+{{- end }}
+{{- end }}
 {{- end }}

@@ -31,6 +31,7 @@
 {{- range $name, $value := $team.workPool.defaults }}
 {{- $_ := set (get $template.variables.properties $name) "default" $value }}
 {{- end }}
+{{- $_ := set $template.job_configuration.env "PREFECT_API_URL" (include "tidepool.flow-run-api-url" .) }}
 {{- $template | toPrettyJson }}
 {{- end }}
 {{- end }}

@@ -1,6 +1,6 @@
 """Base job templates: the parts that each installation sets, which Git neither compares nor overwrites.
 
-The chart writes them (helm/tidepool/templates/_work-pool.tpl): namespace, account, Secrets and image of flow runs.
+The chart writes them (helm/tidepool/templates/_work-pool.tpl): namespace, account, Secrets, image and API of flow runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _CONTAINER: _Path = (*_POD, "containers", 0)
 INSTALLED: tuple[_Path, ...] = (
     ("variables", "properties", "image", "pattern"),
     (*_CONFIGURATION, "namespace"),
+    (*_CONFIGURATION, "env", "PREFECT_API_URL"),
     (*_MANIFEST, "metadata", "namespace"),
     (*_POD, "serviceAccountName"),
     (*_POD, "imagePullSecrets"),
