@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import dataclasses
 import json
 import statistics
 import sys
@@ -153,10 +154,10 @@ subjects: [{kind: ServiceAccount, name: tidepool-flow-run}]
 """
 
 
-def measure(namespace: Namespace, kind: str, clusters: int, at_a_time: int) -> list[dict[str, object]]:
+def measure(platform: Platform, kind: str, clusters: int, at_a_time: int) -> list[dict[str, object]]:
     """Run so many drivers at a time; return each cluster's figures."""
     each = {"KIND": kind, "CLUSTERS": str(clusters // at_a_time), "PREFECT_LOGGING_LEVEL": "ERROR"}
-    drivers = [drive(namespace, DRIVER, **each) for _ in range(at_a_time)]
+    drivers = [drive(platform, DRIVER, **each) for _ in range(at_a_time)]
     lines = [line for driver in drivers for line in driver.wait(120 + 90 * clusters / at_a_time)[1].splitlines()]
     return [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
 
@@ -190,12 +191,12 @@ def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
             continue
         wanted = {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
         # The server records task runs a moment after the flow run.
-        tasks = platform.namespace.until(
+        tasks = platform.until(
             lambda wanted=wanted: (found := platform.post("task_runs/filter", wanted)) and len(found) == 3 and found,
             "three task runs are recorded",
             60,
         )
-        [job] = platform.namespace.get("jobs", f"prefect.io/flow-run-id={run['id']}")
+        [job] = platform.runs.get("jobs", f"prefect.io/flow-run-id={run['id']}")
         asked, submitted, began, first = (
             datetime.fromisoformat(moment)
             for moment in (
@@ -215,10 +216,11 @@ def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
     return found
 
 
-def deployed(namespace: Namespace, runs: int) -> None:
+def deployed(platform: Platform, runs: int) -> None:
     """Measure flow runs through the work pool, and print the figures."""
-    with namespace.forwarded("service/tidepool-server", 4200) as port:
-        found: dict[str, Any] = through_the_pool(Platform(namespace, "", f"http://127.0.0.1:{port}/api"), runs)
+    with platform.namespace.forwarded("service/tidepool-server", 4200) as port:
+        reached = dataclasses.replace(platform, api=f"http://127.0.0.1:{port}/api")
+        found: dict[str, Any] = through_the_pool(reached, runs)
     print(f"\nthrough the work pool: {runs - len(found.pop('failed', []))} of {runs} runs Completed")
     for step, seconds in found.items():
         print(f"  {step:<40} median {statistics.median(seconds):5.2f} s   95th {percentile(seconds, 0.95):5.2f} s")
@@ -253,6 +255,7 @@ def main() -> None:
     """Run the command."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--namespace", default="tidepool")
+    arguments.add_argument("--runs-namespace", default="", help="of the flow runs; the same without it")
     arguments.add_argument("--clusters", type=int, default=0)
     arguments.add_argument("--turns", type=int, default=0, help="clusters with and without TLS, in turns")
     arguments.add_argument("--stock", type=int, default=0, help="stock clusters beside them")
@@ -261,22 +264,23 @@ def main() -> None:
     chosen = arguments.parse_args()
     if not (chosen.clusters or chosen.turns or chosen.runs or chosen.stock):
         arguments.error("say what to measure: --clusters, --turns, --stock or --runs")
-    namespace = Namespace(chosen.namespace)
+    namespace = Namespace(chosen.runs_namespace or chosen.namespace)
+    platform = Platform(Namespace(chosen.namespace), namespace, "", "")
     print(f"{command('nproc').strip()} cores, load {Path('/proc/loadavg').read_text().split()[0]}")
     if chosen.runs:
-        deployed(namespace, chosen.runs)
+        deployed(platform, chosen.runs)
     if chosen.clusters:
         asked = chosen.clusters // chosen.at_a_time * chosen.at_a_time
-        results = measure(namespace, "ours", asked, chosen.at_a_time)
+        results = measure(platform, "ours", asked, chosen.at_a_time)
         table(f"tidepool, {chosen.at_a_time} at a time", asked, results)
     if chosen.turns:
-        results = measure(namespace, "turns", chosen.turns, 1)
+        results = measure(platform, "turns", chosen.turns, 1)
         for tls, title in ((False, "without TLS"), (True, "with TLS")):
             table(title, chosen.turns // 2, [each for each in results if each["tls"] is tls])
     if chosen.stock:
         namespace.apply(STOCK_RIGHTS)
         try:
-            results = measure(namespace, "stock", chosen.stock, chosen.at_a_time)
+            results = measure(platform, "stock", chosen.stock, chosen.at_a_time)
         finally:
             namespace.kubectl("delete", "role,rolebinding", "benchmark-stock")
         table(f"stock, {chosen.at_a_time} at a time", chosen.stock, results)
