@@ -48,7 +48,8 @@ FROM ${BASE_IMAGE:-python:3.11-slim-bookworm} AS runtime
 # tini: PID 1 that forwards SIGTERM and collects orphans. haproxy: what flow runs may ask of the Prefect API. The standard
 # library as bytecode: the public Python image ships none, and a pod with a read-only root file system would compile it
 # again at every start.
-RUN apt-get update && apt-get install --yes --no-install-recommends tini haproxy && rm -rf /var/lib/apt/lists/* \
+RUN apt-get update && apt-get install --yes --no-install-recommends tini haproxy \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
  && python3 -m compileall -q -j 0 -x '/(test|idlelib|lib2to3|site-packages|dist-packages)/' \
       "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
  && groupadd --gid 10001 tidepool \
