@@ -14,6 +14,10 @@ image: ## Build the image, tag = Git commit (IMAGE_NAME=registry/name; PUSH=1 pu
 chart-docs: setup ## Generate the chart's README, schema and copies of k8s/
 	@$(BIN)/python helm/generate.py
 
+.PHONY: admission-policies
+admission-policies: setup ## Generate the admission policies of k8s/cluster from the rules for flow runs
+	@$(BIN)/python k8s/generate.py
+
 .PHONY: chart-test
 chart-test: setup ## Render the chart and k8s/ and check them (needs helm, kubectl and kubeconform, no network)
 	@$(BIN)/python -m pytest tests/helm

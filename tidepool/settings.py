@@ -117,6 +117,8 @@ class OperatorSettings(_Group):
 
     namespaces: str = ""
     """Namespaces of flow runs, separated by spaces: the same as the operator's `--namespace` options."""
+    rules_config_map: str = "tidepool-flow-run-rules"
+    """ConfigMap in each of these namespaces that says what flow runs may have there."""
 
 
 class SizeSettings(_Group):

@@ -34,6 +34,7 @@ RIGHTS = {
     ("operator", "", "services"): "create get list patch watch",
     ("operator", "", "pods"): "get list watch",
     ("operator", "", "events"): "create",
+    ("operator", "", "configmaps/tidepool-flow-run-rules"): "get",
 }
 
 # Which pods hold a token of which account. A pod that is not listed has none.
@@ -50,9 +51,10 @@ def rights(manifests: list[Manifest], namespace: str) -> dict[tuple[str, str, st
             continue
         account = role["metadata"]["name"].removeprefix("tidepool-")
         for rule in role["rules"]:
-            assert set(rule) == {"apiGroups", "resources", "verbs"}
+            assert set(rule) - {"resourceNames"} == {"apiGroups", "resources", "verbs"}
+            one = "".join(f"/{name}" for name in rule.get("resourceNames", []))
             for group in rule["apiGroups"]:
-                for resource in rule["resources"]:
+                for resource in (f"{each}{one}" for each in rule["resources"]):
                     assert (account, group, resource) not in found, "written twice"
                     found[account, group, resource] = " ".join(sorted(rule["verbs"]))
     return found

@@ -74,7 +74,7 @@ def objects(kubernetes: KubernetesServer, monkeypatch: pytest.MonkeyPatch) -> It
             case "GET", "pods":
                 return 200, "a line" if name else {"items": held["pods"]}
             case "GET", "events":
-                return 200, {"items": []}
+                return 200, {"items": held.get("events", [])}
             case _:
                 held[kind].pop(name, None)
                 return 200, {}
@@ -323,6 +323,24 @@ def test_a_cluster_that_does_not_start_is_deleted(
         pass
     assert len(requests(kubernetes, "DELETE")) == 1
     assert objects["daskclusters"] == {}
+
+
+def test_a_cluster_that_the_operator_refuses_fails_at_once_in_words(
+    kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_module, "_DIAGNOSE_SECONDS", 0.1)
+    cluster = KubernetesCluster(SIZE)
+    # The first is about a predecessor of the same name.
+    objects["events"] = [
+        {"message": text, "involvedObject": {"name": cluster.name, "uid": uid}}
+        for uid, text in (("uid-0", "old"), (f"uid of {cluster.name}", "spec.worker may have only a; not hostNetwork"))
+    ]
+    refused = r"cannot start: the Dask operator refused it: spec\.worker may have only a; not hostNetwork$"
+    with pytest.raises(ClusterError, match=refused), cluster:
+        pass
+    assert len(requests(kubernetes, "DELETE")) == 1
+    asked = [each for each in kubernetes.requests if "/events?" in each]
+    assert "reason%3DRefused" in asked[0], "the namespace may have thousands of events"
 
 
 def test_a_cluster_that_is_closed_while_it_starts_is_deleted(

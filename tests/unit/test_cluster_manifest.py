@@ -120,6 +120,11 @@ def test_a_shared_cluster_has_neither_owner_nor_run() -> None:
     assert "tidepool.dev/flow-run-id" not in metadata["labels"]
 
 
+def test_a_cluster_names_its_driver_for_admission() -> None:
+    assert rendered(pod_name="blue-heron-x")["metadata"]["annotations"]["tidepool.dev/driver"] == "blue-heron-x"
+    assert "tidepool.dev/driver" not in rendered()["metadata"]["annotations"]
+
+
 def test_prefects_own_label_is_nowhere() -> None:
     """The operator copies labels to pods, and Prefect's observer takes such a pod for a flow run's."""
     assert "prefect.io/" not in json.dumps(rendered())

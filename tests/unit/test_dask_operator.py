@@ -6,13 +6,13 @@ import asyncio
 import copy
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kopf
 import pytest
 from dask_kubernetes.operator.controller import controller
 
-from tidepool.operate import dask_operator, idle_clusters
+from tidepool.operate import dask_operator, idle_clusters, refusals
 from tidepool.settings import settings as tidepool_settings
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[kopf.OperatorRegistry]
     original = kopf.get_default_registry()
     registry = copy.copy(original)
     registry._spawning = copy.copy(original._spawning)
+    registry._changing = copy.copy(original._changing)
     monkeypatch.setattr(controller, "build_default_worker_group_spec", controller.build_default_worker_group_spec)
     kopf.set_default_registry(registry)
     yield registry
@@ -61,7 +62,35 @@ def test_the_loop_over_idle_clusters_replaces_the_timer(
         assert memo.idle_clusters.cancelled()
 
     asyncio.run(scenario())
-    assert [each.fn for each in registry._spawning.get_all_handlers()] == [controller.daskautoscaler_adapt]
+    [timer] = registry._spawning.get_all_handlers()
+    assert timer.fn.__wrapped__ is controller.daskautoscaler_adapt
+
+
+@pytest.mark.parametrize("kind", ["DaskCluster", "DaskWorkerGroup", "DaskAutoscaler", "DaskJob"])
+def test_no_step_of_the_controller_comes_before_the_check(
+    kind: str, registry: kopf.OperatorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each handler of each kind, whatever a new controller adds, ends with a refusal."""
+
+    async def forever(_: list[str]) -> None:
+        await asyncio.Event().wait()
+
+    async def no(manifest: dict[str, Any], _: str) -> list[str]:
+        return [f"no {manifest['kind']}"]
+
+    async def scenario() -> None:
+        memo = await start(monkeypatch, forever)
+        monkeypatch.setattr(refusals, "_reasons", no)
+        monkeypatch.setattr(kopf, "warn", lambda *_, **__: None)
+        handlers = [*registry._changing.get_all_handlers(), *registry._spawning.get_all_handlers()]
+        body = kopf.Body({"kind": kind, "metadata": {"name": "x"}, "spec": {}})
+        for each in handlers:
+            with pytest.raises(kopf.PermanentError, match=f"refused: no {kind}"):
+                await each.fn(body=body, namespace="ns", patch=kopf.Patch(), name="x", spec={}, logger=None)
+        assert len(handlers) > 10
+        await dask_operator.end(memo=memo)
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.usefixtures("registry")

@@ -1,7 +1,7 @@
 """The Dask operator as tidepool runs it: `kopf run --module=tidepool.operate.dask_operator --namespace=…`.
 
-It is dask-kubernetes' own controller. The changes here let it run with a Role instead of a ClusterRole, and have a
-deleted Dask cluster go at once and completely.
+It is dask-kubernetes' own controller. The changes here let it run with a Role instead of a ClusterRole, have it refuse
+what flow runs may not have, and have a deleted Dask cluster go at once and completely.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import kopf
 
-from tidepool.operate import idle_clusters
+from tidepool.operate import idle_clusters, refusals
 from tidepool.settings import settings as tidepool_settings
 from tidepool.upstream import dask_kubernetes
 from tidepool.upstream import kopf as kopf_internals
@@ -33,6 +33,8 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     # the timer has ended, which asks a scheduler that is gone (53 to 85 seconds, measured), and without an operator
     # forever. And the timer of a cluster that is deleted before it has the finalizer never ends.
     kopf_internals.remove_timer(kopf.get_default_registry(), dask_kubernetes.IDLE_TIMER)
+    # After the last change of the handlers: nothing is made of an object that a flow run may not have.
+    kopf_internals.check_first(kopf.get_default_registry(), refusals.check)
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     memo.idle_clusters = asyncio.create_task(idle_clusters.watch(tidepool_settings().operator.namespaces.split()))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     import kopf
 
@@ -19,3 +21,26 @@ def remove_timer(registry: kopf.OperatorRegistry, function: Callable[..., Any]) 
     """
     spawning = registry._spawning
     spawning._handlers = [each for each in spawning._handlers if each.fn is not function]
+
+
+def check_first(registry: kopf.OperatorRegistry, check: Callable[..., Awaitable[None]]) -> None:
+    """Await `check`, with a handler's arguments, before each handler of an imported operator: what it raises ends both.
+
+    Why: kopf has no step before the handlers, and a handler that is added runs beside the others.
+    Watch: `kopf._core.intents.registries.OperatorRegistry`: handlers of changes in `_changing`, timers in `_spawning`.
+    Delete when: kopf can filter or wrap the handlers of an operator that is extended.
+    """
+    parts: tuple[Any, ...] = (registry._changing, registry._spawning)
+    for handlers in parts:
+        handlers._handlers = [
+            dataclasses.replace(each, fn=_checked(each.fn, check)) for each in handlers.get_all_handlers()
+        ]
+
+
+def _checked(function: Callable[..., Awaitable[Any]], check: Callable[..., Awaitable[None]]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def checked(**arguments: Any) -> Any:
+        await check(**arguments)
+        return await function(**arguments)
+
+    return checked

@@ -15,7 +15,7 @@ import httpx
 import kr8s
 import kr8s.asyncio
 
-from tidepool.compute.clusters.kubernetes.names import GROUP
+from tidepool.compute.clusters.kubernetes.names import GROUP, REFUSED
 from tidepool.errors import ClusterError
 from tidepool.upstream.kr8s import close_connection
 
@@ -35,6 +35,7 @@ class KubernetesApi:
         self.namespace = namespace
         self._connection: kr8s.asyncio.Api | None = None
         self._give_up = 0.0
+        self._created: set[str] = set()
 
     async def connect(self, seconds: float) -> None:
         """Find the credentials and try them, with `retry_for` so many seconds.
@@ -61,7 +62,10 @@ class KubernetesApi:
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Create an object and return it; None when one of that name exists already."""
         url, version = f"{manifest['kind'].lower()}s", manifest["apiVersion"]
-        return await self._object("POST", url, version, (HTTPStatus.CONFLICT,), content=json.dumps(manifest))
+        created = await self._object("POST", url, version, (HTTPStatus.CONFLICT,), content=json.dumps(manifest))
+        if created:
+            self._created.add(created["metadata"].get("uid", ""))
+        return created
 
     async def cluster(self, name: str) -> dict[str, Any] | None:
         """Return the DaskCluster of that name, or None."""
@@ -97,6 +101,13 @@ class KubernetesApi:
             # A pod that is starting is Unhealthy for its probe until it has started: not a reason for anything.
             if each["involvedObject"].get("name", "").startswith(cluster) and each["reason"] != "Unhealthy"
         ]
+
+    async def refusal(self) -> str:
+        """Return why the operator refused an object that was created here; empty when it refused none."""
+        events = await self._list("events", fieldSelector=f"type=Warning,reason={REFUSED}")
+        # By uid: a shared cluster may have had a predecessor of the same name.
+        ours = (each["message"] for each in events if each["involvedObject"].get("uid") in self._created)
+        return next((f"the Dask operator refused it: {message}" for message in ours), "")
 
     async def log(self, pod: str, lines: int) -> str:
         """Return the last lines that a pod printed; empty when its container does not run (400) or is gone."""

@@ -94,7 +94,7 @@ class KubernetesCluster(RemoteCluster):
         }
         self._must_delete = False
         self._logs: list[usage.PodLog] = []
-        self._began = self._logged = monotonic()
+        self._began = self._logged = self._diagnosed = monotonic()
         self._give_up = self._began + self._settings.start_timeout_seconds
         # The name of a shared one is final once the image is known; closing before that needs none.
         super().__init__(manifest.name_for(self.run, secrets.token_hex(2)))
@@ -279,7 +279,10 @@ class KubernetesCluster(RemoteCluster):
     async def _wait(self, pods: list[dict[str, Any]], what: str) -> None:
         """Pause a waiting loop: log what it waits for now and then, and raise at the timeout or a permanent failure."""
         now = monotonic()
-        if reason := pod_status.permanent_failure(pods):
+        reason = pod_status.permanent_failure(pods)
+        if not reason and now - self._diagnosed > _DIAGNOSE_SECONDS:
+            self._diagnosed, reason = now, await self._kubernetes.refusal()
+        if reason:
             raise ClusterError(f"Dask cluster {self.name} cannot start: {reason}")
         if now > self._give_up:
             raise ClusterError(

@@ -135,6 +135,8 @@ def manifest(
         ),
     }
     metadata: dict[str, Any] = {"name": name, "labels": labels, "annotations": annotations}
+    if settings.pod_name:
+        annotations[names.ANNOTATION_DRIVER] = settings.pod_name
     if shared:
         labels[names.LABEL_SHARED] = names.slug(shared)
     else:

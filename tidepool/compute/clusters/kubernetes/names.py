@@ -17,9 +17,14 @@ TLS_FOLDER = "/run/tidepool/tls"
 LABEL_RUN = "tidepool.dev/flow-run-id"
 LABEL_SHARED = "tidepool.dev/shared-cluster"
 ANNOTATION_DEPLOYMENT = "tidepool.dev/deployment"
+# The driver's pod. Admission lets a run create and delete only clusters that name its own.
+ANNOTATION_DRIVER = "tidepool.dev/driver"
 ANNOTATION_IMAGE = "tidepool.dev/image"
 ANNOTATION_VERSIONS = "tidepool.dev/versions"
 ANNOTATION_WORKERS = "tidepool.dev/workers"
+
+# Reason of the Warning event about an object that asks for more than a flow run may have.
+REFUSED = "Refused"
 
 
 def scheduler_service(cluster: str) -> str:

@@ -1,0 +1,84 @@
+"""The check before each step of the Dask operator: an object that asks for more than a flow run may have is refused."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+import kopf
+import kr8s
+import kr8s.asyncio
+
+from tidepool.compute.clusters.kubernetes.names import GROUP, REFUSED
+from tidepool.operate.object_rules import violations
+from tidepool.settings import settings
+
+_KINDS = {"DaskCluster", "DaskWorkerGroup", "DaskAutoscaler", "DaskJob"}
+_TIMEOUT_SECONDS = 10.0
+_RETRY_SECONDS = 2.0
+
+
+async def check(body: kopf.Body, namespace: str, patch: kopf.Patch, **_: Any) -> None:
+    """Refuse an object that breaks a rule: a Warning event says which, and a cluster's phase becomes Refused.
+
+    Raises:
+        kopf.PermanentError: it is refused, or its cluster is gone.
+        kopf.TemporaryError: the Kubernetes API did not answer.
+    """
+    if body["kind"] not in _KINDS or "deletionTimestamp" in body["metadata"]:
+        return
+    try:
+        reasons = await _reasons(dict(body), namespace)
+    except (httpx.TransportError, kr8s.APITimeoutError, kr8s.ServerError) as error:
+        raise kopf.TemporaryError(f"the Kubernetes API does not answer: {error}", delay=_RETRY_SECONDS) from error
+    if not reasons:
+        return
+    message = "; ".join(reasons)
+    kopf.warn(body, reason=REFUSED, message=message)
+    if body["kind"] == "DaskCluster":
+        patch.status["phase"] = REFUSED
+    raise kopf.PermanentError(f"refused: {message}")
+
+
+async def _reasons(manifest: dict[str, Any], namespace: str) -> list[str]:
+    name = settings().operator.rules_config_map
+    rules = await _read(namespace, "v1", f"configmaps/{name}")
+    if rules is None:
+        return [f"namespace {namespace} has no ConfigMap {name}, which says what flow runs may have"]
+    parameters = rules.get("data", {})
+    found = violations(manifest, parameters)
+    if not found and manifest["kind"] in {"DaskWorkerGroup", "DaskAutoscaler"}:
+        cluster = await _read(namespace, GROUP, f"daskclusters/{manifest['spec']['cluster']}")
+        if cluster is None:
+            raise kopf.PermanentError("its DaskCluster is gone")
+        found = _foreign(manifest, cluster) + violations(cluster, parameters)
+    return found
+
+
+def _foreign(manifest: dict[str, Any], cluster: dict[str, Any]) -> list[str]:
+    """Return what shows that an object is not its cluster's own: pods of a cluster mount its key."""
+    name, uid = cluster["metadata"]["name"], cluster["metadata"]["uid"]
+    found = []
+    if {each.get("uid") for each in manifest["metadata"]["ownerReferences"]} != {uid}:
+        found.append(f"metadata.ownerReferences must have the uid of DaskCluster {name}")
+    if manifest["kind"] == "DaskWorkerGroup" and (
+        manifest["spec"]["worker"] | {"replicas": 0} != cluster["spec"]["worker"] | {"replicas": 0}
+    ):
+        found.append(f"spec.worker must be that of DaskCluster {name}, but for replicas")
+    return found
+
+
+async def _read(namespace: str, version: str, url: str) -> dict[str, Any] | None:
+    """Return an object, or None if there is none. Not by kr8s' objects: their `get` is a list, and needs that right."""
+    api = await kr8s.asyncio.api()
+    try:
+        async with api.call_api(
+            "GET", version=version, namespace=namespace, url=url, timeout=_TIMEOUT_SECONDS
+        ) as response:
+            return dict(json.loads(response.text))
+    except kr8s.ServerError as error:
+        if error.response is not None and error.response.status_code == HTTPStatus.NOT_FOUND:
+            return None
+        raise
