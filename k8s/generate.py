@@ -205,10 +205,15 @@ def _object(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def binding(made: dict[str, Any]) -> dict[str, Any]:
-    """Return the binding of a policy. Without the ConfigMap nothing is admitted."""
+    """Return the binding of a policy. Without the ConfigMap nothing is admitted but Secrets.
+
+    Secrets are created before the chart, which brings the ConfigMap, and conditions are read after parameters: the rule would
+    refuse everybody's. The chart's ConfigMap is there before the account that the rule is about may create any.
+    """
     spec = {"policyName": made["metadata"]["name"], "validationActions": ["Deny"]}
     if "paramKind" in made["spec"]:
-        spec["paramRef"] = {"selector": PARAMETERS, "parameterNotFoundAction": "Deny"}
+        action = "Allow" if spec["policyName"] == "tidepool-secret" else "Deny"
+        spec["paramRef"] = {"selector": PARAMETERS, "parameterNotFoundAction": action}
     return {
         "apiVersion": made["apiVersion"],
         "kind": "ValidatingAdmissionPolicyBinding",

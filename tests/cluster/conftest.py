@@ -94,6 +94,7 @@ def namespace() -> Iterator[Namespace]:
     if os.environ.get("TEST_NAMESPACE"):
         yield platform
         return
+    command("kubectl", "apply", "--server-side", "--kustomize", str(TOP / "k8s/cluster"))
     create(platform, "platform")
     for each in runs:
         create(each, "flow-runs")
