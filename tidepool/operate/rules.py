@@ -330,7 +330,7 @@ def broken(rule: Rule, value: Any, path: str, parameters: Mapping[str, str]) -> 
         parameters: The installation's own, and the cluster's name.
     """
     if not rule.keeps(value, parameters):
-        yield f"{path} {said(rule, parameters)}{_not(rule, value, parameters)}".strip()
+        yield f"{path} {_wrong(rule, value, parameters)}".strip()
     if isinstance(rule, Items) and isinstance(value, list):
         for n, each in enumerate(value):
             yield from broken(rule.rule, each, f"{path}[{n}]", parameters)
@@ -349,11 +349,12 @@ def said(rule: Rule, parameters: Mapping[str, str]) -> str:
     return rule.demand().replace("{}", parameters[rule.parameter] if rule.parameter else "")
 
 
-def _not(rule: Rule, value: Any, parameters: Mapping[str, str]) -> str:
-    """Return what there is instead."""
+def _wrong(rule: Rule, value: Any, parameters: Mapping[str, str]) -> str:
+    """Return what a rule demands, and what there is instead; first what a long list of fields would hide."""
     if isinstance(rule, Fields) and isinstance(value, dict):
-        return f"; not {', '.join(rule.unknown(value, parameters))}"
-    return "" if isinstance(value, dict | list) else f", not {json.dumps(value)}"
+        return f"must not have {', '.join(rule.unknown(value, parameters))}: it {said(rule, parameters)}"
+    given = "" if isinstance(value, dict | list) else f", not {json.dumps(value)}"
+    return said(rule, parameters) + given
 
 
 def quantity(value: Any) -> float | None:
