@@ -207,8 +207,8 @@ def _object(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
 def binding(made: dict[str, Any]) -> dict[str, Any]:
     """Return the binding of a policy. Without the ConfigMap nothing is admitted but Secrets.
 
-    Secrets are created before the chart, which brings the ConfigMap, and conditions are read after parameters: the rule would
-    refuse everybody's. The chart's ConfigMap is there before the account that the rule is about may create any.
+    Secrets are created before the chart, which brings the ConfigMap, and conditions are read after parameters: the rule
+    would refuse everyone's. The chart's ConfigMap is there before the account that the rule is about may create any.
     """
     spec = {"policyName": made["metadata"]["name"], "validationActions": ["Deny"]}
     if "paramKind" in made["spec"]:
