@@ -339,6 +339,9 @@ def test_a_body_that_the_proxy_cannot_read_whole_is_refused(api: str) -> None:
 # --- a real server -------------------------------------------------------------------------------------------------
 
 FLOWS = """
+import os
+import time
+from pathlib import Path
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.blocks.system import Secret
@@ -375,6 +378,7 @@ def everything(n: int = 2):
 
 @flow
 def is_cancelled():
+    Path(os.environ["BEGAN"]).touch()
     time.sleep(300)
 """
 
@@ -429,6 +433,7 @@ class Restricted:
                 "PREFECT__FLOW_RUN_ID": str(flow_run.id),
                 "PREFECT_LOGGING_LEVEL": "INFO",
                 "TIDEPOOL_COMPUTE_PROVIDER": "local",
+                "BEGAN": str(self.folder / "began"),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -473,13 +478,13 @@ def test_a_flow_run_is_told_that_it_is_cancelled(restricted: Restricted) -> None
     flow_run = restricted.create("is_cancelled")
     with restricted.start(flow_run) as process:
         try:
-            until(lambda: restricted.read(flow_run).state_type == StateType.RUNNING)
+            until((restricted.folder / "began").exists)
             with restricted.platform() as platform:
                 platform.set_flow_run_state(flow_run.id, Cancelling())
             output = process.communicate(timeout=60)[0]
         finally:
             process.kill()
-    assert restricted.read(flow_run).state_type == StateType.CANCELLED
+    assert restricted.read(flow_run).state_type == StateType.CANCELLED, output
     # By the websocket: without it, the runner asks every ten seconds.
     assert "polling" not in output.lower(), output
     assert restricted.proxy.refused() == []
