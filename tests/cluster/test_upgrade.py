@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 NAME = "kubernetes.io/metadata.name"
 
 
-def upgrade(platform: Platform, *values: str) -> None:
+def upgrade(platform: Platform, *options: str) -> None:
     """Upgrade the release and wait until its pods are ready."""
     chart, namespace = str(TOP / "helm/tidepool"), platform.namespace.name
-    options = [f"--set={each}" for each in values]
     command(
         "helm", "upgrade", "tidepool", chart, "--namespace", namespace, "--reuse-values", *options, "--wait",
         "--timeout=5m", timeout=330,
@@ -39,9 +38,10 @@ def test_a_run_goes_on_when_everything_is_replaced_and_new_runs_start_elsewhere(
     before = namespace.names("pods", "app.kubernetes.io/name=tidepool")
     try:
         upgrade(
-            platform, f"flowRuns.namespace={moved.runs.name}", f"flowRuns.formerNamespaces={{{former.name}}}",
-            "server.env.PREFECT_SERVER_LOGGING_LEVEL=WARNING", "operator.resources.requests.cpu=51m",
-            "worker.querySeconds=3",
+            platform,
+            f"--set=flowRuns.namespace={moved.runs.name}", f"--set=flowRuns.formerNamespaces={{{former.name}}}",
+            "--set=server.env.PREFECT_SERVER_LOGGING_LEVEL=WARNING", "--set=operator.resources.requests.cpu=51m",
+            "--set=worker.querySeconds=3",
         )  # fmt: skip
         after = namespace.names("pods", "app.kubernetes.io/name=tidepool")
         replaced = {name.split("/")[1].split("-")[1] for name in after - before}
@@ -56,7 +56,7 @@ def test_a_run_goes_on_when_everything_is_replaced_and_new_runs_start_elsewhere(
         assert run["state_type"] == "COMPLETED", f"{run['state']}\n{moved.logs(next_id)}\n{moved.runs.report()}"
         assert moved.runs.get("jobs", f"prefect.io/flow-run-id={next_id}")
 
-        upgrade(platform, "flowRuns.formerNamespaces=[]")
+        upgrade(platform, "--set-json=flowRuns.formerNamespaces=[]")
         assert not former.names("roles,rolebindings,serviceaccounts,networkpolicies", "app.kubernetes.io/name=tidepool")
     finally:
         command("kubectl", "delete", "namespace", moved.runs.name, "--timeout=120s", timeout=180)

@@ -94,6 +94,8 @@ def test_a_former_namespace_keeps_the_objects_of_its_runs(render: Render) -> Non
     apart = LAYOUTS["two namespaces"]
     now = inventory(render("minimal", **apart.values, flowRuns__formerNamespaces=f"{{{RELEASE}}}"))
     assert now == before | expected(apart)
+    after = inventory(render("minimal", **apart.values, flowRuns__formerNamespaces="null"))
+    assert after == expected(apart)
 
 
 def test_everything_is_labelled(render: Render, layout: Layout) -> None:
