@@ -1,20 +1,20 @@
 """What the code of a flow run, of a Dask worker and of a foreign pod may try to get: every attempt is refused.
 
 `attack.py` has the attempts and runs in a driver's pod, with all that a flow's code has there. The
-answers are printed as a table.
+answers are a table in build/attacks.md.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from drive import drive
+from installed import TOP
 from test_dask_clusters import LONG
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def answers(platform: Platform, media: Platform, victim: str, targets: dict[str,
     )
     found: dict[str, str] = json.loads(base64.b64decode(done.result(600)["answers"]))
     table = "\n".join(f"| {attempt} | {answer} |" for attempt, answer in found.items())
-    sys.__stderr__.write(f"| attempt from a driver | answer |\n|---|---|\n{table}\n")
+    (TOP / "build").mkdir(exist_ok=True)
+    (TOP / "build" / "attacks.md").write_text(f"| attempt from a driver | answer |\n|---|---|\n{table}\n")
     return found
 
 
