@@ -15,7 +15,7 @@ import httpx
 import pytest
 from drive import drive
 from installed import TOP
-from test_dask_clusters import LONG
+from test_dask_clusters import LONG, nothing_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,7 @@ def victim(platform: Platform) -> Iterator[str]:
         yield owned
     finally:
         platform.runs.kubectl("delete", "job", driver.name, "--cascade=foreground", "--timeout=90s")
+        nothing_left(platform)
 
 
 @pytest.fixture(scope="module")
