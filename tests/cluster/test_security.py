@@ -90,7 +90,10 @@ def stranger(namespace: Namespace, image: str, script: str) -> dict[str, bool]:
 
 
 def test_a_stranger_reaches_nothing(installation: Platform, probe: str) -> None:
-    reached = stranger(installation.runs, installation.image, f"NEEDED = ()\n{probe}")
+    """Beside the platform; beside the runs it is not even admitted."""
+    with pytest.raises(RuntimeError, match="ValidatingAdmissionPolicy 'tidepool-pod'"):
+        stranger(installation.runs, installation.image, "")
+    reached = stranger(installation.namespace, installation.image, f"NEEDED = ()\n{probe}")
     sys.__stderr__.write(f"a pod without our labels reaches {reached}\n")
     assert reached == dict.fromkeys(reached, False)
 

@@ -54,10 +54,12 @@ def test_the_middle_of_a_run(platform: Platform, middle: list[dict[str, Any]]) -
     """Dask pods run the driver's image, belong to the run, and Prefect does not take them for flow runs."""
     assert platform
     drivers = [pod for pod in middle if "prefect.io/flow-run-id" in pod["metadata"]["labels"]]
-    [image] = {each["imageID"] for pod in drivers for each in pod["status"].get("containerStatuses", [])} - {""}
-    assert "@sha256:" in image
+    # A node that has an image by several digests reports any of them.
+    images = {each["imageID"] for pod in drivers for each in pod["status"].get("containerStatuses", [])} - {""}
+    assert images
+    assert all("@sha256:" in image for image in images)
     dask = [pod for pod in middle if "dask.org/component" in pod["metadata"]["labels"]]
-    assert {pod["spec"]["containers"][0]["image"] for pod in dask} == {image}, "by digest, also when the driver is not"
+    assert {pod["spec"]["containers"][0]["image"] for pod in dask} <= images, "by digest, also when the driver is not"
     for pod in dask:
         assert "prefect.io/flow-run-id" not in pod["metadata"]["labels"]
         assert pod["metadata"]["labels"]["tidepool.dev/flow-run-id"]

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,8 +23,17 @@ import pytest
 import yaml
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterId,
+)
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending
 from websockets import Subprotocol
@@ -167,7 +176,6 @@ def test_only_the_tokens_of_flow_runs_are_accepted(api: str, token: str | None) 
         f"POST /deployments/{ID}/resume_deployment",
         f"POST /deployments/{ID}/schedules",
         "POST /work_pools/",
-        "GET /work_pools/kubernetes",
         "PATCH /work_pools/kubernetes",
         "POST /work_pools/kubernetes/get_scheduled_flow_runs",
         "POST /work_pools/kubernetes/workers/heartbeat",
@@ -415,8 +423,10 @@ class Restricted:
         """Create a run of a flow of FLOWS."""
         with self.platform() as platform:
             flow = client_flow(platform, name)
+            with suppress(ObjectAlreadyExists):  # the events of a run name its work pool and queue
+                platform.create_work_pool(WorkPoolCreate(name="pool", type="process"))
             deployment = platform.create_deployment(
-                flow_id=flow, name=name, entrypoint=f"flows.py:{name}", path=".", pull_steps=None
+                flow_id=flow, name=name, entrypoint=f"flows.py:{name}", path=".", pull_steps=None, work_pool_name="pool"
             )
             return platform.create_flow_run_from_deployment(deployment, state=Pending())
 
@@ -472,6 +482,11 @@ def test_a_flow_run_does_everything_through_the_proxy(restricted: Restricted) ->
         assert sorted(run.name[:3] for run in runs if run.state and run.state.is_completed()) == ["add", "add", "bel"]
         logs = platform.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
         assert any("adds 1" in log.message for log in logs)
+    # What the task runner asks when a Dask worker was lost.
+    through = {PREFECT_API_URL: restricted.proxy.api, PREFECT_API_AUTH_STRING: TOKENS[0]}
+    with temporary_settings(through), get_client(sync_client=True) as run:
+        wanted = TaskRunFilter(id=TaskRunFilterId(any_=[each.id for each in runs]))
+        assert {each.id for each in run.read_task_runs(task_run_filter=wanted)} == {each.id for each in runs}
 
 
 def test_a_flow_run_is_told_that_it_is_cancelled(restricted: Restricted) -> None:
