@@ -33,7 +33,9 @@ from prefect.client.schemas.filters import (
     TaskRunFilterId,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectAlreadyExists
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending
 from websockets import Subprotocol
@@ -393,7 +395,7 @@ def is_cancelled():
 
 @pytest.fixture(scope="module")
 def restricted(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Restricted]:
-    """A real server with a password, the proxy before it, and deployments of FLOWS without a work pool."""
+    """A real server with a password, the proxy before it, and deployments of FLOWS."""
     flow_run_api.files(*flow_run_api.VALUES.items())  # skips before a server is started
     folder = tmp_path_factory.mktemp("restricted")
     (folder / "flows.py").write_text(FLOWS)
@@ -402,6 +404,9 @@ def restricted(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
         flow_run_api.proxy(folder / "proxy", server.port) as proxy,
     ):
         yield Restricted(folder, server.api, proxy)
+        # Send what is still queued while there is a server: at the end of the process it is tried for a minute.
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
 
 
 @dataclass
