@@ -7,7 +7,6 @@ another team, addresses.
 from __future__ import annotations
 
 import base64
-import copy
 import json
 import os
 import socket
@@ -54,29 +53,38 @@ DASK = "/apis/kubernetes.dask.org/v1/namespaces"
 CORE = "/api/v1/namespaces"
 
 
-def dask(kind: str, spec: dict[str, Any], namespace: str = OWN, **metadata: Any) -> httpx.Response:
-    body = {
-        "apiVersion": "kubernetes.dask.org/v1",
-        "kind": kind,
-        "metadata": {
-            "name": f"attack-{os.urandom(3).hex()}",
-            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "controller": True, **JOB}],
-            **metadata,
-        },
-        "spec": spec,
+def send(body: dict[str, Any], namespace: str = OWN, **query: str) -> httpx.Response:
+    return kubernetes.post(f"{DASK}/{namespace}/{body['kind'].lower()}s", json=body, params=query)
+
+
+def honest() -> dict[str, Any]:
+    """A DaskCluster as this run may have one: that of the other run with another name, driver and owner."""
+    name = f"attack-{os.urandom(3).hex()}"
+    found = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().text
+    body: dict[str, Any] = json.loads(found.replace(VICTIM, name))
+    kept = {key: value for key, value in body["metadata"]["annotations"].items() if key.startswith("tidepool.dev/")}
+    body["metadata"] = {
+        "name": name,
+        "labels": body["metadata"]["labels"],
+        "annotations": kept | {"tidepool.dev/driver": os.environ["TIDEPOOL_KUBERNETES_POD_NAME"]},
+        "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "controller": True, **JOB}],
     }
-    return kubernetes.post(f"{DASK}/{namespace}/{kind.lower()}s", json=body)
+    return {key: body[key] for key in ("apiVersion", "kind", "metadata", "spec")}
+
+
+def dask(kind: str, spec: dict[str, Any]) -> httpx.Response:
+    return send({**honest(), "kind": kind, "spec": spec})
 
 
 def with_pods(change: Callable[[dict[str, Any]], Any], part: str = "worker") -> Callable[[], httpx.Response]:
-    """A DaskCluster like that of an honest run, but for one change of a pod's spec."""
+    """An honest DaskCluster but for one change of a pod's spec."""
 
-    def send() -> httpx.Response:
-        spec = copy.deepcopy(kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().json()["spec"])
-        change(spec[part]["spec"])
-        return dask("DaskCluster", spec)
+    def attack() -> httpx.Response:
+        body = honest()
+        change(body["spec"][part]["spec"])
+        return send(body)
 
-    return send
+    return attack
 
 
 def container(pod: dict[str, Any]) -> dict[str, Any]:
@@ -136,49 +144,34 @@ for name, (change, part) in PODS.items():
     ATTEMPTS[f"DaskCluster: {name}"] = with_pods(change, part)
 
 
-@attempt("DaskCluster: pods with the labels of the platform's worker")
-def platform_labels() -> Any:
-    spec = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().json()["spec"]
-    spec["worker"]["metadata"] = {"labels": {"app.kubernetes.io/component": "worker"}}
-    return dask("DaskCluster", spec)
+def with_cluster(change: Callable[[dict[str, Any]], Any], namespace: str = OWN) -> Callable[[], httpx.Response]:
+    """An honest DaskCluster but for one change of its spec."""
+
+    def attack() -> httpx.Response:
+        body = honest()
+        change(body["spec"])
+        return send(body, namespace)
+
+    return attack
 
 
-@attempt("DaskCluster: a Service for the internet")
-def load_balancer() -> Any:
-    spec = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().json()["spec"]
-    spec["scheduler"]["service"]["type"] = "LoadBalancer"
-    return dask("DaskCluster", spec)
-
-
-@attempt("DaskCluster: more workers than the caps")
-def many_workers() -> Any:
-    spec = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().json()["spec"]
-    spec["worker"]["replicas"] = 5000
-    return dask("DaskCluster", spec)
-
-
-@attempt("DaskCluster: in the platform's namespace")
-def in_the_platform() -> Any:
-    spec = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().json()["spec"]
-    return dask("DaskCluster", spec, PLATFORM)
-
-
-@attempt("DaskCluster: in another team's namespace")
-def in_another_team() -> Any:
-    spec = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().json()["spec"]
-    return dask("DaskCluster", spec, OTHERS)
-
-
-@attempt("DaskWorkerGroup: workers of this run in another run's cluster")
-def foreign_group() -> Any:
-    spec = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().json()["spec"]
-    return dask("DaskWorkerGroup", {"cluster": VICTIM, "worker": spec["worker"]})
-
-
-@attempt("DaskJob")
-def dask_job() -> Any:
-    spec = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().json()["spec"]
-    return dask("DaskJob", {"cluster": {"spec": spec}, "job": {"spec": spec["worker"]["spec"]}})
+ATTEMPTS |= {
+    "DaskCluster: pods with the labels of the platform's worker": with_cluster(
+        lambda spec: spec["worker"].update(metadata={"labels": {"app.kubernetes.io/component": "worker"}})
+    ),
+    "DaskCluster: a Service for the internet": with_cluster(
+        lambda spec: spec["scheduler"]["service"].update(type="LoadBalancer")
+    ),
+    "DaskCluster: more workers than the caps": with_cluster(lambda spec: spec["worker"].update(replicas=5000)),
+    "DaskCluster: in the platform's namespace": with_cluster(lambda _: None, PLATFORM),
+    "DaskCluster: in another team's namespace": with_cluster(lambda _: None, OTHERS),
+    "DaskWorkerGroup: workers of this run in another run's cluster": lambda: dask(
+        "DaskWorkerGroup", {"cluster": VICTIM, "worker": honest()["spec"]["worker"]}
+    ),
+    "DaskJob": lambda: dask(
+        "DaskJob", {"cluster": {"spec": honest()["spec"]}, "job": {"spec": honest()["spec"]["worker"]["spec"]}}
+    ),
+}
 
 
 @attempt("another run's DaskCluster: delete it")
@@ -393,6 +386,8 @@ def sentence(answer: httpx.Response | str) -> str:
 
 
 if __name__ == "__main__":
+    # Otherwise the refusals below show nothing.
+    send(honest(), dryRun="All").raise_for_status()
     answers = {}
     for text, function in ATTEMPTS.items():
         try:
