@@ -37,7 +37,7 @@ def zipped(**members: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, text in members.items():
-            # With a constant date: the bytes are parts of test ids, which must be the same in each of xdist's processes.
+            # With a constant date: the bytes are parts of test ids, which xdist's processes must agree on.
             archive.writestr(zipfile.ZipInfo(name.replace("__", "/") + ".csv"), text)
     return buffer.getvalue()
 
