@@ -104,11 +104,9 @@ class Policy:
 
     def _validate(self, guard: str, expression: str, loops: list[tuple[str, str]], message: dict[str, str]) -> None:
         for values, item in [("", ""), *loops][:0:-1]:
-            expression = (
-                f"{values}.all({item}, {guard}({expression}))" if guard else f"{values}.all({item}, {expression})"
-            )
+            expression = f"{values}.all({item}, {_guarded(guard, expression)})"
             guard = ""
-        self.validations.append({"expression": f"{guard}({expression})" if guard else expression, **message})
+        self.validations.append({"expression": _guarded(guard, expression), **message})
 
 
 def _guarded(guard: str, expression: str) -> str:

@@ -203,7 +203,7 @@ class Quantity(Rule):
 
     def demand(self) -> str:
         """Return the bound and the form."""
-        return f"must be at most {'{}'} ({self.parameter}), written like 500m, 1.5 or 2Gi"
+        return f"must be at most {{}} ({self.parameter}), written like 500m, 1.5 or 2Gi"
 
     def keeps(self, value: Any, parameters: Mapping[str, str]) -> bool:
         """Compare it."""
