@@ -119,6 +119,8 @@ class OperatorSettings(_Group):
     """Namespaces of flow runs, separated by spaces: the same as the operator's `--namespace` options."""
     rules_config_map: str = "tidepool-flow-run-rules"
     """ConfigMap in each of these namespaces that says what flow runs may have there."""
+    read_nodes: bool = False
+    """Read the nodes when a driver waits for one, to report what it lacks; needs a ClusterRole."""
 
 
 class SizeSettings(_Group):

@@ -14,6 +14,7 @@ from typing import Any
 import kopf
 
 from tidepool.operate import idle_clusters, refusals
+from tidepool.operate.sweep import loop as sweep
 from tidepool.settings import settings as tidepool_settings
 from tidepool.upstream import dask_kubernetes
 from tidepool.upstream import kopf as kopf_internals
@@ -37,18 +38,24 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     kopf_internals.check_first(kopf.get_default_registry(), refusals.check)
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    memo.idle_clusters = asyncio.create_task(idle_clusters.watch(tidepool_settings().operator.namespaces.split()))
-    memo.idle_clusters.add_done_callback(_stop_operator)
+    namespaces = tidepool_settings().operator.namespaces.split()
+    memo.loops = [
+        asyncio.create_task(idle_clusters.watch(namespaces), name="watch over idle clusters"),
+        asyncio.create_task(sweep.watch(namespaces), name="sweep of what runs leave behind"),
+    ]
+    for each in memo.loops:
+        each.add_done_callback(_stop_operator)
 
 
 @kopf.on.cleanup()
 async def end(memo: kopf.Memo, **_: Any) -> None:
     """End what `prepare` has begun."""
-    memo.idle_clusters.cancel()
+    for each in memo.loops:
+        each.cancel()
 
 
-def _stop_operator(watch: asyncio.Task[None]) -> None:
-    """Stop the operator, which would keep idle clusters without its watch; Kubernetes restarts it."""
-    if not watch.cancelled():
-        logging.getLogger(__name__).critical("the watch over idle clusters has ended", exc_info=watch.exception())
+def _stop_operator(loop: asyncio.Task[None]) -> None:
+    """Stop the operator, which would keep clusters without its loops; Kubernetes restarts it."""
+    if not loop.cancelled():
+        logging.getLogger(__name__).critical("the %s has ended", loop.get_name(), exc_info=loop.exception())
         signal.raise_signal(signal.SIGTERM)

@@ -12,11 +12,17 @@ WORKER_PORT = 8788
 TLS_TYPE = "kubernetes.io/tls"
 TLS_FOLDER = "/run/tidepool/tls"
 
+# What tidepool made: nothing else is ever deleted.
+OURS = {"app.kubernetes.io/part-of": "tidepool", "app.kubernetes.io/managed-by": "tidepool"}
+# Of the Dask operator, on every part of a cluster: its name.
+LABEL_CLUSTER = "dask.org/cluster-name"
 # Never prefect.io/flow-run-id: the operator copies labels to its pods, and Prefect's observer takes every pod with that
 # label for a flow run's own.
 LABEL_RUN = "tidepool.dev/flow-run-id"
 LABEL_SHARED = "tidepool.dev/shared-cluster"
 ANNOTATION_DEPLOYMENT = "tidepool.dev/deployment"
+# Seconds that a cluster may exist, whatever it does.
+ANNOTATION_DEADLINE = "tidepool.dev/deadline-seconds"
 # The driver's pod. Admission lets a run create and delete only clusters that name its own.
 ANNOTATION_DRIVER = "tidepool.dev/driver"
 ANNOTATION_IMAGE = "tidepool.dev/image"

@@ -1,0 +1,142 @@
+"""Everything that is read of one namespace of flow runs before anything in it is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import kr8s
+
+from tidepool.compute.clusters.kubernetes.names import ANNOTATION_DRIVER, GROUP, LABEL_CLUSTER, OURS
+from tidepool.errors import TidepoolError
+from tidepool.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import kr8s.asyncio
+
+Object = dict[str, Any]
+
+# One request. The API of a healthy cluster answers in milliseconds.
+REQUEST_SECONDS = 10.0
+_OURS = ",".join(f"{name}={value}" for name, value in OURS.items())
+_DRIVERS = "app.kubernetes.io/component=flow-run"
+# A pod that starts is Unhealthy for its probe.
+_WARNINGS = "type=Warning,reason!=Unhealthy"
+# Kind, API version and path of what belongs to a cluster, and the labels without which it is not read.
+PARTS = {
+    "DaskWorkerGroup": (GROUP, "daskworkergroups", _OURS),
+    "DaskAutoscaler": (GROUP, "daskautoscalers", _OURS),
+    "Deployment": ("apps/v1", "deployments", f"{_OURS},{LABEL_CLUSTER}"),
+    "Service": ("v1", "services", f"{_OURS},{LABEL_CLUSTER}"),
+}
+# Without spec and status, which are most of an object.
+_METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
+
+
+class ReadingError(TidepoolError):
+    """The Kubernetes API could not be read, so that nothing is known."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The objects of a namespace, as JSON has them; all of them, or none.
+
+    Parts are read before what they belong to: a worker group whose cluster is missing here was orphaned when it was read.
+
+    Attributes:
+        namespace: Its name.
+        jobs: All Jobs.
+        drivers: The pods of flow runs, and any other pod that a cluster names as its driver.
+        clusters: All DaskClusters; metadata only.
+        parts: By kind, what belongs to a cluster, with tidepool's labels; metadata only.
+        warnings: Warning events, which Kubernetes keeps for an hour.
+        nodes: The nodes, if a driver waits for one and the operator may read them.
+    """
+
+    namespace: str
+    jobs: tuple[Object, ...] = ()
+    drivers: tuple[Object, ...] = ()
+    clusters: tuple[Object, ...] = ()
+    parts: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
+    warnings: tuple[Object, ...] = ()
+    nodes: tuple[Object, ...] | None = None
+
+
+async def observe(api: kr8s.asyncio.Api, namespace: str) -> Observation:
+    """Read a namespace.
+
+    Raises:
+        ReadingError: one of the readings failed; the message says which, and why.
+    """
+    reader = _Reader(api, namespace)
+    found = await asyncio.gather(
+        reader.list("events", fieldSelector=_WARNINGS),
+        *(reader.metadata(path, version, labels) for version, path, labels in PARTS.values()),
+    )
+    warnings, *parts = found
+    clusters = await reader.metadata("daskclusters", GROUP)
+    drivers = await reader.list("pods", labelSelector=_DRIVERS)
+    drivers += await reader.pods(_named_drivers(clusters) - {each["metadata"]["name"] for each in drivers})
+    jobs = await reader.list("jobs", "batch/v1")
+    waiting = any("nodeName" not in each["spec"] for each in drivers)
+    nodes = await reader.nodes() if waiting and settings().operator.read_nodes else None
+    return Observation(namespace, jobs, drivers, clusters, dict(zip(PARTS, parts, strict=True)), warnings, nodes)
+
+
+def _named_drivers(clusters: Iterable[Object]) -> set[str]:
+    named = {(each["metadata"].get("annotations") or {}).get(ANNOTATION_DRIVER, "") for each in clusters}
+    return named - {""}
+
+
+class _Reader:
+    """Reads lists of one namespace. By kr8s' `call_api`: its objects can neither ask for metadata only, nor for a 404."""
+
+    def __init__(self, api: kr8s.asyncio.Api, namespace: str) -> None:
+        self._api = api
+        self._namespace = namespace
+
+    async def metadata(self, path: str, version: str, labels: str = "") -> tuple[Object, ...]:
+        """Return the metadata of all objects of a kind with some labels."""
+        return await self.list(path, version, headers=_METADATA_ONLY, labelSelector=labels)
+
+    async def list(
+        self, path: str, version: str = "v1", headers: Mapping[str, str] | None = None, **selectors: str
+    ) -> tuple[Object, ...]:
+        """Return all objects of a kind."""
+        answer = await self._read(path, version, self._namespace, headers=dict(headers or {}), params=selectors)
+        return self._items(path, answer)
+
+    async def nodes(self) -> tuple[Object, ...]:
+        """Return the nodes of the Kubernetes cluster."""
+        return self._items("nodes", await self._read("nodes", "v1", None))
+
+    async def pods(self, names: Iterable[str]) -> tuple[Object, ...]:
+        """Return those of these pods that exist."""
+        found = await asyncio.gather(*(self._read(f"pods/{each}", "v1", self._namespace) for each in sorted(names)))
+        return tuple(each for each in found if each is not None)
+
+    def _items(self, path: str, answer: Object | None) -> tuple[Object, ...]:
+        if answer is None or not isinstance(answer.get("items"), list) or answer.get("metadata", {}).get("continue"):
+            raise ReadingError(f"Kubernetes has no complete list of {path} in namespace {self._namespace}")
+        return tuple(answer["items"])
+
+    async def _read(self, path: str, version: str, namespace: str | None, **options: Any) -> Object | None:
+        """Return an object or a list; None if there is none."""
+        where = f"{path} in namespace {self._namespace}"
+        try:
+            async with self._api.call_api(
+                "GET", version=version, namespace=namespace, url=path, timeout=REQUEST_SECONDS, **options
+            ) as response:
+                return dict(json.loads(response.text))
+        except kr8s.ServerError as error:
+            if error.response is not None and error.response.status_code == HTTPStatus.NOT_FOUND:
+                return None
+            raise ReadingError(f"Kubernetes refused to read {where}: {error}") from error
+        except (httpx.HTTPError, kr8s.APITimeoutError, kr8s.ConnectionClosedError, OSError, ValueError) as error:
+            raise ReadingError(f"no answer from Kubernetes to read {where}: {error or type(error).__name__}") from error
