@@ -102,6 +102,39 @@ def render(
 
 
 @app.command()
+def reap(
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--namespace",
+            "-n",
+            help="Namespace of flow runs; may be repeated. Default: TIDEPOOL_OPERATOR_NAMESPACES, else the kubeconfig's.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Delete what flow runs have left behind on Kubernetes: one pass of the operator's loop, by hand.
+
+    These are Dask clusters whose driver or Job is gone or has ended, or whose deadline is over, and worker groups,
+    autoscalers, Deployments and Services without a cluster. Nothing without tidepool's labels is deleted, and nothing
+    at all when a reading fails. It uses the kubeconfig, or in a pod its account.
+
+    Exit code: 0 done, also if nothing was left behind; 1 Kubernetes could not be read, or refused a deletion; 2 bad usage.
+    """
+    from tidepool.operate.sweep.observation import ReadingError
+    from tidepool.operate.sweep.reap import reap as reap_once
+
+    try:
+        report = reap_once(namespace or [], dry_run=dry_run)
+    except ReadingError as error:
+        typer.echo(f"tidepool: {error}; nothing was deleted", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(report.json() if json else report.text())
+    raise typer.Exit(1 if report.failed else 0)
+
+
+@app.command()
 def settings() -> None:
     """Print the effective settings and where each comes from; secrets are masked."""
     from tidepool.settings import effective

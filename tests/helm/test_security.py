@@ -28,14 +28,17 @@ RIGHTS = {
     ("flow-run", "", "events"): "list",
     ("operator", "kubernetes.dask.org", "daskclusters"): "delete get list patch watch",
     ("operator", "kubernetes.dask.org", "daskworkergroups"): "create delete get list patch watch",
-    ("operator", "kubernetes.dask.org", "daskautoscalers"): "get list patch watch",
+    ("operator", "kubernetes.dask.org", "daskautoscalers"): "delete get list patch watch",
     ("operator", "kubernetes.dask.org", "daskjobs"): "get list patch watch",
     ("operator", "apps", "deployments"): "create delete get list",
-    ("operator", "", "services"): "create get list patch watch",
+    ("operator", "", "services"): "create delete get list patch watch",
     ("operator", "", "pods"): "get list watch",
-    ("operator", "", "events"): "create",
+    ("operator", "batch", "jobs"): "list",
+    ("operator", "", "events"): "create list",
     ("operator", "", "configmaps/tidepool-flow-run-rules"): "get",
 }
+
+OPERATOR = ("Deployment", "tidepool-operator")
 
 # Which pods hold a token of which account. A pod that is not listed has none.
 TOKENS = {
@@ -71,7 +74,7 @@ def test_rights_are_exactly_these(render: Render, layout: Layout) -> None:
 
 def test_each_role_is_bound_to_its_own_account_only(render: Render, layout: Layout) -> None:
     manifests = render("production", **layout.values)
-    assert not [each for each in manifests if each["kind"].startswith("Cluster")], "a Role does"
+    assert not [each for each in manifests if each["kind"].startswith("Cluster")], "a Role is enough"
     accounts = {
         (each["metadata"]["namespace"], each["metadata"]["name"])
         for each in manifests
@@ -91,6 +94,18 @@ def test_each_role_is_bound_to_its_own_account_only(render: Render, layout: Layo
         assert (subject["namespace"], subject["name"]) == expected[name]
         bound.add(expected[name])
     assert bound == accounts
+
+
+def test_a_cluster_role_reads_nodes_on_request(render: Render) -> None:
+    manifests = render("minimal", operator__readNodes="true")
+    role, binding = (each for each in manifests if each["kind"].startswith("Cluster"))
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"] == binding["metadata"]["name"]
+    assert RELEASE in role["metadata"]["name"], "two releases have two"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "tidepool-operator", "namespace": RELEASE}]
+    [operator] = (each for each in manifests if (each["kind"], each["metadata"]["name"]) == OPERATOR)
+    [container] = operator["spec"]["template"]["spec"]["containers"]
+    assert {"name": "TIDEPOOL_OPERATOR_READ_NODES", "value": "true"} in container["env"]
 
 
 def test_only_pods_that_use_a_token_have_one(pods: list[tuple[str, Manifest]]) -> None:

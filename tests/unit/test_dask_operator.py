@@ -1,4 +1,4 @@
-"""The Dask operator's start, and its end when the loop over idle clusters fails."""
+"""The Dask operator's start, and its end when one of its loops fails."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import pytest
 from dask_kubernetes.operator.controller import controller
 
 from tidepool.operate import dask_operator, idle_clusters, refusals
+from tidepool.operate.sweep import loop as sweep
 from tidepool.settings import settings as tidepool_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+
+    Watch = Callable[[list[str]], Awaitable[None]]
 
 
 @pytest.fixture
@@ -33,8 +36,13 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[kopf.OperatorRegistry]
     kopf.set_default_registry(original)
 
 
-async def start(monkeypatch: pytest.MonkeyPatch, watch: Callable[[list[str]], Awaitable[None]]) -> kopf.Memo:
-    monkeypatch.setattr(idle_clusters, "watch", watch)
+async def forever(_: list[str]) -> None:
+    await asyncio.Event().wait()
+
+
+async def start(monkeypatch: pytest.MonkeyPatch, idle: Watch = forever, left: Watch = forever) -> kopf.Memo:
+    monkeypatch.setattr(idle_clusters, "watch", idle)
+    monkeypatch.setattr(sweep, "watch", left)
     memo = kopf.Memo()
     settings = kopf.OperatorSettings()
     await dask_operator.prepare(settings=settings, memo=memo)
@@ -42,24 +50,22 @@ async def start(monkeypatch: pytest.MonkeyPatch, watch: Callable[[list[str]], Aw
     return memo
 
 
-def test_the_loop_over_idle_clusters_replaces_the_timer(
-    registry: kopf.OperatorRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watched: list[str] = []
+def test_loops_replace_the_timer(registry: kopf.OperatorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[list[str]] = []
     monkeypatch.setenv("TIDEPOOL_OPERATOR_NAMESPACES", "runs media")
     tidepool_settings.cache_clear()
 
     async def watch(namespaces: list[str]) -> None:
-        watched.extend(namespaces)
-        await asyncio.Event().wait()
+        watched.append(namespaces)
+        await forever(namespaces)
 
     async def scenario() -> None:
-        memo = await start(monkeypatch, watch)
+        memo = await start(monkeypatch, watch, watch)
         await asyncio.sleep(0)
-        assert watched == ["runs", "media"]
+        assert watched == [["runs", "media"]] * 2
         await dask_operator.end(memo=memo)
-        await asyncio.wait({memo.idle_clusters}, timeout=30)
-        assert memo.idle_clusters.cancelled()
+        await asyncio.wait(memo.loops, timeout=30)
+        assert all(each.cancelled() for each in memo.loops)
 
     asyncio.run(scenario())
     [timer] = registry._spawning.get_all_handlers()
@@ -72,14 +78,11 @@ def test_no_step_of_the_controller_comes_before_the_check(
 ) -> None:
     """Each handler of each kind, whatever a new controller adds, ends with a refusal."""
 
-    async def forever(_: list[str]) -> None:
-        await asyncio.Event().wait()
-
     async def no(manifest: dict[str, Any], _: str) -> list[str]:
         return [f"no {manifest['kind']}"]
 
     async def scenario() -> None:
-        memo = await start(monkeypatch, forever)
+        memo = await start(monkeypatch)
         monkeypatch.setattr(refusals, "_reasons", no)
         monkeypatch.setattr(kopf, "warn", lambda *_, **__: None)
         handlers = [*registry._changing.get_all_handlers(), *registry._spawning.get_all_handlers()]
@@ -94,15 +97,20 @@ def test_no_step_of_the_controller_comes_before_the_check(
 
 
 @pytest.mark.usefixtures("registry")
-def test_the_operator_ends_with_its_loop(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("loop", "name"), [("idle", "watch over idle clusters"), ("left", "sweep of what runs leave behind")]
+)
+def test_the_operator_ends_with_its_loops(
+    loop: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     terminated = threading.Event()
 
     async def watch(_: list[str]) -> None:
         raise ValueError("no credentials")
 
     async def scenario() -> None:
-        memo = await start(monkeypatch, watch)
-        await asyncio.wait({memo.idle_clusters}, timeout=30)
+        memo = await start(monkeypatch, **{loop: watch})
+        await asyncio.wait(memo.loops, timeout=30, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.sleep(0)
 
     before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
@@ -111,5 +119,5 @@ def test_the_operator_ends_with_its_loop(monkeypatch: pytest.MonkeyPatch, caplog
     finally:
         signal.signal(signal.SIGTERM, before)
     assert terminated.is_set()
-    assert "the watch over idle clusters has ended" in caplog.text
+    assert f"the {name} has ended" in caplog.text
     assert "no credentials" in caplog.text

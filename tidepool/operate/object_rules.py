@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tidepool.compute.clusters.kubernetes.names import TLS_TYPE, tls_secret
+from tidepool.compute.clusters.kubernetes.names import OURS, TLS_TYPE, tls_secret
 from tidepool.operate.pod_rules import DASK_POD, DASK_TEMPLATE, DRIVER_POD, DRIVER_TEMPLATE
 from tidepool.operate.rules import (
     CLUSTER,
@@ -51,10 +51,7 @@ _ANNOTATIONS = Fields(
         "kubernetes.dask.org/", "kubernetes.io/limit-ranger", "prefect.io/",
     ),
 )  # fmt: skip
-_OF_TIDEPOOL: dict[str, Rule] = {
-    "app.kubernetes.io/part-of": one_of("tidepool"),
-    "app.kubernetes.io/managed-by": one_of("tidepool"),
-}
+_OF_TIDEPOOL: dict[str, Rule] = {name: one_of(value) for name, value in OURS.items()}
 
 
 def _labels(*needed: str, **known: Rule) -> Fields:

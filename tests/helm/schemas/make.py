@@ -20,7 +20,7 @@ KINDS = {
     "apis/batch/v1": ["Job"],
     "apis/networking.k8s.io/v1": ["Ingress", "NetworkPolicy"],
     "apis/policy/v1": ["PodDisruptionBudget"],
-    "apis/rbac.authorization.k8s.io/v1": ["Role", "RoleBinding"],
+    "apis/rbac.authorization.k8s.io/v1": ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"],
     "apis/scheduling.k8s.io/v1": ["PriorityClass"],
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 # A younger object may not be complete: its creator has just made it.
 _YOUNG = timedelta(seconds=5)
-# A driver closes its cluster after its run's state is final; the parts of that are bounded by 20 s together.
-_CLOSING = timedelta(seconds=20)
+# A driver closes its cluster after its run's state is final: it sends logs and events first. This is the default of
+# TIDEPOOL_COMPUTE_CLOSE_SECONDS, which bounds that.
+_CLOSING = timedelta(seconds=60)
 # A node that works removes a pod a moment after its grace period.
 _OVERDUE = timedelta(seconds=15)
 
@@ -57,7 +59,8 @@ def leftovers(observation: Observation, finished: Mapping[str, datetime], now: d
 
     Args:
         observation: All of the namespace.
-        finished: When each flow run has ended, by id, as the Prefect server says; empty if it is unknown.
+        finished: When a flow run has ended Completed, Failed or Cancelled, by id, as the Prefect server says; empty if
+            that cannot be read. Crashed is not an end: it may be a presumption about a driver that lives.
         now: The time, with a time zone.
     """
     drivers = _Drivers(observation, finished, now)
@@ -131,8 +134,8 @@ def _end_of_job(name: str, job: Object | None) -> str:
 
 def _deadline(cluster: Object, now: datetime) -> str:
     seconds = _annotations(cluster).get(ANNOTATION_DEADLINE, "")
-    # A run writes it: text of any kind.
-    if seconds.isdecimal() and (now - _created(cluster)).total_seconds() > int(seconds):
+    # A run writes it: any text.
+    if re.fullmatch("[0-9]{1,9}", seconds) and (now - _created(cluster)).total_seconds() > int(seconds):
         return f"its deadline of {seconds} s is over"
     return ""
 

@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-import httpx
 import kr8s
 import kr8s.asyncio
 
 from tidepool.compute.clusters.kubernetes.names import GROUP
 from tidepool.errors import TidepoolError
 from tidepool.operate.sweep.leftovers import leftovers
-from tidepool.operate.sweep.observation import PARTS, REQUEST_SECONDS, observe
+from tidepool.operate.sweep.observation import NO_ANSWER, PARTS, REQUEST_SECONDS, connect, observe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,11 +35,12 @@ class DeletionError(TidepoolError):
 
 async def watch(namespaces: Sequence[str]) -> None:
     """Sweep the namespaces every three seconds, until cancelled. One part that fails does not keep the others."""
-    problems = Problems()
+    problems, api = Problems(), None
     while True:
         for namespace in namespaces:
             with problems.of(f"sweep of namespace {namespace}"):
-                await _sweep(await kr8s.asyncio.api(), namespace, problems)
+                api = api or await connect()
+                await _sweep(api, namespace, problems)
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -60,7 +60,7 @@ async def delete_leftovers(
     Args:
         api: The Kubernetes API.
         observation: All of the namespace.
-        finished: When each flow run has ended, by id; empty if it is unknown.
+        finished: When a flow run has ended, by id, as `leftovers` needs it; empty if it is unknown.
 
     Raises:
         DeletionError: after all deletions: some were refused; or at once: the API does not answer.
@@ -104,7 +104,7 @@ async def delete(api: kr8s.asyncio.Api, leftover: Leftover) -> bool:
         if status in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:  # CONFLICT: another object has its name now
             return False
         raise _RefusedError(f"Kubernetes refused to delete {what}: {error}") from error
-    except (httpx.HTTPError, kr8s.APITimeoutError, kr8s.ConnectionClosedError, OSError) as error:
+    except NO_ANSWER as error:
         raise DeletionError(f"no answer from Kubernetes to delete {what}: {error or type(error).__name__}") from error
 
 

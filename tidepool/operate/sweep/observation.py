@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import kr8s
+import kr8s.asyncio
 
 from tidepool.compute.clusters.kubernetes.names import ANNOTATION_DRIVER, GROUP, LABEL_CLUSTER, OURS
 from tidepool.errors import TidepoolError
@@ -18,12 +20,12 @@ from tidepool.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import kr8s.asyncio
-
 Object = dict[str, Any]
 
 # One request. The API of a healthy cluster answers in milliseconds.
 REQUEST_SECONDS = 10.0
+# RuntimeError: another user of the connection has just replaced it, with a new token.
+NO_ANSWER = (httpx.HTTPError, kr8s.APITimeoutError, kr8s.ConnectionClosedError, OSError, RuntimeError)
 _OURS = ",".join(f"{name}={value}" for name, value in OURS.items())
 _DRIVERS = "app.kubernetes.io/component=flow-run"
 # A pod that starts is Unhealthy for its probe.
@@ -35,6 +37,7 @@ PARTS = {
     "Deployment": ("apps/v1", "deployments", f"{_OURS},{LABEL_CLUSTER}"),
     "Service": ("v1", "services", f"{_OURS},{LABEL_CLUSTER}"),
 }
+_NAME = re.compile(r"[a-z0-9][-.a-z0-9]{0,252}")
 # Without spec and status, which are most of an object.
 _METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 
@@ -68,6 +71,21 @@ class Observation:
     nodes: tuple[Object, ...] | None = None
 
 
+async def connect() -> kr8s.asyncio.Api:
+    """Find the credentials of the Kubernetes API: the pod's ServiceAccount, or the kubeconfig's.
+
+    Raises:
+        ReadingError: there are none, or the API does not answer.
+    """
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            return await kr8s.asyncio.api()
+    except ValueError as error:
+        raise ReadingError("no Kubernetes credentials: neither a pod's ServiceAccount nor a kubeconfig") from error
+    except (kr8s.ServerError, *NO_ANSWER) as error:
+        raise ReadingError(f"no answer from the Kubernetes API: {error or type(error).__name__}") from error
+
+
 async def observe(api: kr8s.asyncio.Api, namespace: str) -> Observation:
     """Read a namespace.
 
@@ -75,33 +93,31 @@ async def observe(api: kr8s.asyncio.Api, namespace: str) -> Observation:
         ReadingError: one of the readings failed; the message says which, and why.
     """
     reader = _Reader(api, namespace)
-    found = await asyncio.gather(
-        reader.list("events", fieldSelector=_WARNINGS),
-        *(reader.metadata(path, version, labels) for version, path, labels in PARTS.values()),
-    )
-    warnings, *parts = found
-    clusters = await reader.metadata("daskclusters", GROUP)
+    warnings = await reader.list("events", fieldSelector=_WARNINGS)
+    parts = {kind: await reader.metadata(*where) for kind, where in PARTS.items()}
+    clusters = await reader.metadata(GROUP, "daskclusters")
     drivers = await reader.list("pods", labelSelector=_DRIVERS)
     drivers += await reader.pods(_named_drivers(clusters) - {each["metadata"]["name"] for each in drivers})
     jobs = await reader.list("jobs", "batch/v1")
     waiting = any("nodeName" not in each["spec"] for each in drivers)
     nodes = await reader.nodes() if waiting and settings().operator.read_nodes else None
-    return Observation(namespace, jobs, drivers, clusters, dict(zip(PARTS, parts, strict=True)), warnings, nodes)
+    return Observation(namespace, jobs, drivers, clusters, parts, warnings, nodes)
 
 
 def _named_drivers(clusters: Iterable[Object]) -> set[str]:
     named = {(each["metadata"].get("annotations") or {}).get(ANNOTATION_DRIVER, "") for each in clusters}
-    return named - {""}
+    # Another text would be another request.
+    return {each for each in named if _NAME.fullmatch(each)}
 
 
 class _Reader:
-    """Reads lists of one namespace. By kr8s' `call_api`: its objects can neither ask for metadata only, nor for a 404."""
+    """Reads one namespace. By kr8s' `call_api`: its objects cannot ask for metadata only."""
 
     def __init__(self, api: kr8s.asyncio.Api, namespace: str) -> None:
         self._api = api
         self._namespace = namespace
 
-    async def metadata(self, path: str, version: str, labels: str = "") -> tuple[Object, ...]:
+    async def metadata(self, version: str, path: str, labels: str = "") -> tuple[Object, ...]:
         """Return the metadata of all objects of a kind with some labels."""
         return await self.list(path, version, headers=_METADATA_ONLY, labelSelector=labels)
 
@@ -109,7 +125,7 @@ class _Reader:
         self, path: str, version: str = "v1", headers: Mapping[str, str] | None = None, **selectors: str
     ) -> tuple[Object, ...]:
         """Return all objects of a kind."""
-        answer = await self._read(path, version, self._namespace, headers=dict(headers or {}), params=selectors)
+        answer = await self._read(path, version, self._namespace, headers=headers, params=selectors)
         return self._items(path, answer)
 
     async def nodes(self) -> tuple[Object, ...]:
@@ -118,17 +134,18 @@ class _Reader:
 
     async def pods(self, names: Iterable[str]) -> tuple[Object, ...]:
         """Return those of these pods that exist."""
-        found = await asyncio.gather(*(self._read(f"pods/{each}", "v1", self._namespace) for each in sorted(names)))
+        found = [await self._read(f"pods/{each}", "v1", self._namespace) for each in sorted(names)]
         return tuple(each for each in found if each is not None)
 
     def _items(self, path: str, answer: Object | None) -> tuple[Object, ...]:
-        if answer is None or not isinstance(answer.get("items"), list) or answer.get("metadata", {}).get("continue"):
-            raise ReadingError(f"Kubernetes has no complete list of {path} in namespace {self._namespace}")
-        return tuple(answer["items"])
+        items = answer and answer.get("items")
+        if not isinstance(items, list) or answer.get("metadata", {}).get("continue"):
+            raise ReadingError(f"Kubernetes has no complete list of {path} for namespace {self._namespace}")
+        return tuple(items)
 
     async def _read(self, path: str, version: str, namespace: str | None, **options: Any) -> Object | None:
         """Return an object or a list; None if there is none."""
-        where = f"{path} in namespace {self._namespace}"
+        where = f"{path} for namespace {self._namespace}"
         try:
             async with self._api.call_api(
                 "GET", version=version, namespace=namespace, url=path, timeout=REQUEST_SECONDS, **options
@@ -138,5 +155,5 @@ class _Reader:
             if error.response is not None and error.response.status_code == HTTPStatus.NOT_FOUND:
                 return None
             raise ReadingError(f"Kubernetes refused to read {where}: {error}") from error
-        except (httpx.HTTPError, kr8s.APITimeoutError, kr8s.ConnectionClosedError, OSError, ValueError) as error:
+        except (*NO_ANSWER, ValueError, TypeError) as error:
             raise ReadingError(f"no answer from Kubernetes to read {where}: {error or type(error).__name__}") from error

@@ -126,8 +126,9 @@ def manifest(
         versions: The libraries that must be equal everywhere, from `driver.in_one_line`.
         shared: The name under which runs share it; empty for a cluster of one run.
     """
-    labels = {"app.kubernetes.io/part-of": "tidepool", "app.kubernetes.io/managed-by": "tidepool"}
+    labels = dict(names.OURS)
     annotations = {
+        names.ANNOTATION_DEADLINE: str(settings.deadline_seconds),
         names.ANNOTATION_IMAGE: driver.image,
         names.ANNOTATION_VERSIONS: versions,
         names.ANNOTATION_WORKERS: (
@@ -167,7 +168,7 @@ def worker_group(cluster: Mapping[str, Any]) -> dict[str, Any]:
     scheduler.
     """
     metadata = cluster["metadata"]
-    labels = {**metadata["labels"], "dask.org/cluster-name": metadata["name"], "dask.org/component": "workergroup"}
+    labels = {**metadata["labels"], names.LABEL_CLUSTER: metadata["name"], "dask.org/component": "workergroup"}
     return {
         "apiVersion": names.GROUP,
         "kind": "DaskWorkerGroup",
@@ -201,11 +202,11 @@ def secret(cluster: Mapping[str, Any], security: Security) -> dict[str, Any]:
 
 def autoscaler(cluster: Mapping[str, Any], size: SizeSettings, settings: KubernetesSettings) -> dict[str, Any]:
     """Return the DaskAutoscaler of an adaptive cluster that exists: the operator asks the scheduler for its target."""
-    name = cluster["metadata"]["name"]
+    name, labels = cluster["metadata"]["name"], cluster["metadata"]["labels"]
     return {
         "apiVersion": names.GROUP,
         "kind": "DaskAutoscaler",
-        "metadata": {"name": name, "ownerReferences": [_owned_by(cluster)]},
+        "metadata": {"name": name, "labels": labels, "ownerReferences": [_owned_by(cluster)]},
         "spec": {"cluster": name, "minimum": settings.adaptive_minimum, "maximum": size.workers},
     }
 
