@@ -124,6 +124,9 @@ class OperatorSettings(_Group):
     """ConfigMap in each of these namespaces that says what flow runs may have there."""
     read_nodes: bool = False
     """Read the nodes when a driver waits for one, to report what it lacks; needs a ClusterRole."""
+    work_pools: str = ""
+    """Work pools of these flow runs, separated by spaces: the operator tells the server of PREFECT_API_URL about their
+    drivers. Empty: about none."""
 
 
 class SizeSettings(_Group):

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 # Every right in the Kubernetes API that anything of ours has: (account, API group, resource) -> verbs.
 RIGHTS = {
-    ("worker", "batch", "jobs"): "create delete get list watch",
-    ("worker", "", "pods"): "get list watch",
-    ("worker", "", "pods/log"): "get",
+    ("worker", "batch", "jobs"): "create delete",
     ("flow-run", "kubernetes.dask.org", "daskclusters"): "create delete get",
     ("flow-run", "kubernetes.dask.org", "daskworkergroups"): "create",
     ("flow-run", "kubernetes.dask.org", "daskautoscalers"): "create",
@@ -33,7 +31,7 @@ RIGHTS = {
     ("operator", "apps", "deployments"): "create delete get list",
     ("operator", "", "services"): "create delete get list patch watch",
     ("operator", "", "pods"): "get list watch",
-    ("operator", "batch", "jobs"): "list",
+    ("operator", "batch", "jobs"): "delete list",
     ("operator", "", "events"): "create list",
     ("operator", "", "configmaps/tidepool-flow-run-rules"): "get",
 }
@@ -170,7 +168,7 @@ def test_every_image_is_the_platforms_and_pinned_by_digest(pods: list[tuple[str,
 
 
 # What may open a connection to what: (from, to, ports). docs/security.md explains each. Between runs: of one team.
-PLATFORM = ["worker", "work-pool", "registration", "test"]
+PLATFORM = ["worker", "work-pool", "operator", "registration", "test"]
 SOME = {"flow-run": {"app.kubernetes.io/component": "flow-run"}, "dask-worker": {"dask.org/component": "worker"},
         "dask-scheduler": {"dask.org/component": "scheduler"}}  # fmt: skip
 PATHS = {

@@ -12,8 +12,9 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.helm.layouts import LAYOUTS
+from tests.helm.layouts import LAYOUTS, RELEASE
 from tidepool.deploy.reconcile.work_pool import comparable, with_installed
+from tidepool.operate.sweep.records import POLICY_VARIABLES, Policy, policy
 
 if TYPE_CHECKING:
     from conftest import Manifest, Render
@@ -137,6 +138,16 @@ def refused(template: dict[str, Any], **variables: Any) -> bool:
         {"memory_limit": "1Ti"},
         {"tmp_size_limit": "1000Gi"},
         {"finished_job_ttl": 10_000_000},
+        {"start_timeout_seconds": 29},
+        {"start_timeout_seconds": "10m"},
+        {"max_runtime_seconds": 59},
+        {"on_crash": "retry"},
+        {"on_crash": "retry 11"},
+        {"on_crash": 3},
+        {"after_outage": "newest"},
+        # Read by nothing since Prefect's worker does not wait for its Jobs.
+        {"pod_watch_timeout_seconds": 600},
+        {"stream_output": True},
         {"labels": {"dask.org/component": "scheduler"}},
         {"labels": {"app.kubernetes.io/component": "server"}},
         {"labels": {"job-name": "another"}},
@@ -159,6 +170,8 @@ def test_invalid_job_variables_are_refused(wrong: dict[str, Any]) -> None:
         {"cpu_request": "0.5", "cpu_limit": "20m", "memory_request": "256Mi", "memory_limit": "16Gi"},
         {"cpu_limit": None, "name": None, "labels": {"team": "media", "example.com/tier": "1"}},
         {"tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]},
+        {"on_crash": "retry 10", "after_outage": "latest", "max_runtime_seconds": 60, "start_timeout_seconds": 30},
+        {"on_crash": "none", "after_outage": "none", "max_runtime_seconds": None},
     ],
     ids=str,
 )
@@ -172,7 +185,22 @@ def test_every_variable_is_used_and_every_placeholder_is_a_variable() -> None:
 
     used = {each.name for each in find_placeholders(TEMPLATE["job_configuration"])}
     # `env` is merged into job_configuration.env by Prefect itself.
-    assert used | {"env"} == set(TEMPLATE["variables"]["properties"])
+    # The operator reads a run's policy from the server.
+    assert used | {"env"} | set(POLICY_VARIABLES) == set(TEMPLATE["variables"]["properties"])
+    assert not used & set(POLICY_VARIABLES)
+
+
+def test_the_pools_defaults_are_the_policy_of_a_run_without_one() -> None:
+    properties = TEMPLATE["variables"]["properties"]
+    assert policy({name: properties[name]["default"] for name in POLICY_VARIABLES}) == policy() == Policy()
+
+
+def test_each_value_that_the_pool_accepts_is_a_policy() -> None:
+    properties = TEMPLATE["variables"]["properties"]
+    retries = [policy({"on_crash": each}).crash_retries for each in properties["on_crash"]["enum"]]
+    assert retries == list(range(11))
+    outages = properties["after_outage"]["enum"]
+    assert [policy({"after_outage": each}).after_outage for each in outages] == outages
 
 
 def test_job_variables_of_prefect_yaml_are_variables_of_the_pool() -> None:
@@ -295,12 +323,25 @@ def test_workers_and_operator_serve_the_namespaces_of_their_runs(render: Render)
         if each["kind"] == "Deployment":
             one = each["spec"]["template"]["spec"]["containers"][0]
             served[each["metadata"]["name"]] = ({v["name"]: v.get("value") for v in one["env"]}, one["args"])
-    observed = "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"
-    # A run in flight in a former namespace is watched to its end.
-    assert served["tidepool-worker"][0][observed] == "runs,flows"
-    assert "--pool=kubernetes" in served["tidepool-worker"][1]
-    assert served["tidepool-worker-media"][0][observed] == "media-runs"
-    assert "--pool=media" in served["tidepool-worker-media"][1]
+    for name, pool in (("tidepool-worker", "kubernetes"), ("tidepool-worker-media", "media")):
+        environment, arguments = served[name]
+        assert f"--pool={pool}" in arguments
+        # The operator says how drivers end: once, and with the reason.
+        assert environment["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_ENABLED"] == "false"
+        assert environment["PREFECT_WORKER_ENABLE_CANCELLATION"] == "true"
     environment, arguments = served["tidepool-operator"]
     watched = [each.removeprefix("--namespace=") for each in arguments if each.startswith("--namespace=")]
     assert environment["TIDEPOOL_OPERATOR_NAMESPACES"].split() == watched == ["runs", "media-runs", "flows"]
+    assert environment["TIDEPOOL_OPERATOR_WORK_POOLS"].split() == ["kubernetes", "media"]
+
+
+def test_the_operator_asks_the_server_itself_with_the_platforms_password(render: Render) -> None:
+    """Not the proxy of the flow runs: that one lets through what a flow run may do."""
+    [operator] = (
+        each
+        for each in render("production")
+        if (each["kind"], each["metadata"]["name"]) == ("Deployment", "tidepool-operator")
+    )
+    environment = {each["name"]: each for each in operator["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert environment["PREFECT_API_URL"]["value"] == f"http://tidepool-server.{RELEASE}.svc:4200/api"
+    assert environment["PREFECT_API_AUTH_STRING"]["valueFrom"]["secretKeyRef"]["name"] == "tidepool-auth"

@@ -126,7 +126,7 @@ def test_a_cluster_names_its_driver_for_admission() -> None:
 
 
 def test_prefects_own_label_is_nowhere() -> None:
-    """The operator copies labels to pods, and Prefect's observer takes such a pod for a flow run's."""
+    """The operator copies labels to pods, and a pod with Prefect's label is taken for a driver."""
     assert "prefect.io/" not in json.dumps(rendered())
 
 

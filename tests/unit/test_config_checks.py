@@ -35,7 +35,7 @@ def deliver(address: str) -> None:
 
 no_flow = 3
 '''
-TEMPLATE = '{"variables": {"type": "object", "properties": {"image": {"type": "string"}, "env": {"type": "object"}, "deadline_seconds": {"type": "integer", "minimum": 60}}}, "job_configuration": {}}'
+TEMPLATE = '{"variables": {"type": "object", "properties": {"image": {"type": "string"}, "env": {"type": "object"}, "deadline_seconds": {"type": "integer", "minimum": 60}, "on_crash": {"type": "string", "enum": ["none", "retry 1"]}, "after_outage": {"type": "string"}, "max_runtime_seconds": {"type": "integer"}, "start_timeout_seconds": {"type": "integer"}, "on_termination": {"type": "string"}}}, "job_configuration": {}}'
 SERVER = """\
 work_pools:
   - {name: kubernetes, type: kubernetes, base_job_template: template.json}
@@ -216,6 +216,39 @@ def test_a_good_file_has_no_problem(repository: Path) -> None:
             "prefect.yaml:23: deployments[sell].work_pool.job_variables.dealine_seconds: work pool kubernetes has no "
             "such job variable; did you mean deadline_seconds?",
             id="unknown job variable",
+        ),
+        pytest.param(
+            "deadline_seconds: 900",
+            "on_crash: retry",
+            "prefect.yaml:23: deployments[sell].work_pool.job_variables.on_crash: 'retry' is not one of ['none', 'retry 1']",
+            id="policy that is not one",
+        ),
+        pytest.param(
+            "deadline_seconds: 900",
+            "deadline_seconds: 900\n        max_runtime_seconds: 900",
+            "prefect.yaml:24: deployments[sell].work_pool.job_variables.max_runtime_seconds: 900 is not below "
+            "deadline_seconds (900), which would end the run first",
+            id="maximum runtime beyond the deadline",
+        ),
+        pytest.param(
+            "deadline_seconds: 900",
+            "deadline_seconds: 900\n        start_timeout_seconds: 1200",
+            "prefect.yaml:24: deployments[sell].work_pool.job_variables.start_timeout_seconds: 1200 is not below",
+            id="start timeout beyond the deadline",
+        ),
+        pytest.param(
+            "deadline_seconds: 900",
+            "max_runtime_seconds: 600\n        on_termination: reschedule",
+            "prefect.yaml:23: deployments[sell].work_pool.job_variables.max_runtime_seconds: a run that it ends would be "
+            "executed again, because of on_termination: reschedule",
+            id="maximum runtime of a run that is rescheduled",
+        ),
+        pytest.param(
+            "    work_pool: {name: kubernetes}\n",
+            "    work_pool: {name: kubernetes, job_variables: {after_outage: latest}}\n",
+            "prefect.yaml:29: deployments[deliver].work_pool.job_variables.after_outage: it chooses among scheduled runs, "
+            "and the deployment has no schedules",
+            id="outage policy without a schedule",
         ),
         pytest.param(
             "manifest_flows.sell",

@@ -13,13 +13,14 @@ import pytest
 from dask_kubernetes.operator.controller import controller
 
 from tidepool.operate import dask_operator, idle_clusters, refusals
+from tidepool.operate.sweep import flow_run_loop
 from tidepool.operate.sweep import loop as sweep
 from tidepool.settings import settings as tidepool_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    Watch = Callable[[list[str]], Awaitable[None]]
+    Watch = Callable[..., Awaitable[None]]
 
 
 @pytest.fixture
@@ -36,13 +37,16 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[kopf.OperatorRegistry]
     kopf.set_default_registry(original)
 
 
-async def forever(_: list[str]) -> None:
+async def forever(*_: object) -> None:
     await asyncio.Event().wait()
 
 
-async def start(monkeypatch: pytest.MonkeyPatch, idle: Watch = forever, left: Watch = forever) -> kopf.Memo:
+async def start(
+    monkeypatch: pytest.MonkeyPatch, idle: Watch = forever, left: Watch = forever, runs: Watch = forever
+) -> kopf.Memo:
     monkeypatch.setattr(idle_clusters, "watch", idle)
     monkeypatch.setattr(sweep, "watch", left)
+    monkeypatch.setattr(flow_run_loop, "watch", runs)
     memo = kopf.Memo()
     settings = kopf.OperatorSettings()
     await dask_operator.prepare(settings=settings, memo=memo)
@@ -51,18 +55,23 @@ async def start(monkeypatch: pytest.MonkeyPatch, idle: Watch = forever, left: Wa
 
 
 def test_loops_replace_the_timer(registry: kopf.OperatorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched: list[list[str]] = []
+    watched: list[tuple[object, ...]] = []
     monkeypatch.setenv("TIDEPOOL_OPERATOR_NAMESPACES", "runs media")
+    monkeypatch.setenv("TIDEPOOL_OPERATOR_WORK_POOLS", "kubernetes gpu")
     tidepool_settings.cache_clear()
 
-    async def watch(namespaces: list[str]) -> None:
-        watched.append(namespaces)
-        await forever(namespaces)
+    async def watch(*given: object) -> None:
+        watched.append(given)
+        await forever()
 
     async def scenario() -> None:
-        memo = await start(monkeypatch, watch, watch)
+        memo = await start(monkeypatch, watch, watch, watch)
         await asyncio.sleep(0)
-        assert watched == [["runs", "media"]] * 2
+        idle, left, runs = watched
+        assert idle == (["runs", "media"],)
+        exchange = left[1]
+        assert left == (["runs", "media"], exchange)
+        assert runs == (["runs", "media"], ["kubernetes", "gpu"], exchange), "the two loops tell each other"
         await dask_operator.end(memo=memo)
         await asyncio.wait(memo.loops, timeout=30)
         assert all(each.cancelled() for each in memo.loops)
@@ -98,14 +107,21 @@ def test_no_step_of_the_controller_comes_before_the_check(
 
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(
-    ("loop", "name"), [("idle", "watch over idle clusters"), ("left", "sweep of what runs leave behind")]
+    ("loop", "name"),
+    [
+        ("idle", "watch over idle clusters"),
+        ("left", "sweep of what runs leave behind"),
+        ("runs", "watch over flow runs"),
+    ],
 )
 def test_the_operator_ends_with_its_loops(
     loop: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     terminated = threading.Event()
+    monkeypatch.setenv("TIDEPOOL_OPERATOR_WORK_POOLS", "kubernetes")
+    tidepool_settings.cache_clear()
 
-    async def watch(_: list[str]) -> None:
+    async def watch(*_: object) -> None:
         raise ValueError("no credentials")
 
     async def scenario() -> None:

@@ -209,7 +209,7 @@ def watched(kubernetes: KubernetesServer, *namespaces: str, until: Callable[[], 
     """Let the loop run until something has happened."""
 
     async def check() -> None:
-        watch = asyncio.create_task(loop.watch(namespaces))
+        watch = asyncio.create_task(loop.watch(namespaces, loop.Exchange()))
         async with asyncio.timeout(60):
             while not until():  # noqa: ASYNC110 - the server is another thread
                 await asyncio.sleep(0.001)

@@ -14,6 +14,7 @@ from typing import Any
 import kopf
 
 from tidepool.operate import idle_clusters, refusals
+from tidepool.operate.sweep import flow_run_loop
 from tidepool.operate.sweep import loop as sweep
 from tidepool.settings import settings as tidepool_settings
 from tidepool.upstream import dask_kubernetes
@@ -38,11 +39,16 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     kopf_internals.check_first(kopf.get_default_registry(), refusals.check)
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    namespaces = tidepool_settings().operator.namespaces.split()
+    operator = tidepool_settings().operator
+    namespaces, pools = operator.namespaces.split(), operator.work_pools.split()
+    exchange = sweep.Exchange()
     memo.loops = [
         asyncio.create_task(idle_clusters.watch(namespaces), name="watch over idle clusters"),
-        asyncio.create_task(sweep.watch(namespaces), name="sweep of what runs leave behind"),
+        asyncio.create_task(sweep.watch(namespaces, exchange), name="sweep of what runs leave behind"),
     ]
+    if pools:
+        watch = flow_run_loop.watch(namespaces, pools, exchange)
+        memo.loops.append(asyncio.create_task(watch, name="watch over flow runs"))
     for each in memo.loops:
         each.add_done_callback(_stop_operator)
 

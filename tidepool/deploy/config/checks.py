@@ -181,6 +181,23 @@ class _Deployments:
             # Prefect lets each variable with a default be null: of the branches, the first is the variable's own type.
             message = error.context[0].message if error.context else error.message
             yield ("work_pool", "job_variables", *error.absolute_path), message
+        defaults = {key: _dict(each).get("default") for key, each in _dict(schema, "properties").items()}
+        for key, message in _policies(variables, {**defaults, **variables}, scheduled=bool(config.get("schedules"))):
+            yield ("work_pool", "job_variables", key), message
+
+
+def _policies(given: Mapping[str, Any], effective: Mapping[str, Any], *, scheduled: bool) -> Iterator[tuple[str, str]]:
+    """Yield what would have no effect in the policy of a deployment, by the job variable."""
+    deadline = effective.get("deadline_seconds")
+    for key in ("start_timeout_seconds", "max_runtime_seconds"):
+        seconds = given.get(key)
+        if isinstance(seconds, int) and isinstance(deadline, int) and seconds >= deadline:
+            yield key, f"{seconds} is not below deadline_seconds ({deadline}), which would end the run first"
+    if given.get("max_runtime_seconds") and effective.get("on_termination") == "reschedule":
+        message = "a run that it ends would be executed again, because of on_termination: reschedule"
+        yield "max_runtime_seconds", f"{message}; use deadline_seconds, or on_termination: relinquish"
+    if given.get("after_outage", "all") != "all" and not scheduled:
+        yield "after_outage", "it chooses among scheduled runs, and the deployment has no schedules"
 
 
 def _schedules(config: Mapping[str, Any]) -> Iterator[Finding]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import deque
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -15,17 +17,20 @@ import kr8s.asyncio
 
 from tidepool.compute.clusters.kubernetes.names import GROUP
 from tidepool.errors import TidepoolError
-from tidepool.operate.sweep.leftovers import leftovers
+from tidepool.operate.sweep.leftovers import Leftover, leftovers
 from tidepool.operate.sweep.observation import NO_ANSWER, PARTS, REQUEST_SECONDS, connect, observe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tidepool.operate.sweep.leftovers import Leftover
     from tidepool.operate.sweep.observation import Observation
 
 _POLL_SECONDS = 3.0
-_PATHS = {"DaskCluster": (GROUP, "daskclusters"), **{kind: where[:2] for kind, where in PARTS.items()}}
+_PATHS = {
+    "DaskCluster": (GROUP, "daskclusters"),
+    "Job": ("batch/v1", "jobs"),
+    **{kind: where[:2] for kind, where in PARTS.items()},
+}
 _log = logging.getLogger(__name__)
 
 
@@ -33,23 +38,36 @@ class DeletionError(TidepoolError):
     """Something that is left behind could not be deleted."""
 
 
-async def watch(namespaces: Sequence[str]) -> None:
+@dataclass
+class Exchange:
+    """News between the sweep and `flow_run_loop.watch`; without the latter nothing reads them.
+
+    Attributes:
+        finished: When a flow run has ended Completed, Failed or Cancelled, by id, as the Prefect server says.
+        removed: Dask clusters that the sweep has deleted, for the Prefect server to hear of.
+    """
+
+    finished: dict[str, datetime] = field(default_factory=dict)
+    removed: deque[Leftover] = field(default_factory=lambda: deque(maxlen=1000))
+
+
+async def watch(namespaces: Sequence[str], exchange: Exchange) -> None:
     """Sweep the namespaces every three seconds, until cancelled. One part that fails does not keep the others."""
     problems, api = Problems(), None
     while True:
         for namespace in namespaces:
             with problems.of(f"sweep of namespace {namespace}"):
                 api = api or await connect()
-                await _sweep(api, namespace, problems)
+                await _sweep(api, namespace, exchange, problems)
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _sweep(api: kr8s.asyncio.Api, namespace: str, problems: Problems) -> None:
+async def _sweep(api: kr8s.asyncio.Api, namespace: str, exchange: Exchange, problems: Problems) -> None:
     """Observe a namespace, and do what follows from that."""
     observation = await observe(api, namespace)
-    finished: dict[str, datetime] = {}
     with problems.of(f"Dask clusters of namespace {namespace}"):
-        await delete_leftovers(api, observation, finished)
+        deleted = await delete_leftovers(api, observation, exchange.finished)
+        exchange.removed += [each for each in deleted if each.kind == "DaskCluster"]
 
 
 async def delete_leftovers(

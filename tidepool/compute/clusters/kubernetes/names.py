@@ -16,8 +16,8 @@ TLS_FOLDER = "/run/tidepool/tls"
 OURS = {"app.kubernetes.io/part-of": "tidepool", "app.kubernetes.io/managed-by": "tidepool"}
 # Of the Dask operator, on every part of a cluster: its name.
 LABEL_CLUSTER = "dask.org/cluster-name"
-# Never prefect.io/flow-run-id: the operator copies labels to its pods, and Prefect's observer takes every pod with that
-# label for a flow run's own.
+# Never prefect.io/flow-run-id: the Dask operator copies labels to its pods, and a pod with that label is a driver, for
+# Prefect and for tidepool.
 LABEL_RUN = "tidepool.dev/flow-run-id"
 LABEL_SHARED = "tidepool.dev/shared-cluster"
 ANNOTATION_DEPLOYMENT = "tidepool.dev/deployment"
