@@ -35,6 +35,7 @@ from tidepool.upstream.prefect import (
     prefer_loaded_blocks,
     raise_if_flow_run_suspension_requested,
 )
+from tidepool.upstream.prefect_services import poll_queues, relate_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -272,6 +273,8 @@ def _context(path: tuple[str, ...]) -> tuple[_Variables, Callable[[], object]]:
 
 def _hydrate(pickled: bytes) -> tuple[_Variables, SyncClientContext]:
     prefer_loaded_blocks()
+    poll_queues()
+    relate_once()
     # Dask's own variables, such as the current worker: without it the flow's task runner would take this for a driver.
     before = contextvars.copy_context()
     # In a cluster of threads, a task run is not tagged with what tagged the cluster's start.
