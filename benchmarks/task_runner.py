@@ -241,7 +241,7 @@ def report(records: list[dict[str, Any]]) -> str:
         cpu = [1000 * record["server_cpu_seconds"] / record["task_runs"] for record in found]
         lines.append(
             f"| {database} | {kind} | {items} | {runner} | {_spread([r['first_task_seconds'] for r in found])} "
-            f"| {_spread([r['flow_seconds'] for r in found])} | {_spread([r['peak_mib'] for r in found])} "
+            f"| {_spread([r['flow_seconds'] for r in found])} | {_spread([r['peak_mib'] for r in found if 'peak_mib' in r])} "
             f"| {_spread(cpu) if kind == 'map' else '-'} | {_spread([r['catch_up_seconds'] for r in found])} "
             f"| {max(r.get('lost_task_runs', 0) for r in found)} |"
         )
@@ -285,6 +285,9 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+
     def short(value: float) -> str:
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
