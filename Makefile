@@ -72,6 +72,10 @@ test-runner: setup ## Run the tests of the task runner, ours and the stock one
 	@$(BIN)/python -m pytest tests/integration/test_runner_behaviours.py tests/integration/test_runner_truth.py \
 	  tests/integration/test_batches.py
 
+.PHONY: test-recovery
+test-recovery: setup ## Fire each automation of automations.yaml on PostgreSQL (needs Debian's postgresql)
+	@$(BIN)/python -m pytest tests/recovery
+
 .PHONY: check
 check: setup ## Lint, formatting, types and import rules; every tool runs, whatever the others found
 	@failed=0; summary=; \

@@ -79,7 +79,7 @@ def prefect_server(database: str) -> Iterator[Server]:
         server = PrefectServer(Home(home), free_port())
         variables, roots = server.variables, []
         if database == "postgresql":
-            url, pid = stack.enter_context(_postgresql())
+            url, pid = stack.enter_context(postgresql())
             variables["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
             roots.append(pid)
         # In the benchmark's session: where the kernel groups processes by session, the server would otherwise get half
@@ -90,11 +90,20 @@ def prefect_server(database: str) -> Iterator[Server]:
         yield Server(server.api, roots)
 
 
+def installed_postgresql() -> Path | None:
+    """Return the folder of the programs of Debian's newest package `postgresql`, or None."""
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+
 @contextmanager
-def _postgresql() -> Iterator[tuple[str, int]]:
-    """Run a separate PostgreSQL (Debian's package `postgresql`), by a user who is not root."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
+def postgresql() -> Iterator[tuple[str, int]]:
+    """Run a separate PostgreSQL by a user who is not root; yield its URL for Prefect, and its process id.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    programs = installed_postgresql()
+    if programs is None:
         raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")
     user = "postgres" if os.geteuid() == 0 else getpass.getuser()
     as_user = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
@@ -105,13 +114,13 @@ def _postgresql() -> Iterator[tuple[str, int]]:
             shutil.chown(folder, user)
         data = folder / "data"
         subprocess.run(
-            [*as_user, programs[-1] / "initdb", "-D", data, "-A", "trust", "-U", "prefect", "-E", "UTF8"],
+            [*as_user, programs / "initdb", "-D", data, "-A", "trust", "-U", "prefect", "-E", "UTF8"],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=folder,
         )
         options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder}"
-        control = [*as_user, programs[-1] / "pg_ctl", "-D", data, "-w", "-t", "120"]
+        control = [*as_user, programs / "pg_ctl", "-D", data, "-w", "-t", "120"]
         subprocess.run(
             [*control, "-l", folder / "log", "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Every right in the Kubernetes API that anything of ours has: (account, API group, resource) -> verbs.
 RIGHTS = {
     ("worker", "batch", "jobs"): "create delete",
-    ("flow-run", "kubernetes.dask.org", "daskclusters"): "create delete get",
+    ("flow-run", "kubernetes.dask.org", "daskclusters"): "create delete get list",
     ("flow-run", "kubernetes.dask.org", "daskworkergroups"): "create",
     ("flow-run", "kubernetes.dask.org", "daskautoscalers"): "create",
     ("flow-run", "", "secrets"): "create",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from contextlib import chdir
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.abc
+from prefect._internal.attempt_control import EngineOutcomeReceipt
 from prefect.cli import flow_run as command
+from prefect.runner import _flow_run_executor as executor
 from prefect.runner import _workspace_supervisor as supervisor
 from prefect.runner._starter_engine import EngineCommandStarter
+from prefect.runner._state_proposer import StateProposer
 from prefect.runner._workspace_runtime import WorkspaceSupervisorConfig
 from prefect.runner._workspace_starter import WorkspaceResolvingEngineCommandStarter
 from prefect.utilities.processutils import command_to_string, get_sys_executable
@@ -17,17 +22,62 @@ from prefect.utilities.processutils import command_to_string, get_sys_executable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.runner._process_manager import ProcessHandle
 
 
-def prepare_in_process(condition: Callable[[FlowRun], Awaitable[bool]]) -> None:
-    """Have `prefect flow-run execute` prepare a flow run's code in its own process where the condition holds.
+# Between the end of the engine's process and that of its output, which a process that it started may keep open.
+_EXIT_SECONDS = 5
 
-    Why: each Python process imports Prefect for a second, and an image that holds the code needs no preparation.
-    Watch: `prefect.runner._workspace_supervisor.supervise`, which prepares and then calls `_launch_engine`.
-    Delete when: Prefect has no process between its command and the engine for a deployment without pull steps.
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of the process that executed a flow run.
+
+    Attributes:
+        status: Its exit status; negative: the signal that killed it. None: it did not start, or still runs.
+        state: Type of the state that it reported to the server as its last one, such as COMPLETED; empty without one.
     """
+
+    status: int | None
+    state: str = ""
+
+
+class _Noted:
+    """A task status that keeps the handle of the started process."""
+
+    def __init__(self, status: anyio.abc.TaskStatus[ProcessHandle]) -> None:
+        self._status = status
+        self.handle: ProcessHandle | None = None
+
+    def started(self, value: Any = None) -> None:
+        self.handle = value
+        self._status.started(value)
+
+
+def supervise(
+    in_process: Callable[[FlowRun], Awaitable[bool]], ended: Callable[[FlowRun, Ending], Awaitable[str]]
+) -> None:
+    """Change how `prefect flow-run execute` starts the process of a flow run, and follow its end.
+
+    Args:
+        in_process: Whether the command prepares a flow run's code in its own process.
+        ended: Awaited when the process has ended, before Prefect reports a crash; also when the command is cancelled.
+            Returns the message of the crash; empty: Prefect's own.
+
+    Why: each Python process imports Prefect for a second, and an image that holds the code needs no preparation. And
+        the command exits with 0 after every crash that it could report, says "typically … memory limits" of each
+        SIGKILL, and knows nothing of the run's Dask clusters.
+    Watch: `prefect.runner._workspace_supervisor.supervise`, which prepares and then calls `_launch_engine`;
+        `prefect.runner._flow_run_executor.FlowRunExecutor.submit` and its `crash_unreported`.
+    Delete when: Prefect has no process between its command and the engine for a deployment without pull steps, and
+        the command's exit code and the crash's message tell how the run ended.
+    """
+    words = ""
+
+    class Proposer(StateProposer):
+        async def propose_crashed(self, flow_run: FlowRun, message: str) -> State[Any] | None:
+            return await super().propose_crashed(flow_run, words or message)
 
     class Starter(WorkspaceResolvingEngineCommandStarter):
         async def start(
@@ -35,10 +85,30 @@ def prepare_in_process(condition: Callable[[FlowRun], Awaitable[bool]]) -> None:
             flow_run: FlowRun,
             task_status: anyio.abc.TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED,
         ) -> None:
-            if not await condition(flow_run):
-                await super().start(flow_run, task_status=task_status)
-                return
+            nonlocal words
+            noted = _Noted(task_status)
+            try:
+                if await in_process(flow_run):
+                    await self._start_in_process(flow_run, noted)
+                else:
+                    await super().start(flow_run, task_status=noted)
+            finally:
+                # Shielded: SIGTERM cancels this task when it has killed the process.
+                with anyio.CancelScope(shield=True):
+                    words = await ended(flow_run, await self._ending(flow_run, noted.handle))
 
+        async def _ending(self, flow_run: FlowRun, handle: ProcessHandle | None) -> Ending:
+            if handle is None:
+                return Ending(None)
+            with anyio.move_on_after(_EXIT_SECONDS):
+                while handle.returncode is None:  # noqa: ASYNC110 - its process has no event
+                    await anyio.sleep(0.05)
+            channel = self._control_channel
+            conclusion = channel.get_conclusion(flow_run.id) if channel else None
+            state = conclusion.state_type if isinstance(conclusion, EngineOutcomeReceipt) else None
+            return Ending(handle.returncode, state or "")
+
+        async def _start_in_process(self, flow_run: FlowRun, task_status: _Noted) -> None:
             async def launch(command: list[str], *, cwd: Path, environment: dict[str, str]) -> int:
                 engine = EngineCommandStarter(
                     command=command_to_string(command),
@@ -65,3 +135,4 @@ def prepare_in_process(condition: Callable[[FlowRun], Awaitable[bool]]) -> None:
                 await supervisor.supervise(config)
 
     command.WorkspaceResolvingEngineCommandStarter = Starter  # type: ignore[attr-defined]
+    executor.StateProposer = Proposer  # type: ignore[attr-defined]
