@@ -108,7 +108,7 @@ def reap(
         typer.Option(
             "--namespace",
             "-n",
-            help="Namespace of flow runs; may be repeated. Default: TIDEPOOL_OPERATOR_NAMESPACES, else the kubeconfig's.",
+            help="Namespace of flow runs; may be repeated. Default: TIDEPOOL_OPERATOR_NAMESPACES, or the kubeconfig's.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
@@ -120,7 +120,7 @@ def reap(
     autoscalers, Deployments and Services without a cluster. Nothing without tidepool's labels is deleted, and nothing
     at all when a reading fails. It uses the kubeconfig, or in a pod its account.
 
-    Exit code: 0 done, also if nothing was left behind; 1 Kubernetes could not be read, or refused a deletion; 2 bad usage.
+    Exit code: 0 done, or nothing was left behind; 1 Kubernetes could not be read, or refused a deletion; 2 bad usage.
     """
     from tidepool.operate.sweep.observation import ReadingError
     from tidepool.operate.sweep.reap import reap as reap_once

@@ -103,8 +103,8 @@ class KubernetesSettings(_Group):
     idle_timeout_seconds: int = Field(1200, ge=60)
     """Seconds without a task and without a connected client after which the operator deletes a cluster."""
     deadline_seconds: int = Field(604_800, ge=60)
-    """Seconds after which the operator deletes a cluster, whatever it does. A run's own one goes with its driver, and so
-    no later than the job variable `deadline_seconds` says."""
+    """Seconds after which the operator deletes a cluster, whatever it does. A run's own one goes with its driver, so no
+    later than the job variable `deadline_seconds` says."""
     tls: bool = True
     """Encrypt what driver, Dask scheduler and workers send each other; each refuses whoever lacks the cluster's key."""
     shared_key: Secret[Annotated[str, Field(min_length=32)]] | None = None

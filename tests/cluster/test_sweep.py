@@ -139,7 +139,7 @@ def test_the_loop_alone_deletes_parts_without_a_cluster(installation: Platform) 
     installation.runs.kubectl("delete", "job", driver.name)
 
 
-# --- many, without an operator: the loop runs here ---------------------------------------------------------------------
+# --- many, without an operator: the loop runs here --------------------------------------------------------------------
 
 MANY = 200
 OURS = {"app.kubernetes.io/part-of": "tidepool", "app.kubernetes.io/managed-by": "tidepool"}

@@ -125,6 +125,10 @@ def test_a_cluster_names_its_driver_for_admission() -> None:
     assert "tidepool.dev/driver" not in rendered()["metadata"]["annotations"]
 
 
+def test_a_cluster_tells_its_deadline() -> None:
+    assert rendered(deadline_seconds=900)["metadata"]["annotations"]["tidepool.dev/deadline-seconds"] == "900"
+
+
 def test_prefects_own_label_is_nowhere() -> None:
     """The operator copies labels to pods, and a pod with Prefect's label is taken for a driver."""
     assert "prefect.io/" not in json.dumps(rendered())
@@ -140,6 +144,7 @@ def test_workers_and_autoscaler_are_owned_by_the_cluster_from_the_start() -> Non
     assert group["spec"] == {"cluster": made["metadata"]["name"], "worker": made["spec"]["worker"]}
     for each in (group, scaler):
         assert each["metadata"]["ownerReferences"][0]["uid"] == "uid-c"
+        assert each["metadata"]["labels"].items() >= made["metadata"]["labels"].items(), "the operator deletes ours"
     assert (scaler["spec"]["minimum"], scaler["spec"]["maximum"]) == (1, 3)
     assert made["spec"]["worker"]["replicas"] == 1
 

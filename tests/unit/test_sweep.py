@@ -1,4 +1,4 @@
-"""The operator's loop over what flow runs leave behind, and `tidepool reap`: reading, deleting, and when neither works."""
+"""The operator's loop over what flow runs leave behind, and `tidepool reap`: reading, deleting, and failures of both."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Platform pods' entry points: the Dask operator, with its loop over idle clusters, and the flow run's command."""
+"""Platform pods' entry points: the Dask operator, with its loops over Dask clusters, and the flow run's command."""

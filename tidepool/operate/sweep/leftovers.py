@@ -87,7 +87,7 @@ class _Drivers:
         self._now = now
 
     def end(self, cluster: Object) -> str:
-        """Return how the driver of a cluster has ended; empty while it lives, and for a shared cluster, which has none."""
+        """Return how the driver of a cluster has ended; empty while it lives. A shared cluster has none."""
         if LABEL_SHARED in _labels(cluster):
             return ""
         return self._end_of_pod(cluster) or self._end_of_job(cluster) or self._end_of_run(cluster)

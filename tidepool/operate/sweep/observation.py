@@ -50,7 +50,7 @@ class ReadingError(TidepoolError):
 class Observation:
     """The objects of a namespace, as JSON has them; all of them, or none.
 
-    Parts are read before what they belong to: a worker group whose cluster is missing here was orphaned when it was read.
+    Parts are read before what they belong to: a worker group whose cluster is missing here had none when it was read.
 
     Attributes:
         namespace: Its name.
