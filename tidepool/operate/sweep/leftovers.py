@@ -64,17 +64,19 @@ def leftovers(observation: Observation, finished: Mapping[str, datetime], now: d
         now: The time, with a time zone.
     """
     drivers = _Drivers(observation, finished, now)
-    found = []
-    for cluster in _judged(observation.clusters, now):
-        if reason := _deadline(cluster, now) or drivers.end(cluster):
-            found.append(_leftover("DaskCluster", observation.namespace, cluster, reason))
+    clusters = (
+        _leftover("DaskCluster", observation.namespace, each, reason)
+        for each in _judged(observation.clusters, now)
+        if (reason := _deadline(each, now) or drivers.end(each))
+    )
     uids = {each["metadata"]["name"]: each["metadata"]["uid"] for each in observation.clusters}
-    for kind, parts in observation.parts.items():
-        for part in _judged(parts, now):
-            if not _belongs(part, uids):
-                reason = f"its Dask cluster {_cluster_of(part)} is gone"
-                found.append(_leftover(kind, observation.namespace, part, reason))
-    return found
+    parts = (
+        _leftover(kind, observation.namespace, each, f"its Dask cluster {_cluster_of(each)} is gone")
+        for kind, found in observation.parts.items()
+        for each in _judged(found, now)
+        if not _belongs(each, uids)
+    )
+    return [*clusters, *parts]
 
 
 class _Drivers:

@@ -138,8 +138,9 @@ class _Reader:
         return tuple(each for each in found if each is not None)
 
     def _items(self, path: str, answer: Object | None) -> tuple[Object, ...]:
-        items = answer and answer.get("items")
-        if not isinstance(items, list) or answer.get("metadata", {}).get("continue"):
+        whole = answer or {}
+        items = whole.get("items")
+        if not isinstance(items, list) or whole.get("metadata", {}).get("continue"):
             raise ReadingError(f"Kubernetes has no complete list of {path} for namespace {self._namespace}")
         return tuple(items)
 
@@ -150,10 +151,17 @@ class _Reader:
             async with self._api.call_api(
                 "GET", version=version, namespace=namespace, url=path, timeout=REQUEST_SECONDS, **options
             ) as response:
-                return dict(json.loads(response.text))
+                return _object(response.text)
         except kr8s.ServerError as error:
             if error.response is not None and error.response.status_code == HTTPStatus.NOT_FOUND:
                 return None
             raise ReadingError(f"Kubernetes refused to read {where}: {error}") from error
-        except (*NO_ANSWER, ValueError, TypeError) as error:
+        except (*NO_ANSWER, ValueError) as error:
             raise ReadingError(f"no answer from Kubernetes to read {where}: {error or type(error).__name__}") from error
+
+
+def _object(text: str) -> Object:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"the answer is not an object: {text[:100]}")  # noqa: TRY004 - as an answer that is not JSON
+    return found

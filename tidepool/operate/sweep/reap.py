@@ -53,9 +53,7 @@ class Report:
 
     def json(self) -> str:
         """Return the same as one JSON object."""
-        namespaces = {
-            name: {"jobs": jobs, "dask_clusters": clusters} for name, (jobs, clusters) in self.read.items()
-        }
+        namespaces = {name: {"jobs": jobs, "dask_clusters": clusters} for name, (jobs, clusters) in self.read.items()}
         found = [asdict(each) | {"outcome": outcome} for each, outcome in self.outcomes]
         return json.dumps({"namespaces": namespaces, "left_behind": found}, indent=2)
 
