@@ -247,7 +247,7 @@ def existing(synthetic: Namespace) -> set[str]:
 def one_pass(namespace: Namespace, finished: dict[str, datetime], kubeconfig: str) -> int:
     async def run() -> int:
         api = await kr8s.asyncio.api(kubeconfig=kubeconfig)
-        return len(await loop.delete_leftovers(api, await observe(api, namespace.name), finished))
+        return len([each async for each in loop.delete_leftovers(api, await observe(api, namespace.name), finished)])
 
     return asyncio.run(run())
 

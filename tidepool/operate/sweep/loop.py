@@ -21,7 +21,7 @@ from tidepool.operate.sweep.leftovers import Leftover, leftovers
 from tidepool.operate.sweep.observation import NO_ANSWER, PARTS, REQUEST_SECONDS, connect, observe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from tidepool.operate.sweep.observation import Observation
 
@@ -66,14 +66,15 @@ async def _sweep(api: kr8s.asyncio.Api, namespace: str, exchange: Exchange, prob
     """Observe a namespace, and do what follows from that."""
     observation = await observe(api, namespace)
     with problems.of(f"Dask clusters of namespace {namespace}"):
-        deleted = await delete_leftovers(api, observation, exchange.finished)
-        exchange.removed += [each for each in deleted if each.kind == "DaskCluster"]
+        async for each in delete_leftovers(api, observation, exchange.finished):
+            if each.kind == "DaskCluster":
+                exchange.removed.append(each)
 
 
 async def delete_leftovers(
     api: kr8s.asyncio.Api, observation: Observation, finished: Mapping[str, datetime]
-) -> list[Leftover]:
-    """Delete what is left behind in a namespace, without waiting for its pods; return what was there to delete.
+) -> AsyncIterator[Leftover]:
+    """Delete what is left behind in a namespace, without waiting for its pods; yield what was there to delete.
 
     Args:
         api: The Kubernetes API.
@@ -83,7 +84,7 @@ async def delete_leftovers(
     Raises:
         DeletionError: after all deletions: some were refused; or at once: the API does not answer.
     """
-    deleted, refused = [], []
+    refused = []
     for each in leftovers(observation, finished, datetime.now(UTC)):
         try:
             existed = await delete(api, each)
@@ -92,10 +93,9 @@ async def delete_leftovers(
             continue
         if existed:
             _log.info("%s %s in namespace %s deleted: %s", each.kind, each.name, each.namespace, each.reason)
-            deleted.append(each)
+            yield each
     if refused:
         raise DeletionError(f"{len(refused)} not deleted: {refused[0]}")
-    return deleted
 
 
 async def delete(api: kr8s.asyncio.Api, leftover: Leftover) -> bool:
