@@ -37,7 +37,7 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether something that should have been deleted was not."""
+        """True if something that should have been deleted was not."""
         return any(outcome not in {DELETED, GONE, WOULD_DELETE} for _, outcome in self.outcomes)
 
     def text(self) -> str:
