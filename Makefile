@@ -73,7 +73,7 @@ test-runner: setup ## Run the tests of the task runner, ours and the stock one
 	  tests/integration/test_batches.py
 
 .PHONY: test-recovery
-test-recovery: setup ## Fire each automation of automations.yaml on PostgreSQL (needs Debian's postgresql)
+test-recovery: setup ## Fire each automation on PostgreSQL, and kill and retry each flow (needs Debian's postgresql)
 	@$(BIN)/python -m pytest tests/recovery
 
 .PHONY: check

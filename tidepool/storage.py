@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from tidepool.errors import StorageError
+from tidepool.errors import StorageError, UsageError
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -229,6 +229,30 @@ def options(target: str) -> dict[str, Any]:
         "use_listings_cache": False,
         "config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout},
     }
+
+
+def keep_results() -> None:
+    """Keep the results of `@task(persist_result=True)` in the store, where another attempt of the flow run finds them.
+
+    Call it in the flow, before these tasks. By itself Prefect keeps results in a folder of the machine, which is gone
+    with its pod. In a retry of the same flow run such a task is not executed again with the same inputs and source
+    code: it is Cached. The results, and the errors of what failed, are pickled below `results/<flow run id>/`; nothing
+    deletes them.
+
+    Raises:
+        UsageError: called outside of a flow run.
+    """
+    from prefect.context import FlowRunContext
+    from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise UsageError("storage.keep_results() works inside a flow function only")
+    folder = url(f"results/{context.flow_run.id}")
+    if _scheme(folder) == "file":
+        context.result_store.result_storage = LocalFileSystem(basepath=folder.removeprefix("file://"))
+    else:
+        context.result_store.result_storage = RemoteFileSystem(basepath=folder, settings=options(folder))
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Produces: `forecast/<run id>/` with the weekly series, every backtest and the summary; the table of models, a page with
 a chart, and the artifact `next-week`, whose history is every prediction made.
 Deployment: `weekly-forecast`, Mondays at 00:00 (prefect.yaml).
-Idempotent: a run writes below its own id only, and the same series gives the same files.
+Idempotent: a run writes below its own id only, and the same series gives the same files. A retry does not read the
+source again, nor repeat finished backtests.
 Runbook: docs/runbooks/weekly-forecast.md
 """
 
@@ -82,6 +83,7 @@ def weekly_forecast(
     """
     from flows.forecast import transform
 
+    storage.keep_results()
     plan = transform.Plan(horizon, windows)
     transform.check_plan(plan)
     folder = f"forecast/{flow_run.id}"
@@ -106,6 +108,7 @@ def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
 
 
 @task(
+    persist_result=True,
     retries=len(RETRY_DELAYS),
     retry_delay_seconds=RETRY_DELAYS,
     retry_jitter_factor=RETRY_JITTER,
@@ -132,7 +135,13 @@ def get_data(source: str, date_column: str, value_column: str, *, due: date, pla
     return storage.put_frame(f"{folder}/series.parquet", weekly.rename("value").rename_axis("week").reset_index())
 
 
-@task(retries=2, retry_delay_seconds=5, retry_condition_fn=_is_transient, task_run_name="backtest-{model}-{window}")
+@task(
+    persist_result=True,
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=_is_transient,
+    task_run_name="backtest-{model}-{window}",
+)
 def backtest(model: ModelName, window: int, series: str, plan: Plan) -> Any:
     """Forecast a window with a model; the state is named `ModelFailed` when the model cannot."""
     from flows.forecast import transform
@@ -157,7 +166,13 @@ def compare(source: str, series: str, plan: Plan, backtests: list[Backtest]) -> 
     return ranked
 
 
-@task(retries=2, retry_delay_seconds=5, retry_condition_fn=_is_transient, task_run_name="one-step-{model}-{window}")
+@task(
+    persist_result=True,
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=_is_transient,
+    task_run_name="one-step-{model}-{window}",
+)
 def one_step(model: ModelName, window: int, series: str, plan: Plan) -> list[float]:
     """Compute the winner's errors one week ahead, refitted before each week of a window."""
     from flows.forecast import transform

@@ -3,13 +3,15 @@
 Produces: `image_etl/<run id>/frame_00.gif` … and `image_etl/<run id>/<gif_name>`; the downloaded data stays under
 `image_etl/data/` for the next run.
 Deployment: `image-etl`, nightly (prefect.yaml).
-Idempotent: data that is already complete in the store is not downloaded again, and each run writes below its own id.
+Idempotent: data that is already complete in the store is not downloaded again, and each run writes below its own id. A
+retry repeats no finished frame.
 Runbook: docs/runbooks/image-etl.md
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, task, unmapped
@@ -72,13 +74,15 @@ def image_etl(
     Returns:
         `gif` (URL), its `bytes`, the number of its `frames`, and the indexes of the `bad_frames` left out.
     """
+    storage.keep_results()
     use_workers(n_workers)
     data = storage.url(data_file or transform.default_key(storage.source(data_url)))
     folder = storage.url(f"image_etl/{flow_run.id}")
     download(data_url, data)
-    pieces = split(data)
+    version, pieces = split(data)
     names = [transform.frame_name(index, len(pieces)) for index in range(len(pieces))]
-    writing = write_frame.map(list(range(len(pieces))), pieces, names, unmapped(data), unmapped(folder))
+    fixed = [unmapped(each) for each in (data, version, folder)]
+    writing = write_frame.map(list(range(len(pieces))), pieces, names, *fixed)
     frames, bad = _sorted_out(writing, allow_bad=allow_bad_frames)
     gif = combine(frames, f"{folder}/{gif_name}", frame_duration_ms)
     return publish(gif, frames, bad)
@@ -119,17 +123,35 @@ def download(data_url: str, data: str) -> State[str] | None:
 
 
 @task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors)
-def split(data: str) -> list[tuple[int, int]]:
-    """Find the frames in the raw data: the first byte of each and the one after its last."""
-    pieces = transform.pieces(storage.read(data))
+def split(data: str) -> tuple[str, list[tuple[int, int]]]:
+    """Find the frames in the raw data.
+
+    Returns:
+        The data's hash; the first byte of each frame and the one after its last.
+    """
+    content = storage.read(data)
+    pieces = transform.pieces(content)
     if not pieces:
         raise InputError(f"{data}: no frame in {storage.size(data)} bytes; frames are separated by four newline bytes")
     get_run_logger().info("%s frames in %s", len(pieces), data)
-    return pieces
+    return hashlib.sha256(content).hexdigest(), pieces
 
 
-@task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors, task_run_name="{name}")
-def write_frame(index: int, piece: tuple[int, int], name: str, data: str, folder: str) -> str:
+@task(
+    persist_result=True,
+    retries=2,
+    retry_delay_seconds=2,
+    retry_condition_fn=storage.retry_transient_errors,
+    task_run_name="{name}",
+)
+def write_frame(
+    index: int,
+    piece: tuple[int, int],
+    name: str,
+    data: str,
+    version: str,  # noqa: ARG001 - other data is another task run for the cache
+    folder: str,
+) -> str:
     """Write one frame as a GIF.
 
     Args:
@@ -137,6 +159,7 @@ def write_frame(index: int, piece: tuple[int, int], name: str, data: str, folder
         piece: Its position in the data (start and end, bytes): frames are passed by reference.
         name: File name of the frame.
         data: URL of the raw data.
+        version: Hash of the raw data, which another run may replace.
         folder: URL of the run's folder.
 
     Returns:

@@ -5,7 +5,7 @@
 a tip: table, page, `taxi/<run id>/top_riders.parquet`, and a message to the targets in TIDEPOOL_NOTIFY_URLS.
 
 Deployments `taxi-tip-amounts` and `most-generous-riders`, nightly. Idempotent: inputs are only read, and each run
-writes below its own id, the same files again when it is retried.
+writes below its own id, the same files again when it is retried. A retry repeats no finished reading, and no hour.
 
 Runbooks: docs/runbooks/taxi-tip-amounts.md, docs/runbooks/most-generous-riders.md.
 """
@@ -63,12 +63,13 @@ def taxi_tip_amounts(
     Returns:
         The summary: rides read and left out, and the mean tip (US dollars) and rides of each passenger count.
     """
+    storage.keep_results()
     means = mean_tips(source, blocksize, n_workers)
     tips = presentable_tips(means)
     return publish_tips(source, tips, rides=sum(row["rides"] for row in means))
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
+@task(persist_result=True, retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
 def mean_tips(source: str, blocksize: int, n_workers: int) -> list[dict[str, Any]]:
     """Compute mean tip and number of rides by passenger count, on a Dask cluster that is closed with this task."""
     from flows.taxi import files, transform
@@ -158,6 +159,7 @@ def most_generous_riders(
     """
     from flows.taxi import pages
 
+    storage.keep_results()
     folder = storage.url(f"taxi/{runtime.flow_run.id}")
     rides = download(source, nrows, folder)
     hours = list(rides["chunks"])
@@ -171,7 +173,7 @@ def most_generous_riders(
     return summary
 
 
-@task(retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
+@task(persist_result=True, retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
 def download(source: str, nrows: int, folder: str) -> dict[str, Any]:
     """Read the first rows and write one Parquet chunk per pickup hour; nothing when a row is invalid.
 
@@ -197,6 +199,7 @@ def download(source: str, nrows: int, folder: str) -> dict[str, Any]:
 
 
 @task(
+    persist_result=True,
     retries=_CLEAN_RETRIES,
     retry_delay_seconds=2,
     retry_condition_fn=storage.retry_transient_errors,
@@ -216,7 +219,13 @@ def clean(hour: str, chunk: str, folder: str, failure_rate: float, seed: int) ->
     return storage.put_frame(f"{folder}/clean/{hour}.parquet", transform.paid_with_tip(storage.get_frame(chunk)))
 
 
-@task(retries=2, retry_delay_seconds=2, retry_condition_fn=storage.retry_transient_errors, task_run_name="best-{hour}")
+@task(
+    persist_result=True,
+    retries=2,
+    retry_delay_seconds=2,
+    retry_condition_fn=storage.retry_transient_errors,
+    task_run_name="best-{hour}",
+)
 def best(hour: str, chunk: str) -> dict[str, Any] | None:  # noqa: ARG001 - the hour names the task run
     """Find the most generous ride of an hour; None for an hour without any."""
     from flows.taxi import transform

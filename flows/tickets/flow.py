@@ -4,7 +4,7 @@ Produces: `tickets/trials/<trial id>.json`, the summary of each trial; in the UI
 with their metrics drawn.
 Deployment: `ticket-model-evaluation`, every minute (prefect.yaml); a run that finds another one running is cancelled.
 Idempotent: the trial's id, its sample and its resamples derive from the id of the flow run, so that a re-run writes the
-same file again, and its line replaces the previous one in the history.
+same file again, and its line replaces the previous one in the history. A retry repeats no finished share of resamples.
 The history is read from the newest table in the Prefect API, not from the trials' files: that is one look-up by key
 however many trials there are, and no file is shared between runs. The files are the record; the table is a view.
 Runbook: docs/runbooks/ticket-model-evaluation.md
@@ -12,6 +12,7 @@ Runbook: docs/runbooks/ticket-model-evaluation.md
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,8 +159,11 @@ def bootstrap(
     if len(known) * resamples <= settings().compute.inline_rows:
         return transform.intervals([transform.resample(known, seed, 0, resamples)])
 
+    storage.keep_results()
     firsts, counts = zip(*transform.shares(resamples, SHARES), strict=True)
-    url = storage.put_frame(f"tickets/resamples/{trial}.parquet", known)
+    # By content: a retry that has drawn other rows, of a changed source, takes over no share of the first ones.
+    rows = hashlib.sha256(known.to_csv().encode()).hexdigest()[:16]
+    url = storage.put_frame(f"tickets/resamples/{trial}-{rows}.parquet", known)
     progress = report.Progress(f"{NAME}-resamples", len(firsts), "Shares of the resamples")
     parts = []
     try:
@@ -173,7 +177,7 @@ def bootstrap(
 
 
 @task(
-    cache_policy=NO_CACHE,
+    persist_result=True,
     retries=2,
     retry_delay_seconds=2,
     retry_condition_fn=storage.retry_transient_errors,

@@ -16,6 +16,7 @@ from prefect.exceptions import ParameterTypeError
 from flows.forecast import flow as module
 from flows.forecast.flow import RETRY_DELAYS, RETRY_JITTER, get_data, weekly_forecast
 from flows.forecast.models import MODEL_NAMES
+from tests.outputs import outputs
 from tests.polling import until
 from tidepool import storage
 from tidepool.errors import InputError, StorageError
@@ -119,7 +120,7 @@ def test_the_co2_series_on_a_dask_cluster(storage_root: str) -> None:
 
     folder = f"{storage_root}/forecast/{run_id}"
     files = [f"{folder}/{name}" for name in ("backtests.parquet", "series.parquet", "summary.json")]
-    assert storage.listing(storage_root) == files
+    assert outputs(storage_root) == files
     assert json.loads(storage.read(files[2])) == summary
     assert len(storage.get_frame(files[0])) == 7 * 4 * 8
 
@@ -173,7 +174,7 @@ def test_transient_errors_are_retried_and_a_failing_model_cannot_win(
     ]
     assert row["windows"] == "0 of 2"
     assert row["remarks"].startswith("failed on window 1: ValueError: needs 52 weeks of history")
-    assert len(storage.listing(storage_root)) == 3
+    assert len(outputs(storage_root)) == 3
 
 
 @pytest.mark.usefixtures("threads")
@@ -214,7 +215,7 @@ def test_bad_data_fails_at_once_with_one_sentence_and_leaves_nothing(
     assert isinstance(error, InputError)
     assert str(error).startswith(f"{source}: {sentence}")
     assert [run.run_count for run in task_runs(run_id, expected=1).values()] == [1]
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
 
 
 @pytest.mark.usefixtures("threads")
@@ -225,7 +226,7 @@ def test_an_absent_source_is_not_retried(storage_root: str, answers: tuple[str, 
     error = state.result(raise_on_failure=False)
     assert isinstance(error, StorageError)
     assert str(error) == f"{url} does not exist"
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
 
 
 @pytest.mark.usefixtures("threads", "storage_root")
@@ -258,7 +259,7 @@ def test_a_bad_parameter_is_refused_before_any_work(
     error = state.result(raise_on_failure=False)
     assert isinstance(error, ParameterTypeError)
     assert names in str(error)
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
 
 
 def test_parameters_that_hold_out_too_little_are_refused(storage_root: str) -> None:
@@ -266,7 +267,7 @@ def test_parameters_that_hold_out_too_little_are_refused(storage_root: str) -> N
     error = state.result(raise_on_failure=False)
     assert isinstance(error, InputError)
     assert str(error) == "horizon 1 and windows 3 hold out 3 weeks; horizon times windows must be at least 4"
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
 
 
 def test_the_waits_double_and_never_exceed_a_minute() -> None:

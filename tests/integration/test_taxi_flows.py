@@ -20,6 +20,7 @@ from prefect.exceptions import ParameterTypeError
 
 from flows.taxi import files, transform
 from flows.taxi.flow import clean, most_generous_riders, taxi_tip_amounts
+from tests.outputs import outputs
 from tests.polling import until
 from tidepool import storage
 from tidepool.errors import InputError, StorageError
@@ -92,7 +93,7 @@ def test_tips_of_the_sample_equal_pandas_and_the_cluster_lives_in_one_task(stora
     assert (summary["rides"], summary["left_out"]) == (len(sample), int((sample.passenger_count == 0).sum()))
 
     url = f"{storage_root}/taxi/{run_id}/tip_amounts.parquet"
-    assert storage.listing(storage_root) == [url]
+    assert outputs(storage_root) == [url]
     assert storage.get_frame(url)["tip"].tolist() == expected.tolist()
     assert json.loads(str(artifact("taxi-tip-amounts-table", run_id).data)) == summary["tips"]
     assert "data:image/png;base64," in str(artifact("taxi-tip-amounts-chart", run_id).data)
@@ -122,7 +123,7 @@ def test_tips_of_several_parquet_files_with_missing_passenger_counts(storage_roo
         {"passengers": 2, "tip": 2.5, "rides": 2},
     ]
     assert state.result()["left_out"] == 2
-    assert storage.listing(storage_root) == [f"{storage_root}/taxi/{run_id}/tip_amounts.parquet"]
+    assert outputs(storage_root) == [f"{storage_root}/taxi/{run_id}/tip_amounts.parquet"]
 
 
 @pytest.mark.usefixtures("threads")
@@ -136,7 +137,7 @@ def test_a_wrong_value_fails_the_run_with_its_place_and_leaves_nothing(storage_r
     with pytest.raises(InputError) as caught:
         state.result()
     assert str(caught.value) == f"file://{tmp_path}/b.csv: line 4, tip: 'free' is not a number"
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
     (mean_tips,) = until(lambda: task_runs(run_id), lambda r: len(r) == 1 and r[0].state is not None)
     assert mean_tips.run_count == 1
 
@@ -152,7 +153,7 @@ def test_a_wrong_value_fails_the_run_with_its_place_and_leaves_nothing(storage_r
 def test_a_parameter_out_of_bounds_is_refused(storage_root: str, parameters: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ParameterTypeError, match=sentence):
         taxi_tip_amounts.validate_parameters({"source": str(SAMPLE), **parameters})
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -257,7 +258,7 @@ def test_riders_with_injected_failures(storage_root: str, receiver: Receiver, ta
     )
     assert any(task.run_count > 1 for task in done), "no retry is visible"
     url = f"{storage_root}/taxi/{run_id}/top_riders.parquet"
-    written = storage.listing(storage_root)
+    written = outputs(storage_root)
     assert len(written) == 2 * hours + 1
     assert url in written
     assert len(storage.get_frame(url)) == 10
@@ -324,7 +325,7 @@ def test_awkward_rides_of_a_green_file(storage_root: str, tmp_path: Path) -> Non
         "hours": 2,
         "hours_without_tip": 1,
     }
-    assert storage.listing(storage_root)
+    assert outputs(storage_root)
 
 
 @pytest.mark.usefixtures("threads")
@@ -348,7 +349,7 @@ def test_bad_input_fails_the_run_and_leaves_nothing(
         state.result()
     assert sentence in str(caught.value)
     assert "x.csv: " in str(caught.value)
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
 
 
 @pytest.mark.usefixtures("threads")

@@ -25,6 +25,7 @@ from prefect.states import Scheduled
 
 from flows.tickets import flow as tickets_module
 from flows.tickets.flow import ticket_model_evaluation
+from tests.outputs import outputs
 from tests.polling import until
 from tidepool import report, storage
 from tidepool.errors import InputError, StorageError, TidepoolError
@@ -161,7 +162,7 @@ def test_the_whole_sample_equals_an_independent_computation(storage_root: str) -
     )
 
     url = f"{storage_root}/tickets/trials/{trial}.json"
-    assert storage.listing(storage_root) == [url]
+    assert outputs(storage_root) == [url]
     assert json.loads(storage.read(url)) == summary
     assert [row["url"] for row in json.loads(artifact("outputs", flow_run))] == [url]
     assert json.loads(artifact("history", flow_run))[0]["trial"] == trial
@@ -211,7 +212,7 @@ def test_mixed_dates_and_missing_values_in_a_zip_from_the_web(storage_root: str,
     assert data["target"] == pytest.approx(
         {"mean": 51 * HOUR, "median": 51 * HOUR, "min": -24 * HOUR, "max": 126 * HOUR}
     )
-    assert len(storage.listing(storage_root)) == 1
+    assert len(outputs(storage_root)) == 1
     assert "2 tickets, 2 left out" in artifact("report", flow_run)
 
 
@@ -222,7 +223,7 @@ def test_one_ticket_has_no_r2(storage_root: str, tmp_path: Path) -> None:
     state, _ = run(source=str(source))
 
     assert state.result()["data"]["metrics"] == {"MAE": 6 * HOUR, "MedAE": 6 * HOUR, "MSE": (6 * HOUR) ** 2, "R2": None}
-    assert b'"R2": null' in storage.read(storage.listing(storage_root)[0])
+    assert b'"R2": null' in storage.read(outputs(storage_root)[0])
 
 
 @pytest.mark.parametrize(
@@ -261,14 +262,14 @@ def test_bad_data_fails_the_run_at_once_and_leaves_nothing(
         state.result()
     assert str(caught.value) == f"{source}: {sentence}"
     expect_task_runs(flow_run, **{name: [1] for name in ("make_trial_id", "draw_batch", *more)})
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
 
 
 def test_a_source_that_is_not_there_is_named(storage_root: str, tmp_path: Path) -> None:
     state, _ = run(source=str(tmp_path / "absent.csv"))
     with pytest.raises(StorageError, match=r"absent\.csv does not exist"):
         state.result()
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
 
 
 @pytest.mark.parametrize(
@@ -287,12 +288,12 @@ def test_bad_parameters_are_refused(parameters: dict[str, Any], sentence: str) -
 def test_a_run_that_is_repeated_gives_the_same_file_and_one_line_of_history(storage_root: str) -> None:
     other, _ = run(source=str(SAMPLE), batch_size=20)
     state, flow_run = run(source=str(SAMPLE), batch_size=20)
-    files = {url: storage.read(url) for url in storage.listing(storage_root)}
+    files = {url: storage.read(url) for url in outputs(storage_root)}
 
     again = run_again(flow_run)
 
     assert again.result() == state.result()
-    assert {url: storage.read(url) for url in storage.listing(storage_root)} == files
+    assert {url: storage.read(url) for url in outputs(storage_root)} == files
     history = [trial["trial"] for trial in json.loads(artifact("history", flow_run))]
     assert history[:2] == [state.result()["id"], other.result()["id"]]
     assert len(set(history)) == len(history) <= tickets_module.HISTORY
@@ -328,4 +329,4 @@ def test_a_failed_resample_fails_the_run_and_leaves_nothing(storage_root: str, m
         state.result()
     drawn = {name: EACH_ONCE[name] for name in ("make_trial_id", "draw_batch", "compute_target", "predict", "measure")}
     expect_task_runs(flow_run, **drawn, resample=[1])
-    assert storage.listing(storage_root) == []
+    assert outputs(storage_root) == []
