@@ -23,7 +23,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from installed import AUTH, TOP, Platform, create, filled
+from installed import AUTH, TOP, Platform, build, create, filled
 from kube import Namespace, command
 
 if TYPE_CHECKING:
@@ -73,13 +73,9 @@ def dependencies(namespace: Namespace) -> str:
             context.mkdir()
             shutil.copy(folder / "Dockerfile", context)
             shutil.copy(program, context)
-        build = ["docker", "buildx", "build", "--quiet", "--tag", name, "--push", str(context)]
-        command(*build, *([f"--build-arg=BASE_IMAGE={BASE_IMAGE}"] if BASE_IMAGE else []), timeout=600)
+        by_digest = build(name, context, BASE_IMAGE)
         if context != folder:
             shutil.rmtree(context)
-        # By digest: a node keeps what it once pulled under a tag.
-        inspect = ["docker", "buildx", "imagetools", "inspect", name, "--format"]
-        by_digest = command(*inspect, f"{name.removesuffix(':1')}@{{{{.Manifest.Digest}}}}").strip()
         text = text.replace(f"image: test-{folder.name}\n", f"image: {by_digest}\n")
     return text
 

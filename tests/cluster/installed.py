@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import yaml
+from kube import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,14 @@ def create(namespace: Namespace, kind: str) -> None:
     manifest = yaml.safe_load((TOP / "k8s" / "base" / kind / "namespace.yaml").read_text())
     manifest["metadata"]["name"] = namespace.name
     namespace.apply(manifest)
+
+
+def build(name: str, context: Path, base: str = "") -> str:
+    """Build an image, push it as `name:tag`, return it by digest: a node keeps what it once pulled under a tag."""
+    arguments = [f"--build-arg=BASE_IMAGE={base}"] if base else []
+    command("docker", "buildx", "build", "--quiet", "--tag", name, "--push", *arguments, str(context), timeout=600)
+    inspect = ["docker", "buildx", "imagetools", "inspect", name, "--format"]
+    return command(*inspect, f"{name.rpartition(':')[0]}@{{{{.Manifest.Digest}}}}").strip()
 
 
 def filled(file: str, **names: str) -> str:

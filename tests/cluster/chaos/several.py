@@ -1,0 +1,111 @@
+"""Rows of several runs: those that were late, and one that waits for the slot of a run whose driver was killed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from faults import driver_forced, prefect_worker_absent
+from installed import FINAL
+from trials import Row, Trial, clean, computing, nothing_to_do
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trials import World
+
+LATE_RUNS = 20
+# Items of each late run: enough to see whether one was done twice.
+LATE_ITEMS = 2
+LATE_SECONDS = 900.0
+NEXT_SECONDS = 240.0
+
+
+def late_runs(world: World) -> dict[str, Any]:
+    """Have 20 runs of a deployment become late while no Prefect worker is there; all are done, each once."""
+    deployment = world.deployment("chaos-late-runs", concurrency_limit=4)
+    with prefect_worker_absent(world):
+        runs = [world.start(deployment, count=LATE_ITEMS, seconds=0.0) for _ in range(LATE_RUNS)]
+        world.platform.until(lambda: world.look(runs[-1]).get("state_name") == "Late", "the last run is late", 120)
+    began = time.time()
+    waiting = set(runs)
+    while waiting and time.time() < began + LATE_SECONDS:
+        time.sleep(2)
+        waiting = {each for each in waiting if world.look(each).get("state_type") not in FINAL}
+    ended = time.time()
+    found = [world.platform.run(each) for each in runs]
+    times = [world.times_done(each) for each in runs]
+    lost = [each for each in found if each["state_type"] != "COMPLETED"]
+    left = _left(world, runs)
+    broken = [f"stuck: {len(waiting)} runs"] if waiting else []
+    broken += [f"{len(lost)} runs not Completed: {lost[0]['state']['message']}"] if lost else []
+    broken += [f"left over after 60 s: {', '.join(left)}"] if left else []
+    for each in runs:
+        clean(Trial(world, _NO_ROW, each))
+    return {
+        "state": found[-1]["state_type"],
+        "name": f"{LATE_RUNS - len(lost)} of {LATE_RUNS} Completed",
+        "message": lost[0]["state"]["message"] if lost else "",
+        "final": not waiting,
+        "seconds_to_state": round(ended - began, 1),
+        "seconds_to_no_dask_pod": 0.0 if not left else None,
+        "items": LATE_ITEMS * LATE_RUNS,
+        "done": sum(len(each) for each in times),
+        "twice": sum(count > 1 for each in times for count in each.values()),
+        "left": left,
+        "faults": broken,
+    }
+
+
+def slot_of_a_killed_driver(world: World) -> dict[str, Any]:
+    """Kill the driver of a run at a limit of 1 while the next one waits: it gets the slot."""
+    deployment = world.deployment(
+        "chaos-limit-1", concurrency_limit=1, concurrency_options={"collision_strategy": "ENQUEUE"}
+    )
+    first = Trial(world, _NO_ROW, world.start(deployment))
+    second = Trial(world, _NO_ROW, world.start(deployment, count=4))
+    first.until(lambda: computing(first) or computing(second), "one of them computes", NEXT_SECONDS)
+    if computing(second):
+        first, second = second, first
+    first.begins()
+    driver_forced(first)
+    end = first.fault_at + NEXT_SECONDS
+    while not second.final() and time.time() < end:
+        time.sleep(1)
+    run, other = world.platform.run(second.run_id), world.platform.run(first.run_id)
+    times = world.times_done(second.run_id)
+    left = _left(world, [first.run_id, second.run_id])
+    broken = [] if run["state_type"] == "COMPLETED" else [f"stuck: the next run is {run['state_name']}"]
+    broken += [] if other["state_type"] == "CRASHED" else [f"the killed run is {other['state_name']}"]
+    broken += [f"left over after 60 s: {', '.join(left)}"] if left else []
+    for each in (first, second):
+        clean(each)
+    return {
+        "state": run["state_type"],
+        "name": f"{other['state_name']}, the next {run['state_name']}",
+        "message": str(other["state"]["message"]),
+        "final": run["state_type"] in FINAL,
+        "seconds_to_state": round(time.time() - first.fault_at, 1),
+        "seconds_to_no_dask_pod": 0.0 if not left else None,
+        "items": int(run["parameters"].get("count", 30)),
+        "done": len(times),
+        "twice": sum(count > 1 for count in times.values()),
+        "left": left,
+        "faults": broken,
+    }
+
+
+def _left(world: World, runs: list[str]) -> list[str]:
+    """Return what is left of these runs a minute after now; sooner if it is nothing."""
+    end = time.time() + 60
+    while (left := [name for each in runs for name in world.watch.now.left(each)]) and time.time() < end:
+        time.sleep(1)
+    return left
+
+
+_NO_ROW = Row(nothing_to_do, (), 0.0)
+
+SEVERAL: dict[str, Callable[[World], dict[str, Any]]] = {
+    "late-runs-20": late_runs,
+    "slot-of-a-killed-driver": slot_of_a_killed_driver,
+}
