@@ -43,11 +43,12 @@ def table(records: list[dict[str, Any]], not_run: Mapping[str, str], order: list
         "# Chaos",
         "",
         (
-            "`make chaos` makes this table: a fault injected into running flows with mapped tasks, each with its own "
-            "Dask cluster, on a Kubernetes cluster of one node (2 cores) with PostgreSQL, Redis and an S3 store. "
-            "Seconds are median and highest. *No Dask pod* counts from the fault, or from the end of a run that outlives "
-            "it (marked *end*); left over is what is there 60 s after that. *Done* are items that have an object in the "
-            "store: of a run that is not Completed, fewer than all. *Twice* are items that were done again. "
+            "`make chaos` makes this table: a fault injected into running flows with mapped tasks, each with its "
+            "own Dask cluster, on a Kubernetes cluster of one node (2 cores) with PostgreSQL, Redis and an S3 "
+            "store. Seconds are median and highest. *No Dask pod* counts from the fault, or from the end of a run "
+            "that outlives it (marked *end*); left over is what is there 60 s after that. *Done* are items that "
+            "have an object in the store: of a run that is not Completed, fewer than all. *Twice* are items that "
+            "were done again. "
             f"Code measured: {', '.join(sorted({record['code'] for record in records}))}."
         ),
         "",
