@@ -311,6 +311,8 @@ ROWS: dict[str, Row] = {
     "driver-killed-worker-away": _lost(
         prefect_worker_leaves_then_drivers, "pod deleted", around=prefect_worker_away, of_platform=True
     ),
+    "engine-sigkill-retry": _survived(signalled("engine", KILL), variables={"on_crash": "retry 1"}),
+    "pod-forced-retry": _survived(driver_forced, variables={"on_crash": "retry 1"}),
     # A person cancels.
     "cancel-computing": _cancel(computing),
     "cancel-hung-driver": _cancel(
