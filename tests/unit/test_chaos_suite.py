@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster" / "chaos"))
 
 import results
-from trials import Row, Snapshot, faults, nothing_to_do
+from trials import Row, faults, nothing_to_do
+from world import Snapshot
 
 RUN = "0123abcd-0000-0000-0000-000000000000"
 CLUSTER_NAME = "chaos-items-0123abcd-1-x"

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faults import undo
 from installed import AUTH, Platform, build, filled
 from kube import Namespace, command
-from trials import Watch, World
+from world import Watch, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,16 +13,14 @@ from trials import (
     ORPHAN_SECONDS,
     Row,
     Trial,
-    World,
     at_once,
-    back,
     cluster_starting,
     computing,
     fault_has_begun,
     in_state,
     nothing_to_do,
-    scaled_to_zero,
 )
+from world import World, back, scaled_to_zero
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -295,6 +293,8 @@ def _by_itself(fault: str) -> dict[str, Any]:
 
 # Items for as long as the fault lasts, and some more: two workers do two each second.
 LONG, LONGER = {"count": 180}, {"count": 480}
+# By the policy; without it the run stays Crashed.
+RETRIED: dict[str, Any] = {"variables": {"on_crash": "retry 1"}, "passing": (CRASHED,)}
 BIG = {"cpu_request": "90"}
 
 ROWS: dict[str, Row] = {
@@ -311,8 +311,8 @@ ROWS: dict[str, Row] = {
     "driver-killed-worker-away": _lost(
         prefect_worker_leaves_then_drivers, "pod deleted", around=prefect_worker_away, of_platform=True
     ),
-    "engine-sigkill-retry": _survived(signalled("engine", KILL), variables={"on_crash": "retry 1"}),
-    "pod-forced-retry": _survived(driver_forced, variables={"on_crash": "retry 1"}),
+    "engine-sigkill-retry": _survived(signalled("engine", KILL), **RETRIED),
+    "pod-forced-retry": _survived(driver_forced, **RETRIED),
     # A person cancels.
     "cancel-computing": _cancel(computing),
     "cancel-hung-driver": _cancel(

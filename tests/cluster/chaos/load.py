@@ -27,7 +27,7 @@ from benchmarks.task_runner import code
 
 if TYPE_CHECKING:
     from kube import Namespace
-    from trials import World
+    from world import World
 
 MINUTES = float(os.environ.get("LOAD_MINUTES") or 15)
 RUNS = 20

@@ -14,7 +14,7 @@ from trials import Row, Trial, clean, computing, nothing_to_do
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trials import World
+    from world import World
 
 LATE_RUNS = 20
 # Items of each late run: enough to see whether one was done twice.

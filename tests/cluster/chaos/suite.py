@@ -19,7 +19,7 @@ from several import SEVERAL
 from trials import batch, faults, now
 
 if TYPE_CHECKING:
-    from trials import World
+    from world import World
 
 TRIALS = int(os.environ.get("CHAOS_N") or 5)
 AT_ONCE = int(os.environ.get("CHAOS_AT_ONCE") or 2)

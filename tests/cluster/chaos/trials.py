@@ -2,188 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import httpx
-from installed import AUTH, FINAL, Platform
-from kube import DASK_KINDS
+from installed import FINAL
+from world import POLL_SECONDS, Snapshot, World, may_stay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-POLL_SECONDS = 1.0
 # Until a run computes, on a busy node.
 START_SECONDS = 240.0
 # The promise: after this many seconds nothing is left.
 ORPHAN_SECONDS = 60.0
-KINDS = f"jobs,pods,services,secrets,deployments,{DASK_KINDS}"
 ITEMS = 30
-
-
-@dataclass
-class Snapshot:
-    """All objects in the runs' namespace at one time.
-
-    Attributes:
-        at: Seconds of the epoch; nothing that happened before is missing.
-        objects: As Kubernetes has them.
-    """
-
-    at: float = 0.0
-    objects: list[dict[str, Any]] = field(default_factory=list)
-
-    def of(self, run_id: str) -> list[dict[str, Any]]:
-        """Return the objects of a run: its Job and driver pod, and what has the name of its Dask clusters."""
-        part = f"-{run_id[:8]}-"
-        return [
-            each
-            for each in self.objects
-            if part in each["metadata"]["name"]
-            or each["metadata"].get("labels", {}).get("prefect.io/flow-run-id") == run_id
-        ]
-
-    def dask_pods(self, run_id: str) -> list[dict[str, Any]]:
-        """Return the pods of its Dask clusters."""
-        labelled = (each for each in self.of(run_id) if each["kind"] == "Pod")
-        return [each for each in labelled if "dask.org/cluster-name" in each["metadata"].get("labels", {})]
-
-    def driver_pods(self, run_id: str) -> list[dict[str, Any]]:
-        """Return its driver pods, the newest last."""
-        found = [each for each in self.of(run_id) if each["kind"] == "Pod"]
-        drivers = [each for each in found if "prefect.io/flow-run-id" in each["metadata"].get("labels", {})]
-        return sorted(drivers, key=lambda each: each["metadata"]["creationTimestamp"])
-
-    def left(self, run_id: str) -> list[str]:
-        """Return what a run that has ended should not have, as kind/name."""
-        return sorted(f"{each['kind']}/{each['metadata']['name']}" for each in self.of(run_id) if not _may_stay(each))
-
-
-def _may_stay(each: dict[str, Any]) -> bool:
-    """Tell whether an object is a finished Job or driver pod: these stay for their logs, as long as the pool says."""
-    if each["kind"] == "Job":
-        conditions = each.get("status", {}).get("conditions", [])
-        return any(one["status"] == "True" and one["type"] in {"Complete", "Failed"} for one in conditions)
-    of_dask = "dask.org/cluster-name" in each["metadata"].get("labels", {})
-    return each["kind"] == "Pod" and not of_dask and each["status"]["phase"] in {"Succeeded", "Failed"}
-
-
-class Watch:
-    """A thread that reads the runs' namespace every second: one request for all trials that run at the same time."""
-
-    def __init__(self, platform: Platform) -> None:
-        self.platform = platform
-        self.now = Snapshot()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _read(self) -> None:
-        while not self._end.wait(POLL_SECONDS):
-            began = time.time()
-            try:
-                self.now = Snapshot(began, self.platform.runs.get(KINDS))
-            except RuntimeError:
-                continue  # the Kubernetes API is away; `at` shows how old the last reading is
-
-    def after(self, moment: float) -> Snapshot:
-        """Wait for a reading that began after a moment."""
-        while self.now.at <= moment:
-            time.sleep(0.2)
-        return self.now
-
-
-@dataclass
-class World:
-    """What all trials of a session share.
-
-    Attributes:
-        platform: The installation, as the trials' team sees it.
-        watch: The reader of its runs' namespace.
-        entrypoint: The flow that is broken.
-        variables: Job variables of all its deployments.
-        runner: `tidepool` or `stock`.
-    """
-
-    platform: Platform
-    watch: Watch
-    entrypoint: str = "chaos_flows.items"
-    variables: dict[str, Any] = field(default_factory=dict)
-    runner: str = "tidepool"
-
-    def deployment(self, name: str, *, entrypoint: str = "", **fields: Any) -> str:
-        """Create or change a deployment of the broken flow; return its id."""
-        entrypoint = entrypoint or self.entrypoint
-        flow = self.platform.post("flows/", {"name": entrypoint.replace("_", "-").replace(".", "-")})
-        variables = {"image": self.platform.image, **self.variables, **self.accepted(fields.pop("job_variables", {}))}
-        body = {
-            "name": name,
-            "flow_id": flow["id"],
-            "entrypoint": entrypoint,
-            "path": ".",
-            "pull_steps": [],
-            "enforce_parameter_schema": False,
-            "work_pool_name": self.platform.pool,
-            "job_variables": variables,
-            **fields,
-        }
-        return str(self.platform.post("deployments/", body)["id"])
-
-    def accepted(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Return the job variables that the work pool's template has."""
-        template = self.platform.read(f"work_pools/{self.platform.pool}")["base_job_template"]
-        known = template["variables"]["properties"]
-        return {key: value(self) if callable(value) else value for key, value in variables.items() if key in known}
-
-    def start(self, deployment_id: str, **parameters: Any) -> str:
-        """Start a run; return its id."""
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED", "name": "Scheduled"}}
-        return str(self.platform.post(f"deployments/{deployment_id}/create_flow_run", body)["id"])
-
-    def look(self, run_id: str) -> dict[str, Any]:
-        """Return a run as the server knows it; empty while the server does not answer."""
-        try:
-            answer = httpx.get(f"{self.platform.api}/flow_runs/{run_id}", auth=AUTH, timeout=10)
-        except httpx.TransportError:
-            return {}
-        return dict(answer.json()) if answer.is_success else {}
-
-    def set_state(self, run_id: str, **state: Any) -> None:
-        """Propose a state, as the UI does."""
-        self.platform.post(f"flow_runs/{run_id}/set_state", {"state": state})
-
-    def stored(self, run_id: str) -> dict[str, float]:
-        """Return the objects of a run in the store, with the seconds of the epoch at which they were made."""
-        # A folder that does not exist yet is empty.
-        script = f"cd /tmp/buckets/tidepool/chaos/{run_id} 2>/dev/null && find . -type f -printf '%T@ %P\\n' || true"
-        printed = self.platform.namespace.kubectl(
-            "exec", "deployment/store", "--container=store", "--", "sh", "-c", script
-        )
-        lines = (line.split(" ", 1) for line in printed.splitlines())
-        return {name: float(at) for at, name in lines}
-
-    def times_done(self, run_id: str) -> dict[int, int]:
-        """Return how often each item was done."""
-        done: dict[int, int] = {}
-        for name in self.stored(run_id):
-            kind, _, rest = name.partition("/")
-            if kind == "items":
-                number = int(rest.partition("/")[0])
-                done[number] = done.get(number, 0) + 1
-        return done
 
 
 @dataclass(frozen=True)
@@ -194,6 +30,7 @@ class Row:
         inject: Does it. For a fault of the platform: called once, with one of the batch's trials.
         expected: Types of the run's final state that are right.
         seconds: Seconds from the fault to a final state.
+        passing: Types of final states that are followed by another try.
         says: Text that the final state's message contains.
         from_end: Whether what is left is judged from the run's end: for runs that outlive the fault.
         of_platform: Whether the fault is the platform's and not one run's.
@@ -207,6 +44,7 @@ class Row:
     inject: Callable[[Trial], None]
     expected: tuple[str, ...]
     seconds: float
+    passing: tuple[str, ...] = ()
     says: str = ""
     from_end: bool = False
     of_platform: bool = False
@@ -272,7 +110,7 @@ class Trial:
     def final(self) -> dict[str, Any] | None:
         """Return its final state, if it has one."""
         run = self.world.look(self.run_id)
-        return run["state"] if run.get("state_type") in FINAL else None
+        return run["state"] if run.get("state_type") in FINAL - set(self.row.passing) else None
 
     def measure(self) -> dict[str, Any]:
         """Wait for its end, and for nothing to be left; return the figures."""
@@ -386,7 +224,7 @@ def clean(trial: Trial) -> None:
         names = [
             each["metadata"]["name"]
             for each in trial.world.watch.after(time.time()).of(trial.run_id)
-            if each["kind"].lower() == kind and not _may_stay(each)
+            if each["kind"].lower() == kind and not may_stay(each)
         ]
         if names:
             runs.kubectl("delete", kind, *names, "--ignore-not-found", "--wait=false", "--grace-period=0", "--force")
@@ -430,22 +268,3 @@ def cluster_starting(trial: Trial) -> bool:
 def now() -> str:
     """Return the time for a record."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def scaled_to_zero(namespace: Any, deployment: str) -> Iterator[None]:
-    """Have a Kubernetes Deployment without pods for the time of the block."""
-    selector = json.loads(namespace.kubectl("get", "deployment", deployment, "--output=json"))["spec"]["selector"]
-    labels = ",".join(f"{key}={value}" for key, value in selector["matchLabels"].items())
-    namespace.kubectl("scale", f"deployment/{deployment}", "--replicas=0")
-    try:
-        namespace.until(lambda: not namespace.names("pods", labels), f"{deployment} is away", 90)
-        yield
-    finally:
-        back(namespace, deployment)
-
-
-def back(namespace: Any, deployment: str) -> None:
-    """Have it again, and wait until it is ready."""
-    namespace.kubectl("scale", f"deployment/{deployment}", "--replicas=1")
-    namespace.kubectl("rollout", "status", f"deployment/{deployment}", "--timeout=180s", timeout=200)
