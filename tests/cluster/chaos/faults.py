@@ -295,6 +295,8 @@ def _by_itself(fault: str) -> dict[str, Any]:
 LONG, LONGER = {"count": 180}, {"count": 480}
 # By the policy; without it the run stays Crashed.
 RETRIED: dict[str, Any] = {"variables": {"on_crash": "retry 1"}, "passing": (CRASHED,)}
+# Names of the state in which a run waits for its pod.
+WAITING = ("InfrastructurePending", "InfrastructureWaiting")
 BIG = {"cpu_request": "90"}
 
 ROWS: dict[str, Row] = {
@@ -323,9 +325,9 @@ ROWS: dict[str, Row] = {
     ),
     "cancel-cluster-starting": _cancel(cluster_starting),
     "cancel-scheduled": _cancel(in_state("Scheduled", "Late"), around=prefect_worker_absent),
-    "cancel-pending": _cancel(in_state("Pending", "Submitting", "InfrastructurePending")),
-    "cancel-infrastructure-pending": _cancel(in_state("InfrastructurePending")),
-    "cancel-cannot-start": _cancel(in_state("InfrastructurePending"), variables=BIG),
+    "cancel-pending": _cancel(in_state("Pending", "Submitting", *WAITING)),
+    "cancel-infrastructure-pending": _cancel(in_state(*WAITING)),
+    "cancel-cannot-start": _cancel(in_state(*WAITING), variables=BIG),
     # Dask loses a part.
     "worker-forced": _survived(workers_forced(every=False)),
     "workers-forced": _survived(workers_forced(every=True)),
