@@ -50,7 +50,8 @@ def command(pid):
         return file.read()
 pids = [int(each) for each in os.listdir("/proc") if each.isdigit()]
 [main] = [pid for pid in pids if parent(pid) == 1]
-[target] = [main] if which == "main" else [pid for pid in pids if pid != main and "prefect.engine" in command(pid)]
+engines = [pid for pid in pids if pid != os.getpid() and "prefect.engine" in command(pid)]
+[target] = [main] if which == "main" else engines
 os.kill(target, int(number))
 """
 TERM, KILL = "15", "9"
