@@ -68,7 +68,8 @@ class Namespace:
         if folder in READINGS:
             found = [each for each in self.objects.get(folder, []) if each["metadata"]["name"] == name]
             return (200, found[0]) if found else (404, {"message": "not found"})
-        return 200, {"items": self.objects.get(path, [])}
+        # `null` for none, as the API server says it of custom resources' metadata.
+        return 200, {"items": self.objects.get(path)}
 
 
 @pytest.fixture

@@ -139,7 +139,8 @@ class _Reader:
 
     def _items(self, path: str, answer: Object | None) -> tuple[Object, ...]:
         whole = answer or {}
-        items = whole.get("items")
+        # An empty list of custom resources is `null` when only metadata is asked for.
+        items = (whole["items"] or []) if "items" in whole else None
         if not isinstance(items, list) or whole.get("metadata", {}).get("continue"):
             raise ReadingError(f"Kubernetes has no complete list of {path} for namespace {self._namespace}")
         return tuple(items)
