@@ -155,7 +155,10 @@ def policy(kind: str) -> dict[str, Any]:
 
 
 def ownership() -> dict[str, Any]:
-    """Return the policy that ties a Dask cluster to the driver that made it: by the pod that its token is bound to."""
+    """Return the policy that ties a Dask cluster to the driver that made it: by the pod that its token is bound to.
+
+    Whoever joins a shared cluster may create its parts; the operator compares them with the cluster.
+    """
     pod = 'request.userInfo.?extra[?"authentication.kubernetes.io/pod-name"][?0].orValue("")'
     theirs = f'variables.it.metadata.?annotations[?"{ANNOTATION_DRIVER}"].orValue("")'
     owner = 'object.metadata.?ownerReferences.orValue([]).exists(owner, owner.kind == "Job")'
@@ -170,22 +173,29 @@ def ownership() -> dict[str, Any]:
                     "apiVersions": [GROUP.partition("/")[2]],
                     "resources": ["daskclusters"],
                     "operations": ["CREATE", "DELETE"],
-                }
+                },
+                {
+                    "apiGroups": [GROUP.partition("/")[0]],
+                    "apiVersions": [GROUP.partition("/")[2]],
+                    "resources": ["daskautoscalers", "daskworkergroups"],
+                    "operations": ["CREATE"],
+                },
             ],
         },
         "matchConditions": [{"name": "by-a-run", "expression": _BY_A_RUN}],
         "variables": [
             {"name": "it", "expression": 'request.operation == "DELETE" ? dyn(oldObject) : dyn(object)'},
             {"name": "pod", "expression": pod},
+            {"name": "cluster", "expression": 'variables.it.kind == "DaskCluster"'},
         ],
         "validations": [
             {
-                "expression": f'variables.pod != "" && variables.pod == {theirs}',
-                "message": f"a run may create and delete only a cluster whose annotation {ANNOTATION_DRIVER} "
-                "has the name of its own pod",
+                "expression": f'(variables.pod != "" && variables.pod == {theirs}) || (!variables.cluster && {shared})',
+                "message": f"a run may create and delete only what has the name of its own pod in the annotation "
+                f"{ANNOTATION_DRIVER}",
             },
             {
-                "expression": f'request.operation == "DELETE" || {owner} || {shared}',
+                "expression": f'request.operation == "DELETE" || !variables.cluster || {owner} || {shared}',
                 "message": f"a cluster must have a Job as its owner, or the label {LABEL_SHARED}",
             },
         ],

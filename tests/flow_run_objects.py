@@ -166,7 +166,7 @@ _SECRET_REF = {"name": "tidepool-database", "key": "connection-url"}
 _ITEM = {"name": "v"}
 _VOLUMES = {
     "a Secret": {"secret": {"secretName": "tidepool-database"}},
-    "another cluster's key": {"secret": {"secretName": "other-0d9e1c1e-1-ffff-tls"}},
+    "another cluster's key": {"secret": {"secretName": "other-0d9e1c1e-1-ffff-dask-tls"}},
     "a folder of the node": {"hostPath": {"path": "/"}},
     "a ConfigMap": {"configMap": {"name": "tidepool-flow-run-rules"}},
     "a claim": {"persistentVolumeClaim": {"claimName": "c"}},
@@ -289,6 +289,13 @@ OBJECTS: tuple[tuple[str, str, str, Any], ...] = (
     ("DaskCluster", "an annotation of the workers", "spec.worker.metadata",
      {"annotations": {"k8s.v1.cni.cncf.io/networks": "host"}}),
     ("DaskCluster", "a finalizer", "metadata.finalizers", ["example.com/stay"]),
+    ("DaskCluster", "a finalizer of Jobs", "metadata.finalizers", ["batch.kubernetes.io/job-tracking"]),
+    ("DaskCluster", "a finalizer that keeps its pods", "metadata.finalizers", ["orphan"]),
+    ("DaskCluster", "a Job that must wait for it", "metadata.ownerReferences.0.blockOwnerDeletion", True),
+    ("DaskCluster", "two owners", "metadata.ownerReferences+",
+     {"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u"}),
+    ("Secret", "two owners", "metadata.ownerReferences+",
+     {"apiVersion": names.GROUP, "kind": "DaskCluster", "name": CLUSTER, "uid": "u"}),
     ("DaskCluster", "another owner", "metadata.ownerReferences",
      [{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}]),
     ("DaskCluster", "too many workers", "spec.worker.replicas", 6),

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ PODS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a token by a projected volume": (
         mounted(projected={"sources": [{"serviceAccountToken": {"path": "token"}}]}), "worker",
     ),
-    "the TLS Secret of another run": (mounted(secret={"secretName": f"{VICTIM}-tls"}), "worker"),
+    "the TLS Secret of another run": (mounted(secret={"secretName": f"{VICTIM}-dask-tls"}), "worker"),
     "all keys of a foreign Secret": (
         lambda pod: container(pod).setdefault("envFrom", []).append({"secretRef": {"name": "tidepool-auth"}}), "worker",
     ),
@@ -155,6 +156,17 @@ def with_cluster(change: Callable[[dict[str, Any]], Any], namespace: str = OWN) 
     return attack
 
 
+def with_metadata(**changes: Any) -> Callable[[], httpx.Response]:
+    """An honest DaskCluster but for one change of its metadata."""
+
+    def attack() -> httpx.Response:
+        body = honest()
+        body["metadata"] |= changes
+        return send(body)
+
+    return attack
+
+
 ATTEMPTS |= {
     "DaskCluster: pods with the labels of the platform's worker": with_cluster(
         lambda spec: spec["worker"].update(metadata={"labels": {"app.kubernetes.io/component": "worker"}})
@@ -168,10 +180,39 @@ ATTEMPTS |= {
     "DaskWorkerGroup: workers of this run in another run's cluster": lambda: dask(
         "DaskWorkerGroup", {"cluster": VICTIM, "worker": honest()["spec"]["worker"]}
     ),
+    "DaskCluster: a finalizer that nothing takes away": with_metadata(finalizers=["batch.kubernetes.io/job-tracking"]),
+    "DaskCluster: another run's Job that waits for it": with_metadata(
+        ownerReferences=[{"apiVersion": "batch/v1", "kind": "Job", "blockOwnerDeletion": True, **JOB}]
+    ),
     "DaskJob": lambda: dask(
         "DaskJob", {"cluster": {"spec": honest()["spec"]}, "job": {"spec": honest()["spec"]["worker"]["spec"]}}
     ),
 }
+
+
+def refusal_of(kind: str, name: str) -> str:
+    """Return how the operator refuses what admission has let through, within half a minute."""
+    about = {"fieldSelector": f"involvedObject.kind={kind},involvedObject.name={name},reason=Refused"}
+    for _ in range(60):
+        if found := kubernetes.get(f"{CORE}/{OWN}/events", params=about).json()["items"]:
+            return f"refused: {found[0]['message']}"
+        time.sleep(0.5)
+    return "reached: nobody refused it"
+
+
+@attempt("DaskAutoscaler: scale another run's cluster to nothing")
+def scale_foreign() -> Any:
+    uid = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").json()["metadata"]["uid"]
+    owner = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster", "name": VICTIM, "uid": uid}
+    metadata = honest()["metadata"] | {"name": VICTIM, "ownerReferences": [owner]}
+    body = {
+        "apiVersion": "kubernetes.dask.org/v1",
+        "kind": "DaskAutoscaler",
+        "metadata": metadata,
+        "spec": {"cluster": VICTIM, "minimum": 0, "maximum": 1},
+    }
+    answer = send(body)
+    return refusal_of("DaskAutoscaler", VICTIM) if answer.is_success else answer
 
 
 @attempt("another run's DaskCluster: delete it")
@@ -214,15 +255,26 @@ def secret(kind: str, annotations: dict[str, str]) -> httpx.Response:
     return kubernetes.post(f"{CORE}/{OWN}/secrets", json=body)
 
 
+def squat() -> httpx.Response:
+    own = {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster"}
+    names = ("shared-warm-00000000", VICTIM)
+    owners = [{**own, "name": name, "uid": f"00000000-0000-4000-8000-00000000000{at}"} for at, name in enumerate(names)]
+    metadata = {"name": f"{names[0]}-dask-tls", "labels": honest()["metadata"]["labels"], "ownerReferences": owners}
+    keys = {"tls.crt": "", "tls.key": ""}
+    body = {"metadata": metadata, "type": "kubernetes.io/tls", "stringData": keys}
+    return kubernetes.post(f"{CORE}/{OWN}/secrets", json=body)
+
+
 ATTEMPTS |= {
     "Secrets: list them": lambda: kubernetes.get(f"{CORE}/{OWN}/secrets"),
     "Secrets: read the credentials by name": lambda: kubernetes.get(f"{CORE}/{OWN}/secrets/tidepool-credentials"),
     "Secrets: list the platform's": lambda: kubernetes.get(f"{CORE}/{PLATFORM}/secrets"),
-    "Secrets: read another run's TLS key": lambda: kubernetes.get(f"{CORE}/{OWN}/secrets/{VICTIM}-tls"),
+    "Secrets: read another run's TLS key": lambda: kubernetes.get(f"{CORE}/{OWN}/secrets/{VICTIM}-dask-tls"),
     "Secrets: one that Kubernetes fills with an account's token": lambda: secret(
         "kubernetes.io/service-account-token", {"kubernetes.io/service-account.name": "tidepool-flow-run"}
     ),
-    "Secrets: one without an owner": lambda: secret("Opaque", {}),
+    "Secrets: one without an owner": lambda: secret("kubernetes.io/tls", {}),
+    "Secrets: one of two clusters, so that a coming one meets it": squat,
     "a token of another account": lambda: kubernetes.post(
         f"{CORE}/{PLATFORM}/serviceaccounts/tidepool-operator/token", json={"spec": {}}
     ),
@@ -291,6 +343,23 @@ ATTEMPTS |= {
     ),
     "Prefect: change a run's job variables": lambda: prefect.patch(
         f"/flow_runs/{os.environ['ATTACK_RUN']}", json={"job_variables": LOOT}
+    ),
+    "Prefect: a run whose Job is another run's, to have it deleted": lambda: prefect.patch(
+        f"/flow_runs/{os.environ['ATTACK_RUN']}", json={"infrastructure_pid": f"{OTHERS}:driver"}
+    ),
+    "Prefect: a parameter that the server replaces by a variable": lambda: prefect.post(
+        RUN, json={"parameters": {"a": {"__prefect_kind": "workspace_variable", "variable_name": "attack"}}}
+    ),
+    "Prefect: the same, in a list, a letter of the key escaped": lambda: raw(
+        RUN, '{"parameters": {"a": [{"\\u005f_prefect_kind": "jinja", "template": "{{ 1 }}"}]}}'
+    ),
+    "Prefect: a NUL, which PostgreSQL does not store": lambda: raw(RUN, '{"name": "a\\u0000"}'),
+    "Prefect: log lines of six megabytes": lambda: raw("/logs/", f'[{{"message": "{"a" * 6_000_000}"}}]'),
+    "Prefect: log lines without a length": lambda: prefect.post(
+        "/logs/", content=iter([b"[", b"]"]), headers={"Content-Type": "application/json"}
+    ),
+    "Prefect: what another flow has published, by its key": lambda: prefect.post(
+        "/artifacts/latest/filter", json={"artifacts": {"key": {"any_": ["ticket-model-evaluation-history"]}}}
     ),
     "Prefect: change the base job template": lambda: prefect.patch(
         f"/work_pools/{POOL}", json={"base_job_template": {"variables": {}, "job_configuration": {}}}

@@ -188,6 +188,19 @@ def test_a_run_creates_only_clusters_of_its_own(server: Server, title: str) -> N
     assert server.create(changed)[1].is_success
 
 
+@pytest.mark.parametrize("kind", ["DaskWorkerGroup", "DaskAutoscaler"])
+def test_a_run_creates_only_parts_of_its_own_or_of_a_shared_cluster(server: Server, kind: str) -> None:
+    """With those of another run, the operator would scale its cluster. It compares them with the cluster."""
+    mine = LEGITIMATE[kind]
+    metadata = mine["metadata"]
+    assert server.create(mine, **server.by_a_run())[1].is_success
+    foreign = mine | {"metadata": metadata | {"annotations": {names.ANNOTATION_DRIVER: "other"}}}
+    policy, answer = server.create(foreign, **server.by_a_run())
+    assert policy == "tidepool-daskcluster-of-a-run", answer.text
+    foreign["metadata"]["labels"] = metadata["labels"] | {names.LABEL_SHARED: "warm"}
+    assert server.create(foreign, **server.by_a_run())[1].is_success
+
+
 def test_a_run_deletes_only_clusters_of_its_own(server: Server) -> None:
     namespace = Namespace(server.namespace)
     cluster = LEGITIMATE["DaskCluster"]

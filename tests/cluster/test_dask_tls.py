@@ -93,7 +93,7 @@ def cluster(installation: Platform, run: Driver) -> dict[str, Any]:
 
 def test_the_key_of_a_cluster_is_in_its_own_secret_only(installation: Platform, cluster: dict[str, Any]) -> None:
     name = cluster["metadata"]["name"]
-    [secret] = [each for each in installation.runs.get("secrets") if each["metadata"]["name"] == f"{name}-tls"]
+    [secret] = [each for each in installation.runs.get("secrets") if each["metadata"]["name"] == f"{name}-dask-tls"]
     [owner] = secret["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["uid"]) == ("DaskCluster", cluster["metadata"]["uid"])
     assert (secret["type"], secret["immutable"]) == ("kubernetes.io/tls", True)
@@ -103,7 +103,7 @@ def test_the_key_of_a_cluster_is_in_its_own_secret_only(installation: Platform, 
         for volume in pod["spec"]["volumes"]
         if "secret" in volume
     }
-    assert mounts == {f"{name}-tls"}
+    assert mounts == {f"{name}-dask-tls"}
     key = base64.b64decode(secret["data"]["tls.key"]).decode().splitlines()[1]
     objects = str(installation.runs.get("all,daskclusters,daskworkergroups,configmaps,events"))
     assert secret["data"]["tls.key"] not in objects
@@ -118,7 +118,7 @@ def test_another_run_reaches_a_scheduler_and_is_refused(installation: Platform, 
         "SCHEDULER": address["scheduler"],
         "WORKER": address["worker"],
         "NAMESPACE": installation.runs.name,
-        "SECRET": f"{name}-tls",
+        "SECRET": f"{name}-dask-tls",
     }
     script = "".join(f"{key} = {value!r}\n" for key, value in given.items()) + STRANGER
     answers = drive(installation, script).result()
@@ -145,7 +145,7 @@ def test_the_dashboard_is_reached_by_port_forward(installation: Platform, cluste
 
 
 def test_the_secret_goes_with_the_cluster(installation: Platform, run: Driver, cluster: dict[str, Any]) -> None:
-    name = f"{cluster['metadata']['name']}-tls"
+    name = f"{cluster['metadata']['name']}-dask-tls"
     assert f"Secret/{name}" in installation.runs.names("secrets")
     installation.runs.kubectl("delete", "job", run.name, "--cascade=foreground", "--timeout=90s")
     installation.until(lambda: f"Secret/{name}" not in installation.runs.names("secrets"), f"{name} is gone", 60)
@@ -158,4 +158,4 @@ def test_without_tls_a_cluster_computes_and_has_no_secret(installation: Platform
     )  # fmt: skip
     name = driver.result()["name"]
     assert "tcp://" in driver.log()
-    assert f"Secret/{name}-tls" not in installation.runs.names("secrets")
+    assert f"Secret/{name}-dask-tls" not in installation.runs.names("secrets")

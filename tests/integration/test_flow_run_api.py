@@ -277,7 +277,7 @@ def test_a_smuggled_second_request_is_one_of_its_own(api: str) -> None:
     """Both lengths are given: the server gets one, and what follows is another request, which is refused."""
     inner = b"DELETE /api/work_pools/x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     lines = ["POST /api/logs/ HTTP/1.1", f"Content-Length: {5 + len(inner)}", "Transfer-Encoding: chunked"]
-    assert raw(api, *lines, body=b"0\r\n\r\n" + inner).split()[1] in {"200", "400"}
+    assert raw(api, *lines, body=b"0\r\n\r\n" + inner).split()[1] in {"400", "413"}
     with client(api) as run:
         assert run.get(f"/flow_runs/{ID}").json()["method"] == "GET"
 
@@ -317,6 +317,11 @@ def test_a_run_of_a_deployment_without_job_variables_is_created(api: str, body: 
         *('{"job_variables": {"image": "x"}}'.encode(code) for code in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")),
         b'{"work_queue_name": "other"}',
         b'{"infrastructure_document_id": null}',
+        b'{"parameters": {"a": {"__prefect_kind": "workspace_variable", "variable_name": "other"}}}',
+        b'{"parameters": [[{"x": 1, "__prefect_kind" : "jinja", "template": "{{ 1 }}"}]]}',
+        b'{"parameters": {"a": {"\\u005f_prefect_kind": "jinja"}}}',
+        b'{"context": {"__prefect_kind": "json"}}',
+        b'{"name": "a\\u0000"}',
         b'{"idempotency_key": "scheduled 00000000 2026"}',
         b'{"idempotency_key": "\\u0073cheduled 00000000 2026"}',
         b'{"name": NaN}',
@@ -334,13 +339,45 @@ def test_a_run_of_a_deployment_with_job_variables_is_refused(api: str, body: byt
     assert "create_flow_run" in answer.json()["detail"]
 
 
+def test_a_run_names_no_job(api: str) -> None:
+    """The Prefect worker deletes the Job that a cancelled run names."""
+    with client(api) as run:
+        assert run.patch(f"/flow_runs/{ID}", json={"name": "x", "infrastructure_pid": None}).status_code == 200
+        assert run.patch(f"/flow_runs/{ID}", json={"infrastructure_pid": "media:driver"}).status_code == 403
+
+
+def test_one_pod_cannot_take_all_connections(api: str) -> None:
+    host, port = api.removeprefix("http://").removesuffix("/api").split(":")
+    taken, closed = [], 0
+    try:
+        for _ in range(250):
+            connection = socket.create_connection((host, int(port)), timeout=10)
+            connection.settimeout(0.02)
+            taken.append(connection)
+        for connection in taken[-50:]:
+            try:
+                closed += connection.recv(1) == b""
+            except ConnectionError:
+                closed += 1
+            except TimeoutError:
+                pass
+        assert closed >= 40
+    finally:
+        for connection in taken:
+            connection.close()
+    until(lambda: client(api).get(f"/flow_runs/{ID}").status_code == 200)
+
+
 def test_a_body_that_the_proxy_cannot_read_whole_is_refused(api: str) -> None:
     large = json.dumps({"parameters": {"x": "y" * 140_000}, "job_variables": {"image": "x"}}).encode()
     with client(api) as run:
         assert run.post(CREATE, content=large).status_code == 413
         assert run.post(CREATE, content=iter([b'{"name"', b': "x"}'])).status_code == 413  # chunked
-        # A call whose body has no rule may be of any size.
+        # A batch of log lines has no rule for its body, and may be larger.
         assert run.post("/logs/", content=large).status_code == 200
+        assert run.post("/logs/", content=b" " * (5 << 20)).status_code == 200
+        assert run.post("/logs/", content=b" " * (5 << 20) + b" ").status_code == 413
+        assert run.post("/logs/", content=iter([b"[", b"]"])).status_code == 413
     # Nor one that ends too early.
     short = raw(api, f"POST /api{CREATE} HTTP/1.1", "Content-Length: 99", body=b'{"name": "x"}')
     assert not short or short.split()[1] in {"400", "408", "413"}

@@ -191,7 +191,7 @@ def test_the_key_of_a_cluster_is_in_its_secret_and_nowhere_else(
             assert client.submit(sum, [1, 2]).result(30) == 3
         with pytest.raises(OSError, match=r"Timed out|TLS"):
             distributed.Client(cluster.scheduler_address, security=certificate.own(), timeout=2, set_as_default=False)
-    secret = objects["secrets"][f"{name}-tls"]
+    secret = objects["secrets"][f"{name}-dask-tls"]
     [owner] = secret["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"]) == ("DaskCluster", name, f"uid of {name}")
     key = secret["stringData"]["tls.key"].splitlines()[1]

@@ -171,7 +171,7 @@ def test_pods_pass_the_restricted_standard_with_a_read_only_root(component: str)
     ]
     tmp, tls = spec["volumes"]
     assert tmp["emptyDir"]["sizeLimit"]
-    assert tls["secret"] == {"secretName": "weekly-forecast-0d9e1c1e-2-abcd-tls", "defaultMode": 0o440}
+    assert tls["secret"] == {"secretName": "weekly-forecast-0d9e1c1e-2-abcd-dask-tls", "defaultMode": 0o440}
 
 
 @pytest.mark.parametrize("component", ["scheduler", "worker"])
@@ -213,7 +213,7 @@ def test_the_secret_of_a_cluster_goes_with_it_and_never_changes() -> None:
     made["metadata"]["uid"] = "uid-c"
     security = certificate.own()
     secret = manifest.secret(made, security)
-    assert secret["metadata"]["name"] == "weekly-forecast-0d9e1c1e-2-abcd-tls"
+    assert secret["metadata"]["name"] == "weekly-forecast-0d9e1c1e-2-abcd-dask-tls"
     assert secret["metadata"]["ownerReferences"][0]["uid"] == "uid-c"
     assert (secret["type"], secret["immutable"]) == ("kubernetes.io/tls", True)
     assert secret["stringData"] == {"tls.crt": security.tls_client_cert, "tls.key": security.tls_client_key}

@@ -51,7 +51,7 @@ async def test_a_created_object_is_returned(kubernetes: KubernetesServer, api: K
 
 
 async def test_a_secret_is_created_in_the_core_group(kubernetes: KubernetesServer, api: KubernetesApi) -> None:
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "c-tls"}}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "c-dask-tls"}}
     kubernetes.answers = [(201, secret)]
     await api.create(secret)
     assert kubernetes.requests == [f"POST {CORE}/secrets {json.dumps(secret)}"]

@@ -10,6 +10,7 @@ import kopf
 import pytest
 
 from tests.flow_run_objects import CLUSTER, LEGITIMATE, PARAMETERS
+from tidepool.compute.clusters.kubernetes import names
 from tidepool.operate import refusals
 
 if TYPE_CHECKING:
@@ -80,6 +81,16 @@ def test_a_cluster_that_asks_for_too_much_is_refused_in_words(told: list[str]) -
     [
         ("DaskWorkerGroup", {"uid": "uid-x"}, f"metadata.ownerReferences must have the uid of DaskCluster {CLUSTER}"),
         ("DaskAutoscaler", {"uid": "uid-x"}, f"metadata.ownerReferences must have the uid of DaskCluster {CLUSTER}"),
+        (
+            "DaskAutoscaler",
+            {"annotations": {names.ANNOTATION_DRIVER: "other"}},
+            f"metadata.annotations.{names.ANNOTATION_DRIVER} must be that of DaskCluster {CLUSTER}",
+        ),
+        (
+            "DaskWorkerGroup",
+            {"labels": LEGITIMATE["DaskWorkerGroup"]["metadata"]["labels"] | {names.LABEL_SHARED: "mine"}},
+            f"metadata.labels.{names.LABEL_SHARED} must be that of DaskCluster {CLUSTER}",
+        ),
         ("DaskWorkerGroup", {"args": ["sh"]}, f"spec.worker must be that of DaskCluster {CLUSTER}, but for replicas"),
     ],
 )
@@ -90,6 +101,8 @@ def test_what_is_not_its_clusters_own_is_refused(
     manifest = copy.deepcopy(LEGITIMATE[kind])
     if "uid" in change:
         manifest["metadata"]["ownerReferences"][0] |= change
+    elif change.keys() <= {"annotations", "labels"}:
+        manifest["metadata"] |= change
     else:
         manifest["spec"]["worker"]["spec"]["containers"][0] |= change
     with pytest.raises(kopf.PermanentError):

@@ -13,7 +13,7 @@ from typing import Any
 
 import kopf
 
-from tidepool.operate import idle_clusters, refusals
+from tidepool.operate import idle_clusters, refusals, schedulers
 from tidepool.operate.sweep import flow_run_loop
 from tidepool.operate.sweep import loop as sweep
 from tidepool.settings import settings as tidepool_settings
@@ -31,6 +31,7 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     # by default a minute later.
     settings.background.cancellation_polling = 1.0
     dask_kubernetes.own_worker_groups()
+    dask_kubernetes.ask_schedulers_by(schedulers.desired_workers, schedulers.retire_workers)
     # `idle_clusters.watch` does its work. For a timer kopf gives each DaskCluster a finalizer: the deletion waits until
     # the timer has ended, which asks a scheduler that is gone (53 to 85 seconds, measured), and without an operator
     # forever. And the timer of a cluster that is deleted before it has the finalizer never ends.

@@ -17,11 +17,10 @@ import kr8s.asyncio
 from kr8s.asyncio.objects import new_class
 
 from tidepool.compute.clusters.kubernetes.names import GROUP, scheduler_url
+from tidepool.operate.schedulers import client, idle_since
 
 _POLL_SECONDS = 5.0
 _REQUEST_SECONDS = 10
-# Packets to a scheduler that is gone are lost, not refused.
-_SCHEDULER_SECONDS = 4.0
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +33,7 @@ async def watch(namespaces: Sequence[str]) -> None:
     """Check all clusters of the namespaces every five seconds, until cancelled."""
     logged = ""
     api = None
-    # Not by the proxy of the environment, which cannot reach a Service.
-    async with httpx.AsyncClient(timeout=_SCHEDULER_SECONDS, trust_env=False) as http:
+    async with client() as http:
         while True:
             problem = ""
             try:
@@ -55,20 +53,10 @@ async def delete_idle(api: kr8s.asyncio.Api, http: httpx.AsyncClient, namespace:
     """Delete the clusters of a namespace whose idle timeout has passed."""
     clusters: list[Any] = [each async for each in DaskCluster.list(api=api, namespace=namespace)]
     limited = [each for each in clusters if each.spec.get("idleTimeout") and "deletionTimestamp" not in each.metadata]
-    since = await asyncio.gather(*(_idle_since(http, scheduler_url(each.name, each.namespace)) for each in limited))
+    since = await asyncio.gather(*(idle_since(http, scheduler_url(each.name, each.namespace)) for each in limited))
     for cluster, began in zip(limited, since, strict=True):
         if began is None or time.time() <= began + cluster.spec.idleTimeout:
             continue
         _log.info("DaskCluster %s has been idle for %.0f s: deleted", cluster.name, time.time() - began)
         with suppress(kr8s.NotFoundError):  # its run has ended just now
             await cluster.delete(propagation_policy="Background")
-
-
-async def _idle_since(http: httpx.AsyncClient, url: str) -> float | None:
-    """Return since when a scheduler has been idle (seconds of the epoch); None when it is busy or does not answer."""
-    try:
-        answer = (await http.get(f"{url}/api/v1/check_idle")).raise_for_status()
-        idle_since = answer.json()["idle_since"]
-    except (httpx.HTTPError, ValueError):
-        return None  # it starts or ends, and answers nothing or half
-    return float(idle_since) if idle_since else None

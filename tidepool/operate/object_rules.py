@@ -80,26 +80,26 @@ _DASK_LABELS = _labels(
         "sidecar.istio.io/inject": one_of("false"),
     },
 )
-# Another finalizer would keep a deleted cluster, and so its pods.
-_FINALIZERS = Items(
-    one_of(
-        "batch.kubernetes.io/job-tracking", "foregroundDeletion", "kopf.zalando.org/KopfFinalizerMarker", "orphan"
-    )
-)  # fmt: skip
+# Another finalizer would keep a deleted cluster, and so its pods: kopf takes its own away, the API server the other.
+_FINALIZERS = Items(one_of("foregroundDeletion", "kopf.zalando.org/KopfFinalizerMarker"))
+# Of Jobs and pods the Job controller takes this one away.
+_JOB_FINALIZERS = Items(one_of("batch.kubernetes.io/job-tracking", "foregroundDeletion", "orphan"))
 
 
 def _metadata(labels: Fields, *needed: str, **others: Rule) -> Fields:
-    return Fields(
-        {"labels": labels, "annotations": _ANNOTATIONS, "finalizers": _FINALIZERS, **others}, needed=needed, open=True
-    )
+    known = {"labels": labels, "annotations": _ANNOTATIONS, "finalizers": _FINALIZERS}
+    return Fields({**known, **others}, needed=needed, open=True)
 
 
-def _owner(kind: str, name: Rule, low: int) -> Items:
-    known: dict[str, Rule] = {"kind": one_of(kind), "name": name}
-    return Items(Fields(known, needed=("kind", "name"), open=True), low=low, high=2)
+def _owner(kind: str, name: Rule, low: int, high: int = 1, **others: Rule) -> Items:
+    known: dict[str, Rule] = {"kind": one_of(kind), "name": name, **others}
+    return Items(Fields(known, needed=("kind", "name"), open=True), low=low, high=high)
 
 
-_OF_ITS_CLUSTER = _owner("DaskCluster", Named("{}"), 1)
+# Twice, if the operator adopts what the driver has made.
+_OF_ITS_CLUSTER = _owner("DaskCluster", Named("{}"), 1, 2)
+# A Job whose deletion waits for the cluster could be another run's.
+_OF_A_JOB = _owner("Job", Anything(), 0, blockOwnerDeletion=NO)
 # --- objects ----------------------------------------------------------------------------------------------------------
 
 _SERVICE: dict[str, Rule] = {
@@ -133,7 +133,7 @@ def _kind(metadata: Fields, spec: Mapping[str, Rule], *needed: str) -> Fields:
 
 RULES: dict[str, Fields] = {
     "DaskCluster": _kind(
-        _metadata(_labels(), ownerReferences=_owner("Job", Anything(), 0)),
+        _metadata(_labels(), ownerReferences=_OF_A_JOB),
         {
             "idleTimeout": Between(60, 86400),
             "scheduler": Fields(
@@ -157,7 +157,7 @@ RULES: dict[str, Fields] = {
     # tidepool makes none, and their pods are not a cluster's.
     "DaskJob": Fields({}),
     "Job": _kind(
-        _metadata(_job_labels()),
+        _metadata(_job_labels(), finalizers=_JOB_FINALIZERS),
         {
             **anything("podReplacementPolicy", "selector"),
             "activeDeadlineSeconds": Between(1, 604800),
@@ -196,7 +196,9 @@ RULES: dict[str, Fields] = {
         },
         "selector",
     ),
-    DRIVER: _shell(_metadata(_job_labels(COMPONENT), "labels"), "spec", spec=DRIVER_POD),
+    DRIVER: _shell(
+        _metadata(_job_labels(COMPONENT), "labels", finalizers=_JOB_FINALIZERS), "spec", spec=DRIVER_POD
+    ),
     "Pod": _shell(_metadata(_DASK_LABELS, "labels"), "spec", spec=DASK_POD),
     # Of accounts in the runs' namespace: the key of a Dask cluster, and no token of an account.
     "Secret": _shell(
@@ -206,7 +208,7 @@ RULES: dict[str, Fields] = {
         ),
         "type",
         **anything("data", "immutable", "stringData"),
-        type=one_of(TLS_TYPE, "Opaque"),
+        type=one_of(TLS_TYPE),
     ),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ import kopf
 import kr8s
 import kr8s.asyncio
 
-from tidepool.compute.clusters.kubernetes.names import GROUP, REFUSED
+from tidepool.compute.clusters.kubernetes.names import ANNOTATION_DRIVER, GROUP, LABEL_SHARED, REFUSED
 from tidepool.operate.object_rules import violations
 from tidepool.settings import settings
 
@@ -61,6 +61,10 @@ def _foreign(manifest: dict[str, Any], cluster: dict[str, Any]) -> list[str]:
     """Return what shows that an object is not its cluster's own: pods of a cluster mount its key."""
     name, uid = cluster["metadata"]["name"], cluster["metadata"]["uid"]
     found = []
+    # By these two, admission has checked who creates it.
+    for part, key in (("annotations", ANNOTATION_DRIVER), ("labels", LABEL_SHARED)):
+        if (manifest["metadata"].get(part) or {}).get(key) != (cluster["metadata"].get(part) or {}).get(key):
+            found.append(f"metadata.{part}.{key} must be that of DaskCluster {name}")
     if {each.get("uid") for each in manifest["metadata"]["ownerReferences"]} != {uid}:
         found.append(f"metadata.ownerReferences must have the uid of DaskCluster {name}")
     if manifest["kind"] == "DaskWorkerGroup" and (

@@ -108,7 +108,7 @@ class Listed(Rule):
 
 @dataclass(frozen=True)
 class Named(Rule):
-    """A name made from that of the Dask cluster: `{}-tls`."""
+    """A name made from that of the Dask cluster: `{}-dask-tls`."""
 
     template: str
     parameter = CLUSTER

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kopf
 from dask_kubernetes.operator.controller import controller
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 # The controller's timer for idle clusters.
 # Why: tidepool deletes idle clusters by a loop of its own, without the finalizer that kopf adds for a timer.
 # Watch: `daskcluster_autoshutdown` in dask_kubernetes/operator/controller/controller.py.
 # Delete when: dask-kubernetes can run without it.
 IDLE_TIMER = controller.daskcluster_autoshutdown
+
+# What the controller expects of `ask_schedulers_by`, and catches.
+SchedulerCommError = controller.SchedulerCommError
+
+
+def ask_schedulers_by(
+    desired_workers: Callable[..., Awaitable[int]], retire_workers: Callable[..., Awaitable[list[str]]]
+) -> None:
+    """Have the controller ask schedulers by these functions.
+
+    Why: its own read answers of any size, and it deletes the Deployment of any name, or path, that a scheduler answers.
+    Watch: `get_desired_workers` and `retire_workers`, of which it calls its module's.
+    Delete when: it bounds the answers and deletes only Deployments of the worker group.
+    """
+    controller.get_desired_workers = desired_workers
+    controller.retire_workers = retire_workers
 
 
 def own_worker_groups() -> None:

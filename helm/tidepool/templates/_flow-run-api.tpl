@@ -23,9 +23,11 @@ http://{{ include "tidepool.fullname" . }}-flow-run-api.{{ .Release.Namespace }}
 {{- end }}
 
 {{/* JSON as a regular expression that takes linear time: (?&v) is a value, (?&s) a text, (?&w) white space. Whatever it
-     matches, every JSON parser reads alike, but for repeated keys; therefore every occurrence of a key is checked. */}}
+     matches, every JSON parser reads alike, but for repeated keys; therefore every occurrence of a key is checked. A key
+     is written without \u, and is not __prefect_kind: the server would replace its value by a variable's, or render it.
+     PostgreSQL stores no NUL. */}}
 {{- define "tidepool.flow-run-api-json" -}}
-(?(DEFINE)(?<s>"(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+")(?<n>-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?)(?<w>[ \t\r\n]*+)(?<m>(?&s)(?&w):(?&v))(?<v>(?&w)(?:(?&s)|(?&n)|true|false|null|\[(?:(?&w)\]|(?&v)(?:,(?&v))*+\])|\{(?&w)(?:\}|(?&m)(?:,(?&w)(?&m))*+\}))(?&w)))
+(?(DEFINE)(?<s>"(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u(?!0000)[0-9a-fA-F]{4})*+")(?<k>(?!"__prefect_kind")"(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt])*+")(?<n>-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?)(?<w>[ \t\r\n]*+)(?<m>(?&k)(?&w):(?&v))(?<v>(?&w)(?:(?&s)|(?&n)|true|false|null|\[(?:(?&w)\]|(?&v)(?:,(?&v))*+\])|\{(?&w)(?:\}|(?&m)(?:,(?&w)(?&m))*+\}))(?&w)))
 {{- end }}
 
 {{/* The regular expression of a call's body. Takes an entry of `calls`. */}}
@@ -79,7 +81,8 @@ http-request return status {{ .status }} content-type application/json hdr Conne
 global
     log stdout format raw local0
     nbthread 1
-    maxconn 4000
+    # With a buffer for each, below the memory of `flowRunApi.resources`.
+    maxconn 2000
     # Fewer connections where the node allows fewer open files, not a refusal to start.
     no strict-limits
     # A body that has a rule must fit: 127 KiB. All others pass in pieces.
@@ -104,6 +107,10 @@ frontend flow-runs
     log-format "flow-run-api team=%[var(txn.team)] %ci %ST %ts %{+Q}r"
     option disable-h2-upgrade
     option http-restrict-req-hdr-names reject
+    # A pod opens five connections, and two for each thread that runs tasks.
+    stick-table type ipv6 size 100k expire 30s store conn_cur
+    tcp-request connection track-sc0 src
+    tcp-request connection reject if { sc0_conn_cur gt 200 }
 
     # One spelling for each call, so that proxy and server understand the same.
     acl plain-version req.ver 1.1
@@ -132,6 +139,8 @@ frontend flow-runs
     # Without a Secret every run is one of the default team.
     http-request set-var(txn.team) int(0)
 {{- end }}
+    # The server reads a body as a whole, several times its size in memory. A batch of log lines has at most 4 MB.
+    {{ include "tidepool.flow-run-api-refusal" (dict "status" 413 "text" "a call needs a Content-Length, of at most 5 MiB") }} if { req.hdr(transfer-encoding) -m found } or { req.hdr_val(content-length) gt 5242880 }
     http-request set-var-fmt(txn.call) "%[var(txn.team)]:%[method]:%[path]"
     http-request set-var(txn.rule) var(txn.call),map_reg({{ include "tidepool.flow-run-api-folder" . }}/calls.map)
     {{ include "tidepool.flow-run-api-refusal" (dict "status" 403 "text" (printf "%s is not a call that a flow run may make; %s" $call $file)) }} unless { var(txn.rule) -m found }

@@ -202,11 +202,16 @@ def secret(cluster: Mapping[str, Any], security: Security) -> dict[str, Any]:
 
 def autoscaler(cluster: Mapping[str, Any], size: SizeSettings, settings: KubernetesSettings) -> dict[str, Any]:
     """Return the DaskAutoscaler of an adaptive cluster that exists: the operator asks the scheduler for its target."""
-    name, labels = cluster["metadata"]["name"], cluster["metadata"]["labels"]
+    name = cluster["metadata"]["name"]
     return {
         "apiVersion": names.GROUP,
         "kind": "DaskAutoscaler",
-        "metadata": {"name": name, "labels": labels, "ownerReferences": [_owned_by(cluster)]},
+        "metadata": {
+            "name": name,
+            "labels": cluster["metadata"]["labels"],
+            "annotations": cluster["metadata"]["annotations"],
+            "ownerReferences": [_owned_by(cluster)],
+        },
         "spec": {"cluster": name, "minimum": settings.adaptive_minimum, "maximum": size.workers},
     }
 

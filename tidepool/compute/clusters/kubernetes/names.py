@@ -39,8 +39,11 @@ def scheduler_service(cluster: str) -> str:
 
 
 def tls_secret(cluster: str) -> str:
-    """Return the name of the Secret with a cluster's key and certificate; only the cluster's pods mount it."""
-    return f"{cluster}-tls"
+    """Return the name of the Secret with a cluster's key and certificate; only the cluster's pods mount it.
+
+    No other Secret of the namespace may have such a name: a run that names its cluster after it could mount it.
+    """
+    return f"{cluster}-dask-tls"
 
 
 def scheduler_url(cluster: str, namespace: str) -> str:
