@@ -1,12 +1,12 @@
 """ticket-model-evaluation: measure how well a model predicts the time until a ticket is closed.
 
-Produces: `tickets/trials/<trial id>.json`, the summary of each trial; in the UI the table of the last trials and a page
-with their metrics drawn.
+Produces: `tickets/trials/<trial id>.json`, the summary of each trial, and `tickets/history.json`, the last of them; in
+the UI the table of the last trials and a page with their metrics drawn.
 Deployment: `ticket-model-evaluation`, every minute (prefect.yaml); a run that finds another one running is cancelled.
 Idempotent: the trial's id, its sample and its resamples derive from the id of the flow run, so that a re-run writes the
 same file again, and its line replaces the previous one in the history. A retry repeats no finished share of resamples.
-The history is read from the newest table in the Prefect API, not from the trials' files: that is one look-up by key
-however many trials there are, and no file is shared between runs. The files are the record; the table is a view.
+The trials' files are the record; history and table are views of the last ones, so that a run reads one file however
+many trials there are.
 Runbook: docs/runbooks/ticket-model-evaluation.md
 """
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NAME = "ticket-model-evaluation"
 # Every run publishes the whole history: an hour of trials keeps the server's database small.
 HISTORY = 60
+HISTORY_FILE = "tickets/history.json"
 # Mapped tasks of one bootstrap: enough to keep a small cluster busy to the end.
 SHARES = 16
 
@@ -210,38 +211,34 @@ def write_trial(summary: dict[str, Any]) -> str:
     return storage.write(f"tickets/trials/{summary['id']}.json", f"{text}\n".encode())
 
 
-@task
+@task(retries=2, retry_delay_seconds=5, retry_condition_fn=storage.retry_transient_errors)
 def publish(summary: dict[str, Any], source: str, url: str) -> None:
-    """Add the trial to the table of the last trials, and plot them."""
+    """Add the trial to the history of the last trials, and show it as a table and a plot."""
     from flows.tickets import transform
 
     time = flow_run.scheduled_start_time.strftime("%Y-%m-%d %H:%M:%S")
     history = transform.extend(_last_history(), transform.line(summary, time, source), HISTORY)
+    rows = transform.rows(history)
+    storage.write(HISTORY_FILE, f"{json.dumps(rows, indent=2)}\n".encode())
     result = transform.headline(summary)
     get_run_logger().info("%s: %s", result, url)
-    report.table(f"{NAME}-history", transform.rows(history), f"The last {len(history)} trials, newest first · {result}")
+    report.table(f"{NAME}-history", rows, f"The last {len(history)} trials, newest first · {result}")
     report.page(f"{NAME}-report", transform.markdown(summary, source, url, _drawing(history)), result)
 
 
 def _last_history() -> list[Trial]:
-    """Read the history that the previous run published; empty for the first run."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
-
+    """Read the history that the previous run wrote; empty for the first run."""
     from flows.tickets import transform
 
-    key = f"{NAME}-history"
-    with get_client(sync_client=True) as client:
-        newest = client.read_latest_artifacts(
-            artifact_filter=ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=[key])), limit=1
-        )
-    if not newest:
+    if not storage.exists(HISTORY_FILE):
         return []
     try:
-        return transform.read_history(str(newest[0].data))
+        return transform.read_history(storage.read(HISTORY_FILE).decode())
     except ValueError as error:
-        # A view must not fail the evaluation, minute after minute, until a user deletes the artifact.
-        get_run_logger().warning("artifact %s does not hold a history of trials; starting a new one: %s", key, error)
+        # A view must not fail the evaluation, minute after minute, until a user deletes the file.
+        get_run_logger().warning(
+            "%s does not hold a history of trials; starting a new one: %s", storage.url(HISTORY_FILE), error
+        )
         return []
 
 

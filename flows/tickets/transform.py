@@ -231,7 +231,7 @@ def line(summary: Mapping[str, Any], time: str, source: str) -> Trial:
 
 
 def read_history(text: str) -> list[Trial]:
-    """Parse a history from the JSON of its table.
+    """Parse a history from the JSON of its rows.
 
     Raises:
         ValueError: it is not a history.
