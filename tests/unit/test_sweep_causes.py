@@ -42,7 +42,11 @@ DEADLINE = {"type": "Failed", "reason": "DeadlineExceeded", "message": "Job was 
 
 def pod(state: Object | None = None, phase: str = "Pending", *conditions: Object, **more: Any) -> Object:
     resources = {"requests": more.pop("requests", {"cpu": "250m", "memory": "512Mi"}), "limits": {"memory": "1Gi"}}
-    metadata = {"name": "blue-heron-x7k2p-abcde", "uid": "uid-blue-heron-x7k2p-abcde", "creationTimestamp": "2026-11-27T05:00:01Z"}
+    metadata = {
+        "name": "blue-heron-x7k2p-abcde",
+        "uid": "uid-blue-heron-x7k2p-abcde",
+        "creationTimestamp": "2026-11-27T05:00:01Z",
+    }
     if more.pop("deleted", False):
         metadata["deletionTimestamp"] = "2026-11-27T05:01:00Z"
     statuses = [{"name": "prefect-job", "restartCount": 0, "state": state}] if state else []
@@ -209,11 +213,11 @@ def unschedulable(message: str) -> Object:
 
 
 NO_CPU = (
-    "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for "
+    "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are available: 1 No preemption victims found for "
     "incoming pod."
 )
 TAINTED = (
-    "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {spot: true}. preemption: 0/3 nodes are "
+    "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {spot: true}. no new claims to deallocate, preemption: 0/3 nodes are "
     "available: 3 Preemption is not helpful for scheduling."
 )
 QUOTA = (
@@ -255,6 +259,11 @@ REFUSED = (
             [pod(waiting("ContainerCreating"))],
             [event("FailedMount", 'MountVolume.SetUp failed for volume "x": not found', "blue-heron-x7k2p-abcde", "Pod")],
             'driver pod cannot start: MountVolume.SetUp failed for volume "x": not found',
+        ),
+        (
+            [pod(waiting("ContainerCreating"))],
+            [event("FailedMount", each, "blue-heron-x7k2p-abcde", "Pod", at) for each, at in (("first", "05:00:05"), ("last", "05:00:30"))],
+            "driver pod cannot start: last",
         ),
         ([pod(waiting("ContainerCreating"))], [], ""),
         ([pod()], [], ""),

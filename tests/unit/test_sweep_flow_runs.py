@@ -152,9 +152,10 @@ def test_a_job_of_an_earlier_attempt_is_not_this_ones() -> None:
 
 
 def test_kubernetes_whole_seconds_do_not_make_a_job_an_earlier_one() -> None:
-    [decision] = decide(run(state("RUNNING", since=28)), job("Failed", at=30), OOM)
-    assert decision.state
-    assert decision.state.message.startswith("driver out of memory")
+    for of in (state("RUNNING", since=28), state("PENDING", "Submitting", since=118)):
+        [decision] = decide(run(of), job("Failed", created=120, at=30), OOM)
+        assert decision.state
+        assert decision.state.message.startswith("driver out of memory")
 
 
 @pytest.mark.parametrize("where", ["", "elsewhere:blue-heron"])
@@ -186,6 +187,21 @@ def test_the_reason_of_a_driver_that_is_gone_is_that_of_its_last_state() -> None
     }
     assert drivers.with_gone(before, seen) == before, "it is still there"
     assert drivers.with_gone(Observation("runs"), seen).drivers == (), "its Job is gone, too"
+
+
+def test_the_newest_job_and_its_pod_count() -> None:
+    second = pod("Failed", {"terminated": {"exitCode": 1}}, name="second")
+    of = run(state("RUNNING", since=40))
+    [decision] = decide(of, job("Failed", at=50), OOM, job("Failed", name="second", created=45, at=30), second)
+    assert said([decision]) == ["Crashed: driver ended with exit code 1"]
+    [decision] = decide(of, second, job("Failed", name="second", created=45, at=30), OOM, job("Failed", at=50))
+    assert said([decision]) == ["Crashed: driver ended with exit code 1"]
+
+
+def test_a_pod_that_ended_long_after_its_deletion_says_nothing_of_its_node() -> None:
+    ended = pod("Failed", {"terminated": {"exitCode": 143}})
+    ended["metadata"]["deletionTimestamp"] = text(100)
+    assert said(decide(run(state("RUNNING")), job("Failed"), ended)) == ["Crashed: driver pod deleted"]
 
 
 def test_a_node_that_does_not_answer_keeps_no_run_running() -> None:
@@ -420,8 +436,9 @@ def test_none_of_the_late_runs_is_executed() -> None:
 
 
 def test_each_schedule_has_its_newest_run() -> None:
-    runs = [scheduled(1), scheduled(2), scheduled(3, schedule="hourly"), scheduled(4, schedule="")]
-    assert skipped(runs) == ["run-2"], "and a run that a person asked for is executed"
+    of_a_person = [scheduled(4, schedule=""), scheduled(5, schedule="")]
+    runs = [scheduled(1), scheduled(2), scheduled(3, schedule="hourly"), *of_a_person]
+    assert skipped(runs) == ["run-2"], "and the runs that a person asked for are executed"
 
 
 def test_a_run_that_waits_for_its_concurrency_limit_is_skipped_too() -> None:

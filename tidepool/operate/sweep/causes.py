@@ -69,7 +69,7 @@ def cause(
     pod = max(pods, key=_created, default=None)
     if pod is not None and now is not None and overdue(pod, now):
         return f"node {pod['spec'].get('nodeName')} not ready: driver pod deleted, and its end not reported"
-    if ended(job) or (pod is not None and _terminated(pod) is not None):
+    if ended(job):
         return _end(job, pod, events, nodes)
     return _obstacle(job, pod, events, nodes) if job else ""
 
@@ -199,20 +199,36 @@ def _told(job: Object, events: Iterable[Object]) -> str:
 def _obstacle(job: Object, pod: Object | None, events: Iterable[Object], nodes: Sequence[Object] | None) -> str:
     if pod is None:
         return _refused(job, events)
-    scheduled = _condition(pod, "PodScheduled", "False")
-    if scheduled:
+    if scheduled := _condition(pod, "PodScheduled", "False"):
         return _unschedulable(pod, scheduled.get("message", ""), nodes)
+    return _container(pod) or ("" if began([pod]) else _warned(pod, events))
+
+
+def _container(pod: Object) -> str:
+    """Return why the container of a pod waits; empty if it does not, or because it starts."""
     for waiting in (each["waiting"] for each in _states(pod) if each.get("waiting")):
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
         if reason in _CANNOT_PULL:
-            return f"image {pod['spec']['containers'][0]['image']} cannot be pulled: {_pull_error(reason, message)}"
+            return _not_pulled(pod, reason, message)
         if reason not in _STARTING:
             return f"driver container cannot start: {_short(f'{reason}: {message}' if message else reason)}"
-    if began([pod]):
+    return ""
+
+
+def _warned(pod: Object, events: Iterable[Object]) -> str:
+    """Return the last warning about a pod: a volume or a sandbox that cannot be made, or the first pull of an image."""
+    about = _about(pod, events)
+    last = max(about, key=_last_seen, default=None)
+    if last is None:
         return ""
-    # A volume or a sandbox that cannot be made is in the events only.
-    last = max(_about(pod, events), key=_last_seen, default=None)
-    return f"driver pod cannot start: {_short(last['message'])}" if last else ""
+    pulls = [each["message"] for each in about if each["message"].startswith("Failed to pull image")]
+    if pulls and last["reason"] == "Failed":
+        return _not_pulled(pod, "", pulls[-1])
+    return f"driver pod cannot start: {_short(last['message'])}"
+
+
+def _not_pulled(pod: Object, reason: str, message: str) -> str:
+    return f"image {pod['spec']['containers'][0]['image']} cannot be pulled: {_pull_error(reason, message)}"
 
 
 def _refused(job: Object, events: Iterable[Object]) -> str:
@@ -240,7 +256,7 @@ def _amounts(found: re.Match[str]) -> str:
 
 def _unschedulable(pod: Object, message: str, nodes: Sequence[Object] | None) -> str:
     """Return what the nodes lack: the scheduler's own sentence counts them and has no amounts."""
-    said = message.partition(" preemption:")[0].partition("available: ")[2].rstrip(". ") or message
+    said = message.partition("available: ")[2].partition(". ")[0].rstrip(".") or message
     missing = set(re.findall(r"Insufficient ([a-z-]+)", said))
     others = [each for each in re.split(r",\s+(?=\d)", said) if "Insufficient" not in each]
     if not missing or not missing <= _UNITS.keys() or others:

@@ -130,7 +130,7 @@ def _waiting(run: FlowRun, made: Driver, since: datetime, now: datetime) -> Deci
     if begun or (reason and now < since + _SETTLED):
         return None
     message = reason or _STARTS
-    if run.state.name in WAITING and run.state.message == message:
+    if run.state.message == message:
         return None
     name = next(each for each in WAITING if each != run.state.name)
     return _set(run, "PENDING", name, message, now)
