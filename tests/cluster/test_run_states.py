@@ -178,9 +178,8 @@ def cancel(platform: Platform, run: str) -> None:
 
 def gone(platform: Platform, run: str) -> None:
     began = time.monotonic()
-    platform.until(
-        lambda: platform.state(run) == "CANCELLED" and not jobs(platform, run), f"{run} is gone", GONE_SECONDS
-    )
+    platform.until(lambda: not jobs(platform, run), f"{run} has no Job", GONE_SECONDS)
+    platform.until(lambda: platform.state(run) == "CANCELLED", f"{run} is Cancelled", TOLD_SECONDS)
     sys.__stderr__.write(f"Cancelled without a Job after {time.monotonic() - began:.1f} s\n")
 
 

@@ -113,14 +113,6 @@ def test_parts_are_read_before_what_they_belong_to(kubernetes: KubernetesServer,
     assert namespace.failing == {}
 
 
-def test_an_empty_list_of_metadata_is_null(kubernetes: KubernetesServer, namespace: Namespace) -> None:
-    def answer(request: str) -> tuple[int, Any]:
-        return (200, {"items": None}) if "/daskworkergroups" in request else namespace(request)
-
-    kubernetes.answers = answer
-    assert read().parts["DaskWorkerGroup"] == ()
-
-
 def test_a_driver_without_the_label_of_flow_runs_is_found_by_its_name(
     kubernetes: KubernetesServer, namespace: Namespace
 ) -> None:

@@ -308,9 +308,9 @@ def test_it_is_scheduled_again_three_times() -> None:
     [
         (1, [job(), PULL], OURS),
         (1, [job()], OURS),
-        (44, [job(), running()], None),
-        (46, [job(), running()], OURS),
-        (46, [job(deleting=True), running()], None),
+        (39, [job(), running()], None),
+        (41, [job(), running()], OURS),
+        (41, [job(deleting=True), running()], None),
         (4, [], None),
     ],
 )
@@ -334,8 +334,8 @@ def test_a_cancelling_run_without_a_driver_is_cancelled(objects: list[Object]) -
     [
         (state("CANCELLED", since=6), [job("Complete")], True),
         (state("CANCELLED", since=4), [job("Complete")], False),
-        (state("CANCELLED", since=44), [job(), running()], False),
-        (state("CANCELLED", since=46), [job(), running()], True),
+        (state("CANCELLED", since=39), [job(), running()], False),
+        (state("CANCELLED", since=41), [job(), running()], True),
         # Made after the run was cancelled.
         (state("CANCELLED", since=6), [job(), PULL], True),
         (state("CRASHED", since=6), [job(), PULL], True),

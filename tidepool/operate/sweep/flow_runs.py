@@ -46,8 +46,8 @@ _SETTLED = timedelta(seconds=5)
 # A Prefect worker makes a Job within seconds, three attempts included.
 _JOB_MADE = timedelta(seconds=60)
 _RESUBMISSIONS = 3
-# Prefect's own cancellation of a hung flow: 10 s until the driver knows, 30 s until it kills the flow.
-_CANCELLED_BY_DRIVER = timedelta(seconds=45)
+# Prefect's own cancellation of a hung flow: the driver knows at once, and kills the flow after 30 s.
+_CANCELLED_BY_DRIVER = timedelta(seconds=40)
 # Kubernetes counts whole seconds; the clocks of its API and of the Prefect server differ by less.
 _SKEW = timedelta(seconds=3)
 _LATE = timedelta(seconds=15)
