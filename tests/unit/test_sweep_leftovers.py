@@ -85,6 +85,7 @@ def reasons(observation: Observation, finished: dict[str, datetime] | None = Non
 
 
 NO_DRIVER = {"annotations": None}
+TWO_OWNERS = {"ownerReferences": [{"kind": "Job", "name": name, "uid": f"uid-{name}"} for name in ("gone", "job")]}
 ORPHANED_PARTS = dict.fromkeys(
     ("DaskWorkerGroup", "DaskAutoscaler", "Deployment", "Service"), "its Dask cluster c is gone"
 )
@@ -120,6 +121,8 @@ ORPHANED_PARTS = dict.fromkeys(
             "its Job job is gone",
             id="another Job of that name",
         ),
+        pytest.param(with_metadata(world(), **TWO_OWNERS), "", id="one of two Jobs gone"),
+        pytest.param(with_metadata(world(jobs=()), **TWO_OWNERS), "its Job gone is gone", id="both Jobs gone"),
         pytest.param(with_metadata(world(jobs=()), ownerReferences=None), "", id="no Job, pod alive"),
         pytest.param(annotated(world(drivers=()), driver=None), "", id="no pod, Job alive"),
         pytest.param(
