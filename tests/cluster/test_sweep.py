@@ -229,8 +229,9 @@ def half_dead(synthetic: Namespace) -> tuple[set[str], set[str]]:
     synthetic.apply({"apiVersion": "v1", "kind": "List", "items": items})
 
     def failed() -> bool:
-        ends = [each["status"].get("conditions", []) for each in synthetic.get("jobs") if "ended" in str(each)]
-        return all(any(one["type"] == "Failed" for one in each) for each in ends)
+        due = [each for each in synthetic.get("jobs") if each["metadata"]["name"].startswith("ended-")]
+        ends = [[one["type"] for one in each["status"].get("conditions", [])] for each in due]
+        return len(ends) == each_kind and all("Failed" in each for each in ends)
 
     synthetic.until(failed, "the Jobs with a deadline of a second have failed", 120)
 
