@@ -239,9 +239,10 @@ def report(records: list[dict[str, Any]]) -> str:
         if runner in {"dask", "dask-tls"}:
             continue
         cpu = [1000 * record["server_cpu_seconds"] / record["task_runs"] for record in found]
+        peak = [record["peak_mib"] for record in found if "peak_mib" in record]
         lines.append(
             f"| {database} | {kind} | {items} | {runner} | {_spread([r['first_task_seconds'] for r in found])} "
-            f"| {_spread([r['flow_seconds'] for r in found])} | {_spread([r['peak_mib'] for r in found if 'peak_mib' in r])} "
+            f"| {_spread([r['flow_seconds'] for r in found])} | {_spread(peak)} "
             f"| {_spread(cpu) if kind == 'map' else '-'} | {_spread([r['catch_up_seconds'] for r in found])} "
             f"| {max(r.get('lost_task_runs', 0) for r in found)} |"
         )

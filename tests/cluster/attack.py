@@ -197,7 +197,7 @@ def refusal_of(kind: str, name: str) -> str:
         if found := kubernetes.get(f"{CORE}/{OWN}/events", params=about).json()["items"]:
             return f"refused: {found[0]['message']}"
         time.sleep(0.5)
-    return "reached: nobody refused it"
+    return "reached: no refusal"
 
 
 @attempt("DaskAutoscaler: scale another run's cluster to nothing")

@@ -80,7 +80,8 @@ async def retire_workers(
     The scheduler chooses, among the group's own: the controller deletes whatever is named here.
     """
     selector = {"dask.org/workergroup-name": worker_group_name}
-    own = [each.name async for each in Deployment.list(namespace=namespace, label_selector=selector)]
+    found: list[Any] = [each async for each in Deployment.list(namespace=namespace, label_selector=selector)]
+    own = [each.name for each in found]
     async with client() as http:
         url = f"{_url(scheduler_service_name, namespace)}/api/v1/retire_workers"
         answer = await ask(http, "POST", url, json={"n": n_workers})
