@@ -66,7 +66,11 @@ ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
 
 .PHONY: ci-tools
-ci-tools: setup ## Install the checkers that are not Python packages into .venv/bin (needs Go), HAProxy and PostgreSQL on a CI machine
+ci-tools: setup ## Install the checkers that are not Python packages into .venv/bin (needs Go), and debian-tools on a CI machine
 	@for tool in $(ACTIONLINT) $(KUBECONFORM); do GOBIN=$(abspath $(BIN)) go install $$tool; done
-	@test -z "$${GITHUB_PATH:-}" || { echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"; \
-	  sudo apt-get install --quiet --yes --no-install-recommends haproxy postgresql; }
+	@test -z "$${GITHUB_PATH:-}" || { echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"; $(MAKE) debian-tools; }
+
+.PHONY: debian-tools
+debian-tools: ## Install what tests leave out where it is missing: HAProxy, PostgreSQL (Debian, Ubuntu)
+	@as_root=; test "$$(id -u)" = 0 || as_root=sudo; \
+	  $$as_root apt-get install --quiet --yes --no-install-recommends haproxy postgresql
