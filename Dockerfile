@@ -60,7 +60,7 @@ WORKDIR /app
 COPY samples samples
 COPY k8s/work-pool k8s/work-pool
 COPY environments environments
-COPY prefect.yaml automations.yam[l] ./
+COPY prefect.yaml pyproject.toml automations.yam[l] ./
 ARG REVISION=unknown
 # The registration Job has no Git to ask for the deployments' version.
 RUN echo "$REVISION" >REVISION

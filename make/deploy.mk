@@ -8,21 +8,18 @@ DEPLOY = --environment $(ENVIRONMENT) $(if $(IMAGE),--image $(IMAGE))
 YES = $(if $(YES_DELETE),--yes-delete $(YES_DELETE))
 PREFECT = $(BIN)/prefect
 
-# A plan exits with 2 when it has changes; that is not a failure here.
-HAS_CHANGES_IS_OK = || test $$? -eq 2
-
 .PHONY: validate
 validate: setup ## Check prefect.yaml, automations.yaml and all environments; report every problem with its line
 	@$(BIN)/tidepool validate
 
 .PHONY: plan
 plan: setup ## Show what a deploy would change (IMAGE=name@sha256:… to compare the image too)
-	@$(BIN)/tidepool plan $(DEPLOY) $(HAS_CHANGES_IS_OK)
+	@$(BIN)/tidepool plan $(DEPLOY)
 
 .PHONY: plan-comment
 plan-comment: setup ## Write the plan as a comment on pull request PR=number, replacing the previous one
-	@mkdir -p build
-	@$(BIN)/tidepool plan $(DEPLOY) --markdown --output build/plan.md $(HAS_CHANGES_IS_OK)
+	@mkdir -p build && rm -f build/plan.md
+	@$(BIN)/tidepool plan $(DEPLOY) --markdown --output build/plan.md
 	@gh pr comment $(PR) --body-file build/plan.md --edit-last --create-if-none
 
 .PHONY: deploy
@@ -43,8 +40,8 @@ record: ## Push the Git tags that record what was deployed; `tidepool rollback` 
 
 .PHONY: drift
 drift: setup ## Report the drift between Git and the server; fails if there is any
-	@mkdir -p build
-	@$(BIN)/tidepool drift --environment $(ENVIRONMENT) $(DRIFT_ARGS) --markdown --output build/drift.md; code=$$?; \
+	@mkdir -p build && rm -f build/drift.md
+	@$(BIN)/tidepool drift --environment $(ENVIRONMENT) $(DRIFT_ARGS) --detailed-exitcode --markdown --output build/drift.md; code=$$?; \
 	  test ! -f build/drift.md || tee -a "$${GITHUB_STEP_SUMMARY:-/dev/null}" < build/drift.md; exit $$code
 
 .PHONY: publish

@@ -22,12 +22,21 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the console script: a user's error becomes one sentence and exit code 2, without a traceback."""
+    """Run the console script: a user's error becomes one sentence and exit code 1, without a traceback.
+
+    A wrong command line is such an error too: Typer's own code for it, 2, means changes (`plan --detailed-exitcode`).
+    """
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except TidepoolError as error:
         typer.echo(f"tidepool: {error}", err=True)
-        sys.exit(2)
+    except PermissionError as error:
+        typer.echo(f"tidepool: this user may not access {error.filename}: {error.strerror}", err=True)
+    except typer.TyperException as error:
+        typer.echo(f"tidepool: {error.format_message()}", err=True)
+    except typer.Abort:
+        typer.echo("tidepool: aborted", err=True)
+    sys.exit(1)
 
 
 @app.command()
@@ -55,7 +64,7 @@ def run(
     Paths in parameters are relative to the repository. The run is recorded by the Prefect server of PREFECT_API_URL,
     else by the demo's, else by one that is started for the run.
 
-    Exit code: 0 the run is Completed, 1 it failed, 2 invalid usage or parameter: nothing was run.
+    Exit code: 0 the run is Completed, 1 otherwise, also if nothing was run.
     """
     from tidepool.local.run import run as run_deployment
 
@@ -120,7 +129,7 @@ def reap(
     autoscalers, Deployments and Services without a cluster. Nothing without tidepool's labels is deleted, and nothing
     at all when a reading fails. It uses the kubeconfig, or in a pod its account.
 
-    Exit code: 0 done, or nothing was left behind; 1 Kubernetes could not be read, or refused a deletion; 2 bad usage.
+    Exit code: 0 done, also if nothing was left behind; 1 otherwise.
     """
     from tidepool.operate.sweep.observation import ReadingError
     from tidepool.operate.sweep.reap import reap as reap_once

@@ -6,6 +6,8 @@ Each carries one sentence that names the value, the place and what is accepted, 
 from __future__ import annotations
 
 import difflib
+import re
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,12 +16,17 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+_SEPARATOR = re.compile(r"[^A-Za-z0-9]+")
+# As of difflib.get_close_matches.
+_NEAR = 0.6
+
+
 class TidepoolError(Exception):
     """An error whose text is shown to the user as it is."""
 
 
 class UsageError(TidepoolError):
-    """A command line, a setting or a parameter is wrong; nothing was started, exit code 2."""
+    """A command line, a setting or a parameter is wrong; nothing was started."""
 
 
 class InputError(TidepoolError, ValueError):
@@ -37,11 +44,19 @@ class ClusterError(TidepoolError):
 def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str:
     """Return the end of a message about an unknown name: the nearest known one.
 
-    Where none is similar, it is the advice `otherwise`, by default the list of the known names.
+    Names are compared after the words that they begin with in common: `TIDEPOOL_TOKEN` is not near
+    `TIDEPOOL_STORAGE_ROOT`. Where none is near, it is the advice `otherwise`, by default the list of the known names.
     """
-    if near := difflib.get_close_matches(given, known, n=1):
-        return f"; did you mean {near[0]}?"
+    if known and (near := max(known, key=lambda each: _likeness(given, each))) and _likeness(given, near) >= _NEAR:
+        return f"; did you mean {near}?"
     return f"; {otherwise or 'known: ' + (', '.join(known) or 'none')}"
+
+
+def _likeness(given: str, known: str) -> float:
+    """Return how alike two names are, from 0 to 1, without the whole words that both begin with."""
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(given, known, strict=False)))
+    start = max((match.end() for match in _SEPARATOR.finditer(given[:common])), default=0)
+    return difflib.SequenceMatcher(None, given[start:], known[start:]).ratio()
 
 
 def reason(problem: ErrorDetails, *, show_input: bool = True) -> str:

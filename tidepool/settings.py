@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from tidepool.errors import UsageError, did_you_mean, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 PREFIX = "TIDEPOOL_"
 _SECRETS = ("TIDEPOOL_NOTIFY_URLS", "TIDEPOOL_KUBERNETES_SHARED_KEY")  # never shown
@@ -285,6 +288,13 @@ def set_prefect_variables(values: dict[str, str]) -> None:
     os.environ.update(values)
 
 
+def set_empty_variables(names: Collection[str]) -> None:
+    """Set those of the variables that are not set to an empty text, for this process and its children."""
+    for name in names:
+        os.environ.setdefault(name, "")
+    settings.cache_clear()
+
+
 def environment() -> dict[str, str]:
     """Return a copy of this process's environment, for a child process."""
     return dict(os.environ)
@@ -298,6 +308,6 @@ def repository() -> Path:
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / "prefect.yaml").is_file():
+        if os.access(folder / "prefect.yaml", os.F_OK):  # without an error where this user may not look
             return folder
     raise UsageError(f"no prefect.yaml in {here} or above it; run this command inside the repository")

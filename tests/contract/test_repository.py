@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tidepool import settings
+from tidepool.deploy.config.house_rules import HouseRules
 from tidepool.local import server
 
 TOP = Path(__file__).parents[2]
@@ -36,11 +37,6 @@ def texts() -> list[tuple[Path, str]]:
         except UnicodeDecodeError:
             continue
     return found
-
-
-def deployments() -> list[dict[str, object]]:
-    loaded = yaml.safe_load((TOP / "prefect.yaml").read_text())
-    return list(loaded["deployments"])
 
 
 def test_the_readme_maps_every_top_level_entry() -> None:
@@ -70,6 +66,7 @@ def test_the_paths_in_the_guides_exist() -> None:
         "CONTRIBUTING.md",
         "docs/glossary.md",
         "docs/deploying.md",
+        "docs/validate.md",
         "docs/security.md",
     ):
         named = path_of_ours.findall((TOP / guide).read_text())
@@ -122,15 +119,11 @@ def test_every_named_variable_is_a_setting() -> None:
     assert wrong == set()
 
 
-HEADINGS = ("Meaning", "Impact", "Diagnosis", "Mitigation", "How to know it is fixed")
-
-
-@pytest.mark.parametrize("deployment", deployments(), ids=lambda each: str(each["name"]))
-def test_every_deployment_has_its_runbook(deployment: dict[str, object]) -> None:
-    name = deployment["name"]
-    page = TOP / "docs" / "runbooks" / f"{name}.md"
-    assert re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE) == list(HEADINGS)
-    assert f"docs/runbooks/{name}.md" in str(deployment["description"])
+def test_the_page_of_the_checks_lists_every_house_rule() -> None:
+    page = (TOP / "docs" / "validate.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page, re.MULTILINE)
+    rules = {name: field.default for name, field in HouseRules.model_fields.items()}
+    assert {name: yaml.safe_load(default) for name, default in rows} == rules
 
 
 def test_requirements_are_hashed_and_name_no_host() -> None:

@@ -25,6 +25,7 @@ from tidepool import settings as settings_module
 from tidepool.deploy import steps
 from tidepool.deploy.client import connect, pages
 from tidepool.deploy.config import environments
+from tidepool.deploy.config.yaml_source import raise_if_any
 from tidepool.deploy.reconcile import apply, comparison
 from tidepool.deploy.reconcile.actual import read_deployments
 
@@ -165,7 +166,7 @@ class Shop:
 
     def compare(self, client: SyncPrefectClient) -> comparison.Comparison:
         """Check the files, and compare them with the server."""
-        comparison.check(client, self.root, "production", self.owner)
+        raise_if_any(comparison.check(client, self.root, "production", self.owner, deploying=True))
         return comparison.compare(client, self.root, "production", self.owner)
 
     def apply(self, deploy: apply.Deploy | None = None) -> list[str]:

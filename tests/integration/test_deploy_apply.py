@@ -217,7 +217,7 @@ def test_work_pools_limits_variables_and_automations_follow_git(shop: Shop, prox
         '"job_configuration": {"image": "{{ image }}"}}'
     )
     pool = f"{shop.pool}-new"
-    shop.deployment("one", work_pool={"name": pool})
+    shop.deployment("one", work_pool={"name": pool, "job_variables": {"image": "b"}})
     failed = {
         "name": "run-failed",
         "description": "Runs another.",

@@ -107,17 +107,19 @@ def test_plan_apply_and_prune_as_commands(shop: Shop, proxy: Proxy) -> None:
         shop.deployment(name, NIGHTLY)
     shop.write()
     planned = process(shop, proxy, "plan", "--json")
-    assert planned.returncode == 2, planned.stderr
+    assert planned.returncode == 0, planned.stderr
     assert len(json.loads(planned.stdout)["changes"]) == 6
     applied = tidepool(shop, "apply")
     assert applied.returncode == 0, applied.stderr
     assert f"created deployment {shop.flow}/three" in applied.stdout
-    assert tidepool(shop, "plan").returncode == 0
+    assert tidepool(shop, "plan", "--detailed-exitcode").returncode == 0
 
     shop.manifest["deployments"].pop(0)
     shop.write()
+    for command in ("plan", "drift"):
+        assert [tidepool(shop, command, *more).returncode for more in ((), ("--detailed-exitcode",))] == [0, 2]
     refused = tidepool(shop, "prune")
-    assert refused.returncode == 2
+    assert refused.returncode == 1
     assert (
         "this would delete 1 of 3 deployments, above TIDEPOOL_DEPLOY_DELETE_SHARE=0.3; nothing was written"
         in refused.stderr
@@ -164,7 +166,7 @@ def test_a_rollback_applies_an_older_version_from_git(shop: Shop) -> None:
     listed = tidepool(shop, "rollback").stdout.splitlines()
     assert [line.split("  ")[-1] for line in listed] == ["New prices", "First prices"]
     wrong = tidepool(shop, "rollback", "--to", "abcdef0")
-    assert wrong.returncode == 2
+    assert wrong.returncode == 1
     assert "version 'abcdef0' was not deployed; known: " in wrong.stderr
     back = tidepool(shop, "rollback", "--to", first[:10])
     assert back.returncode == 0, back.stderr
@@ -173,3 +175,27 @@ def test_a_rollback_applies_an_older_version_from_git(shop: Shop) -> None:
     assert live["schedules"][0]["schedule"]["cron"] == NIGHTLY["cron"]
     assert git(shop, "worktree", "list").count("\n") == 0
     assert git(shop, "status", "--porcelain") == ""
+
+
+def test_an_environment_without_an_image_leaves_no_tags_and_shows_pauses(shop: Shop) -> None:
+    shop.deployment("one", NIGHTLY)
+    shop.write()
+    (shop.root / "environments").mkdir()
+    (shop.root / "environments" / "local.yaml").write_text("image: null\nevery_deployment: {paused: true}\n")
+    (shop.root / ".gitignore").write_text("__pycache__/\n")
+    git(shop, "init", "--quiet", "--initial-branch=main")
+    git(shop, "add", "-A")
+    git(shop, "commit", "--quiet", "-m", "First prices")
+    planned = tidepool(shop, "plan", "-e", "local").stdout
+    assert "next: " not in planned, "Git pauses it: it does not run"
+    assert "image" not in planned
+    applied = tidepool(shop, "apply", "-e", "local")
+    assert applied.returncode == 0, applied.stderr
+    assert "recorded" not in applied.stdout
+    assert git(shop, "tag") == ""
+    assert "paused" not in tidepool(shop, "drift", "-e", "local").stdout
+    paused = tidepool(shop, "pause", "one", "--until", "4h", "--reason", "the till is broken", "--by", "ann")
+    assert paused.returncode == 0, paused.stderr
+    drift = tidepool(shop, "drift", "-e", "local").stdout
+    assert f"deployment {shop.flow}/one is paused for 0 min by ann, until " in drift
+    assert "the till is broken" in drift

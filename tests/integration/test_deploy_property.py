@@ -16,8 +16,36 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(290)
 
-CRONS = st.sampled_from(["0 6 * * *", "30 7 * * MON", "*/20 * * * *"])
-SCHEDULES = st.dictionaries(st.sampled_from(["s", "t"]), CRONS, max_size=2)
+# Every kind, in the forms that the command, the client and the server each complete in their own way.
+TIMES = st.one_of(
+    st.fixed_dictionaries(
+        {"cron": st.sampled_from(["0 6 * * *", "30 7 * * MON", "*/20 * * * *", "@daily", " 0  6 * * 1-5"])},
+        optional={"day_or": st.booleans()},
+    ),
+    st.fixed_dictionaries(
+        {
+            "interval": st.sampled_from([60, 90.5, 3600, "PT1H", "P1D", "01:30:00", 2678400]),
+            "anchor_date": st.sampled_from(
+                ["2026-01-01", "2026-01-01T00:00:00", "2026-01-01T00:00:00Z", "2026-07-01T06:00:00+02:00"]
+            ),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "rrule": st.sampled_from(
+                [
+                    "FREQ=WEEKLY;BYDAY=MO,WE",
+                    "RRULE:FREQ=MONTHLY;BYDAY=-1FR;BYHOUR=8",
+                    "FREQ=DAILY;COUNT=9999",
+                    "DTSTART:20260101T060000\nRRULE:FREQ=MINUTELY;INTERVAL=10\n",
+                    "DTSTART:20260101T060000\nRRULE:FREQ=YEARLY\nEXDATE:20270101T060000",
+                ]
+            )
+        }
+    ),
+)
+ZONES = st.sampled_from(["UTC", "Europe/Paris", "America/New_York"])
+SCHEDULES = st.dictionaries(st.sampled_from(["s", "t"]), st.tuples(TIMES, ZONES), max_size=2)
 DEPLOYMENTS = st.dictionaries(
     st.sampled_from(["a", "b"]), st.tuples(st.integers(1, 3), SCHEDULES), min_size=1, max_size=2
 )
@@ -39,12 +67,12 @@ def shops(prefect_server: str, tmp_path: Path) -> tuple[Shop, Shop]:
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(wanted=DEPLOYMENTS, variables=VARIABLES, tampered=TAMPERINGS)
 def test_an_apply_reaches_git_and_a_second_plan_is_empty(
     shops: tuple[Shop, Shop],
-    wanted: dict[str, tuple[int, dict[str, str]]],
+    wanted: dict[str, tuple[int, dict[str, tuple[dict[str, Any], str]]]],
     variables: dict[str, int],
     tampered: set[str],
 ) -> None:
@@ -53,7 +81,7 @@ def test_an_apply_reaches_git_and_a_second_plan_is_empty(
     tamper(ours, tampered)
     ours.manifest["deployments"] = []
     for name, (count, schedules) in wanted.items():
-        listed = [{"slug": slug, "cron": cron, "timezone": "UTC"} for slug, cron in schedules.items()]
+        listed = [{"slug": slug, "timezone": zone, **times} for slug, (times, zone) in schedules.items()]
         ours.deployment(name, *listed, parameters={"count": count})
     ours.server_file = {
         "variables": [{"name": f"{ours.owner}_{key}", "value": value} for key, value in variables.items()]
@@ -63,7 +91,7 @@ def test_an_apply_reaches_git_and_a_second_plan_is_empty(
     live = ours.deployments()
     assert {name: each["parameters"]["count"] for name, each in live.items()} == {n: c for n, (c, _) in wanted.items()}
     for name, (_, schedules) in wanted.items():
-        assert {each["slug"]: each["schedule"]["cron"] for each in live[name]["schedules"]} == schedules
+        assert {each["slug"] for each in live[name]["schedules"]} == set(schedules)
     assert not ours.plan()
     assert {name: each["schedules"] for name, each in theirs.deployments().items()} == {
         name: each["schedules"] for name, each in others.items()

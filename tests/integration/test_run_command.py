@@ -91,13 +91,13 @@ def test_a_bad_parameter_runs_nothing(repository: Path, arguments: list[str], se
 def test_a_flow_that_cannot_be_imported_is_named(repository: Path) -> None:
     (repository / "small_flows.py").write_text("import no_such_library\n")
     done = _run(repository, "good")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "cannot import flow small_flows.good: ModuleNotFoundError" in done.stderr
 
 
 def test_an_unreachable_configured_server_is_reported_at_once(repository: Path) -> None:
     done = _run(repository, "good", PREFECT_API_URL="http://127.0.0.1:1/api")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "the Prefect API http://127.0.0.1:1/api (PREFECT_API_URL) does not answer" in done.stderr
 
 

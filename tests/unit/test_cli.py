@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,10 +14,9 @@ import pytest
 import yaml
 from prefect import flow
 from pydantic import BaseModel, Field
-from typer.testing import CliRunner
 
 from tidepool import cli
-from tidepool.errors import UsageError
+from tidepool.errors import UsageError, did_you_mean
 from tidepool.local.run import assignments, bind, describe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -151,10 +153,13 @@ def test_bounds_are_said_in_words(schema: dict[str, Any], words: str) -> None:
 
 
 def _tidepool(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+    """Run the console script in this process."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.setattr(sys, "argv", ["tidepool", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
 
 
 def test_render_prints_what_prefect_deploy_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +190,7 @@ def test_settings_mask_secrets_and_say_where_a_value_comes_from(monkeypatch: pyt
 )
 def test_help_is_there(arguments: list[str]) -> None:
     code, out, error = _tidepool(*arguments)
-    assert code == (0 if arguments else 2)
+    assert code == (0 if arguments else 1)
     assert "Usage" in out + error
 
 
@@ -195,14 +200,18 @@ def test_help_is_there(arguments: list[str]) -> None:
         (["run", "csv-elt"], "unknown deployment 'csv-elt'; did you mean csv-etl?"),
         (["run", "csv-etl", "-e", "prod"], "unknown environment 'prod'; known: local, production, staging"),
         (["render", "-e", "production", "--image", "app:1"], "image 'app:1' is not pinned by digest"),
+        (["plan", "--detailed-exitcod"], "No such option: --detailed-exitcod"),
+        (["drift", "-e"], "Option '-e' requires an argument"),
+        (["pause"], "Missing argument 'name'"),
+        (["pln"], "No such command 'pln'"),
     ],
 )
-def test_a_wrong_word_is_exit_code_2_without_traceback(arguments: list[str], sentence: str) -> None:
+def test_a_wrong_word_is_exit_code_1_without_traceback(arguments: list[str], sentence: str) -> None:
     """The real console script: the mapping of errors is in `main`."""
     done = subprocess.run(
         [sys.executable, "-m", "tidepool.cli", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith(f"tidepool: {sentence}")
     assert done.stderr.count("\n") == 1
@@ -210,8 +219,32 @@ def test_a_wrong_word_is_exit_code_2_without_traceback(arguments: list[str], sen
 
 def test_outside_of_a_repository_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"no prefect.yaml in .* or above it"):
-        _tidepool("render", "-e", "local")
+    code, _, error = _tidepool("render", "-e", "local")
+    assert code == 1
+    assert re.match(r"tidepool: no prefect.yaml in .* or above it", error)
+
+
+NEAR = ["TIDEPOOL_STORAGE_ROOT", "TIDEPOOL_IMAGE_NAME", "TIDEPOOL_DEPLOY_ENVIRONMENT", "TIDEPOOL_REPOSITORY_URL"]
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "end"),
+    [
+        ("TIDEPOOL_STORAGE_ROT", NEAR, "; did you mean TIDEPOOL_STORAGE_ROOT?"),
+        ("TIDEPOOL_STORGE_ROOT", NEAR, "; did you mean TIDEPOOL_STORAGE_ROOT?"),
+        ("TIDEPOOL_REPO_URL", NEAR, "; did you mean TIDEPOOL_REPOSITORY_URL?"),
+        ("TIDEPOOL_ENVIRONMENT", NEAR, "; did you mean TIDEPOOL_DEPLOY_ENVIRONMENT?"),
+        ("TIDEPOOL_TOKEN", NEAR, "; see the list"),
+        ("TIDEPOOL_ENV", NEAR, "; see the list"),
+        ("TIDEPOOL_STORAGE_X", NEAR, "; see the list"),
+        ("managed-by", ["managed-to", "owner"], "; see the list"),
+        ("Europe/Pari", ["Europe/Paris", "Europe/Prague"], "; did you mean Europe/Paris?"),
+        ("europe/paris", ["Europe/Paris"], "; did you mean Europe/Paris?"),
+        ("x", [], "; see the list"),
+    ],
+)
+def test_the_nearest_name_is_near_without_what_all_names_begin_with(given: str, known: list[str], end: str) -> None:
+    assert did_you_mean(given, known, "see the list") == end
 
 
 def test_help_does_not_import_prefect() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from tidepool.deploy.config import schedules
+from tidepool.deploy.reconcile.actual import Pause
 from tidepool.deploy.reconcile.plan import (
     UNKNOWN,
     Action,
@@ -24,11 +25,12 @@ from tidepool.deploy.reconcile.plan import (
     Resource,
     differences,
     excessive_deletions,
+    lost_pauses,
     make_plan,
 )
 from tidepool.deploy.view import json as json_view
 from tidepool.deploy.view import markdown
-from tidepool.deploy.view.plan_view import PlanView
+from tidepool.deploy.view.plan_view import PlanView, run_time
 
 SPRING = datetime(2027, 3, 27, 12, tzinfo=UTC)  # the day before clocks go forward in Paris
 AUTUMN = datetime(2026, 10, 24, 12, tzinfo=UTC)  # the day before they go back
@@ -134,6 +136,54 @@ def test_a_pause_is_reported_and_changes_nothing() -> None:
 
 def test_a_pause_that_git_desires_is_not_reported() -> None:
     assert make_plan([resource("a", paused=True)], [replace(actual("a", paused=True), active=False)]).paused == ()
+
+
+def test_a_schedule_of_a_deployment_that_git_pauses_is_not_reported_and_has_no_next_runs() -> None:
+    wanted = [resource("a", paused=True), schedule("a", "s")]
+    there = [replace(on_server(each), active=False) for each in wanted]
+    assert make_plan(wanted, there).paused == ()
+    shown = {"slug": "s", "schedule": cron("15 3 * * *"), "parameters": {}}
+    new = Resource(kind=Kind.SCHEDULE, name="a#s", parent="a", fields=shown)
+    for paused in (True, False):
+        found = make_plan([resource("a", paused=paused), new], [])
+        assert ("next runs" in markdown.render(PlanView(found, "local", AUTUMN, 60))) is not paused
+
+
+def test_a_pause_on_record_is_shown_where_git_pauses_too() -> None:
+    wanted = [resource("a/b", paused=True)]
+    found = make_plan(wanted, [replace(on_server(wanted[0]), active=False)])
+    pause = Pause(deployment="a/b", by="ann", reason="the till", at=AUTUMN, until=SPRING)
+    gone = Pause(deployment="a/gone", by="bob", reason="no matter", at=AUTUMN, until=SPRING)
+    assert PlanView(found, "local", AUTUMN, 60, pauses=[pause, gone]).paused_lines == [
+        "deployment a/b is paused for 0 min by ann, until 2027-03-27 12:00 UTC: the till"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        pytest.param([("old", False)], [("new", "")], True, id="renamed"),
+        pytest.param([("old", False)], [("new", "old")], False, id="renamed as it should be"),
+        pytest.param([("old", True)], [("new", "")], False, id="not paused"),
+        pytest.param([("old", False)], [], False, id="deleted"),
+        pytest.param([("old", False)], [("old", ""), ("new", "")], False, id="kept"),
+    ],
+)
+def test_a_pause_that_a_rename_would_lose_is_found(
+    before: list[tuple[str, bool]], after: list[tuple[str, str]], *, lost: bool
+) -> None:
+    there = [on_server(schedule("a", slug), active=active, identity=slug) for slug, active in before]
+    new = [schedule("a", slug, replaces=old) for slug, old in after]
+    found = lost_pauses(make_plan([resource("a"), *new], [actual("a"), *there]))
+    assert bool(found) is lost
+    assert all("schedule a#old is paused" in each and "if new is its new name" in each for each in found)
+    paused = lost_pauses(make_plan([resource("a", paused=True), *new], [actual("a", paused=True), *there]))
+    assert paused == []
+
+
+def test_next_runs_that_differ_by_seconds_are_shown_apart() -> None:
+    fires = schedules.next_runs(interval(20, "UTC"), SPRING)
+    assert len({run_time(each) for each in fires}) == 3
 
 
 def test_the_second_of_two_automations_of_one_name_is_deleted() -> None:

@@ -78,18 +78,51 @@ def test_all_duplicate_keys_are_found_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: ]", r"^file\.yaml:2: invalid YAML: "),
-        ("a: 1\n\tb: 2\n", r"^file\.yaml:2: invalid YAML: "),
-        ("a: *missing\n", r"^file\.yaml:1: invalid YAML: found undefined alias"),
-        ("a: !!python/name:os.system\n", r"^file\.yaml:1: invalid YAML: could not determine a constructor"),
-        ("a: \x07\n", r"^file\.yaml:1: invalid YAML: "),
-        ("a: 2026-13-01\n", r"^file\.yaml:1: invalid YAML: month must be in 1\.\.12"),
+        ("a: 1\nb: ]", "file.yaml:2: invalid YAML: no value where one is expected"),
+        ("a: 1\n\tb: 2\n", "file.yaml:2: invalid YAML: a line is indented by a tab; use spaces"),
+        ("a:\n\tb: 2\n", "file.yaml:2: invalid YAML: a line is indented by a tab; use spaces"),
+        (
+            "x: &nightly 1\na: *nightli\n",
+            "file.yaml:2: invalid YAML: no anchor &nightli above it; did you mean nightly?",
+        ),
+        (
+            "a: 1\ncron: * * * * *\n",
+            'file.yaml:2: invalid YAML: `*` begins an alias; put the text in quotes: "* * * * *"',
+        ),
+        ("a: @daily\n", "file.yaml:1: invalid YAML: a text cannot begin with @, % or `; put it in quotes"),
+        (
+            "a: 1\nb\nc: 1\n",
+            "file.yaml:2: invalid YAML: no colon after a key, or a text of several lines without quotes",
+        ),
+        (
+            "a: 1\nb: c: d\n",
+            "file.yaml:2: invalid YAML: a second colon in one line; put the text in quotes, or begin a new line",
+        ),
+        (
+            "a:\n  b: 1\n c: 2\n",
+            "file.yaml:3: invalid YAML: the indentation does not fit the lines above, or a quote is not closed",
+        ),
+        ("a:\n  - b\n  c: 1\n", "file.yaml:3: invalid YAML: the indentation does not fit the items of the list above"),
+        ('a: 1\nb: "c\nd: 1\n', "file.yaml:2: invalid YAML: a quote is not closed"),
+        ("a: 1\nb: [c, d\ne: 1\n", "file.yaml:2: invalid YAML: a list that began with `[` is not closed"),
+        ("a: 1\nb: {c: d\n", "file.yaml:2: invalid YAML: a mapping that began with `{` is not closed"),
+        ("a: 1\nb: {{ c.d }}\n", 'file.yaml:2: invalid YAML: `{{ … }}` without quotes is a mapping; write "{{ … }}"'),
+        ("a: 1\nb: [c]: d\n", None),
+        ("a: &x\n  b: [*x]\n", "file.yaml:1: invalid YAML: an alias stands inside of its own anchor"),
+        (
+            "a: !!python/name:os.system\n",
+            "file.yaml:1: invalid YAML: unknown tag; put a text that begins with `!` in quotes",
+        ),
+        ("a: \x07\n", None),
+        ("a: 2026-13-01\n", "file.yaml:1: invalid YAML: month must be in 1..12"),
     ],
 )
-def test_invalid_yaml_is_one_line_with_its_place(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message) as raised:
+def test_invalid_yaml_is_one_sentence_with_its_line(tmp_path: Path, text: str, message: str | None) -> None:
+    with pytest.raises(UsageError) as raised:
         read(tmp_path, text)
+    assert str(raised.value) == message or message is None
     assert "\n" not in str(raised.value)
+    assert str(raised.value).count("file.yaml") == 1
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidepool.deploy.client import connect
-from tidepool.errors import TidepoolError, UsageError
+from tidepool.errors import UsageError
 from tidepool.settings import repository, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from prefect.client.orchestration import SyncPrefectClient
 
+    from tidepool.deploy.config.yaml_source import Problem
     from tidepool.deploy.reconcile.comparison import Comparison
     from tidepool.deploy.view.plan_view import PlanView
 
-CHANGES, ERROR = 2, 1
+# As Terraform's: the second only with --detailed-exitcode.
+ERROR, CHANGES = 1, 2
 # Writes wait for a server that is restarting: 2 + 4 + 8 + 16 + 32 s.
 _PATIENT = 5
 
@@ -46,18 +46,11 @@ YesDelete = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull-request comment.")]
+DetailedExitCode = Annotated[
+    bool, typer.Option("--detailed-exitcode", help="Exit with 2 instead of 0 if there are differences.")
+]
 Output = Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")]
 Name = Annotated[str, typer.Argument(help="Name of the deployment, or flow/deployment.")]
-
-
-@contextmanager
-def _exit_1_after(error_type: type[TidepoolError]) -> Iterator[None]:
-    """Exit with 1 after an error: the usual 2 for bad usage means changes, or that nothing was written."""
-    try:
-        yield
-    except error_type as error:
-        typer.echo(f"tidepool: {error}", err=True)
-        raise typer.Exit(ERROR) from None
 
 
 def register(app: typer.Typer) -> None:
@@ -67,27 +60,30 @@ def register(app: typer.Typer) -> None:
 
 
 def validate(environment: Environment = None) -> None:
-    """Check prefect.yaml, automations.yaml and an environment: report all problems at once, with their lines.
+    """Check prefect.yaml, automations.yaml and the environments: report all problems at once, with their lines.
 
-    Works offline. With --environment and PREFECT_API_URL, job variables are also checked against the server's work
-    pools.
+    Without --environment, all of them. Works offline; with PREFECT_API_URL, also against the server's work pools,
+    variables and blocks: those of TIDEPOOL_DEPLOY_ENVIRONMENT, or of --environment, must exist.
 
-    Exit code: 0 no problem, 2 problems.
+    Exit code: 0 no problem, 1 problems.
     """
     from prefect.settings import PREFECT_API_URL
 
     from tidepool.deploy.config import environments
+    from tidepool.deploy.config.yaml_source import raise_if_any
     from tidepool.deploy.reconcile import comparison
 
-    root, owner = repository(), settings().deploy.owner
+    root, deploy = repository(), settings().deploy
     names = [environment] if environment else environments.names(root)
-    with connect() if environment and PREFECT_API_URL.value() else nullcontext() as client:
+    found: set[Problem] = set()
+    with connect() if PREFECT_API_URL.value() else nullcontext() as client:
         for name in names:
-            comparison.check(client, root, name, owner)
+            served = name == (environment or deploy.environment)
+            found.update(comparison.check(client, root, name, deploy.owner, served=served))
+    raise_if_any(sorted(found))
     typer.echo(f"no problems: {', '.join(names)}")
 
 
-@_exit_1_after(TidepoolError)
 def plan(
     environment: Environment = None,
     image: Image = None,
@@ -95,10 +91,11 @@ def plan(
     json: Json = False,
     markdown: Markdown = False,
     output: Output = None,
+    detailed_exitcode: DetailedExitCode = False,
 ) -> None:
     """Dry run: show what an apply would change, field by field, with the next runs of each schedule before and after.
 
-    Exit code: 0 nothing to do, 2 changes, 1 error.
+    Exit code: 0 done, 1 error; with --detailed-exitcode 2 if there are changes.
     """
     from tidepool.deploy.reconcile.actual import read_pauses
     from tidepool.deploy.view import markdown as markdown_view
@@ -111,7 +108,7 @@ def plan(
         recorded = read_pauses(client, deploy.owner)
     view = PlanView(found.plan, name, datetime.now(UTC), deploy.runs_per_hour, found.notes, recorded)
     _emit(view, output, json=json, markdown=markdown_view.render(view) if markdown else "")
-    raise typer.Exit(CHANGES if found.plan else 0)
+    raise typer.Exit(CHANGES if found.plan and detailed_exitcode else 0)
 
 
 def apply(
@@ -125,18 +122,21 @@ def apply(
 ) -> None:
     """Apply the plan: bring the server to the state in Git. Idempotent.
 
-    Exit code: 0 done, 1 the server failed half-way (the error lists what was written; run it again), 2 bad usage.
+    Exit code: 0 done or nothing to do, 1 error (if the server failed half-way, it lists what was written).
     """
     from tidepool.deploy import history
+    from tidepool.deploy.config import environments
 
     name = environment or settings().deploy.environment
     with connect(retries=_PATIENT) as client:
-        found = _compare(client, name, image, version)
+        found = _compare(client, name, image, version, deploying=True)
         _guard(found, yes_delete)
         written = _write(client, found)
     typer.echo(f"{name}: {len(written)} written" if written else f"{name}: nothing to do")
-    if written and record and (tag := history.record(repository(), name, image, datetime.now(UTC))):
-        typer.echo(f"recorded as {tag}")
+    # An environment without an image runs what is in the working folder: there is no version to go back to.
+    if written and record and environments.runs_an_image(repository(), name):
+        tag = history.record(repository(), name, image, datetime.now(UTC))
+        typer.echo(f"recorded as {tag}" if tag else "not recorded: this is not a clean Git checkout")
 
 
 def prune(
@@ -146,7 +146,7 @@ def prune(
 ) -> None:
     """Delete managed resources that are no longer in Git. Unmanaged resources are never deleted.
 
-    Exit code: 0 done, 1 the server failed half-way, 2 bad usage, or too many deletions without --yes-delete.
+    Exit code: 0 done or nothing to do, 1 error, or too many deletions without --yes-delete.
     """
     from tidepool.deploy.reconcile.plan import Action, Plan
 
@@ -163,7 +163,6 @@ def prune(
     typer.echo(f"{name}: {len(deletions)} {'to delete' if dry_run else 'deleted'}")
 
 
-@_exit_1_after(TidepoolError)
 def drift(
     environment: Environment = None,
     json: Json = False,
@@ -172,10 +171,11 @@ def drift(
     end_pauses: Annotated[
         bool, typer.Option("--end-pauses", help="Resume deployments whose pause has expired, as the drift job does.")
     ] = False,
+    detailed_exitcode: DetailedExitCode = False,
 ) -> None:
     """Report differences between Git and the server and since when, and pauses with their author and reason.
 
-    Exit code: 0 no drift, 2 drift, 1 error.
+    Exit code: 0 done, 1 error; with --detailed-exitcode 2 if there is drift.
     """
     from tidepool.deploy import drift as drift_module
 
@@ -185,7 +185,7 @@ def drift(
     _emit(found.view, output, json=json, markdown=found.markdown() if markdown else "")
     for each in found.resumed:
         typer.echo(f"resumed {each.deployment}: paused until {each.until:%Y-%m-%d %H:%M %Z}", err=True)
-    raise typer.Exit(CHANGES if found else 0)
+    raise typer.Exit(CHANGES if found and detailed_exitcode else 0)
 
 
 def pause(
@@ -250,11 +250,15 @@ def rollback(
     raise typer.Exit(code)
 
 
-def _compare(client: SyncPrefectClient, name: str, image: str | None, version: str | None) -> Comparison:
+def _compare(
+    client: SyncPrefectClient, name: str, image: str | None, version: str | None, *, deploying: bool = False
+) -> Comparison:
+    from tidepool.deploy.config.yaml_source import raise_if_any
     from tidepool.deploy.reconcile import comparison
 
     root, owner = repository(), settings().deploy.owner
-    comparison.check(client, root, name, owner)
+    problems = comparison.check(client, root, name, owner, image=image, deploying=deploying)
+    raise_if_any(problems, "nothing was written" if deploying else "")
     return comparison.compare(client, root, name, owner, image=image, version=version)
 
 
@@ -280,8 +284,7 @@ def _guard(found: Comparison, yes_delete: int | None) -> None:
 def _write(client: SyncPrefectClient, found: Comparison) -> list[str]:
     from tidepool.deploy.reconcile import apply as apply_module
 
-    with _exit_1_after(apply_module.PartialApplyError):
-        return apply_module.apply(client, found, repository(), settings().deploy.owner, report=typer.echo)
+    return apply_module.apply(client, found, repository(), settings().deploy.owner, report=typer.echo)
 
 
 def _emit(view: PlanView, output: Path | None, *, json: bool, markdown: str) -> None:

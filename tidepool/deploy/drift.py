@@ -43,8 +43,8 @@ class Drift:
         """One line for a list of artifacts or a phone."""
         plan = self.view.plan
         parts = [f"{len(plan.changes)} differ from Git" if plan else "as in Git"]
-        if plan.paused:
-            parts.append(f"{len(plan.paused)} paused")
+        if paused := len(self.view.paused_lines):
+            parts.append(f"{paused} paused")
         if self.resumed:
             parts.append(f"{len(self.resumed)} resumed, as their pause expired")
         if self.overdue:

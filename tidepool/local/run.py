@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from pydantic import ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_jsonable_python
 
 from tidepool.deploy.config import environments, flows
@@ -114,7 +115,10 @@ def _parse(adapter: TypeAdapter[Any], text: str) -> Any:
         decoded = json.loads(text)
     except ValueError:
         decoded = text
-    if adapter.json_schema() == {}:  # any type at all
+    try:
+        if adapter.json_schema() == {}:  # any type at all
+            return decoded
+    except PydanticInvalidForJsonSchema:  # a class that JSON does not have
         return decoded
     for value in (decoded, text) if decoded is None else (text, decoded):
         with suppress(ValidationError):

@@ -18,10 +18,10 @@ from pydantic import BaseModel, RootModel, ValidationError
 from tidepool.deploy.config import models, yaml_source
 from tidepool.deploy.config.models import Automation, ServerFile, WorkPool
 from tidepool.deploy.config.yaml_source import InvalidFileError, Problem, place_in
-from tidepool.errors import did_you_mean, reason
+from tidepool.errors import UsageError, did_you_mean, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from prefect.events.schemas.automations import AutomationCore
@@ -46,8 +46,34 @@ def load(repository: Path) -> ServerFile:
     return ServerFile() if file.data is None else ServerFile.model_validate(file.data)
 
 
-def check(repository: Path, owner: str, deployments: Collection[str] | None) -> list[Problem]:
-    """Return all problems of the file; of its automations only if the deployments in Git (`flow/name`) are known."""
+class Names:
+    """The deployments in Git that an automation may name: `flow/name`.
+
+    Attributes:
+        known: Those whose flow could be imported.
+        unresolved: Names, without the flow, of the others.
+    """
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.unresolved: set[str] = set()
+
+    def resolve(self, flow: str, name: str) -> None:
+        """Record the flow of a deployment."""
+        self.known.add(f"{flow}/{name}")
+        self.unresolved.discard(name)
+
+
+def variables(repository: Path) -> frozenset[str]:
+    """Return the names of the Prefect variables in the file; empty if it is not valid, which `check` reports."""
+    try:
+        return frozenset(each.name for each in load(repository).variables)
+    except (UsageError, ValueError):
+        return frozenset()
+
+
+def check(repository: Path, owner: str, names: Names | None) -> list[Problem]:
+    """Return all problems of the file; of its automations only if the deployments in Git are known."""
     try:
         file = _read(repository)
     except InvalidFileError as error:
@@ -58,8 +84,15 @@ def check(repository: Path, owner: str, deployments: Collection[str] | None) -> 
         return found
     content = ServerFile.model_validate(file.data)
     found = list(_problems(repository, owner, file, content))
-    if deployments is not None:
-        ids = {name: _stand_in(name) for name in [*deployments, NOTIFY]}
+    if names is not None:
+        listed = {
+            str(action["deployment"])
+            for each in content.automations
+            for action in each.actions
+            if "deployment" in action
+        }
+        unresolved = {name for name in listed if name.rpartition("/")[2] in names.unresolved}
+        ids = {name: _stand_in(name) for name in [*names.known, *unresolved, NOTIFY]}
         for index, entry in enumerate(content.automations):
             for place, message in _entry_problems(repository, owner, entry, ids):
                 found.append(file.problem(("automations", index, *place), message))
@@ -81,7 +114,8 @@ def _problems(repository: Path, owner: str, file: YamlFile, content: ServerFile)
         try:
             template(repository, pool)
         except (OSError, ValueError) as error:
-            yield Problem(pool.base_job_template, 1, f"template of work pool {pool.name}: {error}")
+            reason = error.strerror if isinstance(error, OSError) else error
+            yield Problem(pool.base_job_template, 1, f"template of work pool {pool.name}: {reason}")
 
 
 def _read(repository: Path) -> YamlFile:

@@ -20,17 +20,20 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tidepool.deploy.config import yaml_source
+from tidepool.deploy.config.yaml_source import path
 from tidepool.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from tidepool.deploy.config.yaml_source import Finding, Place
+
 Manifest = dict[str, Any]
 
 PRODUCTION = "production"
 _OVERLAY_KEYS = ("image", "every_deployment", "deployments")
-_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _IMAGE_STEPS = "prefect_docker."
 _VERSION = "commit"
 
@@ -74,38 +77,94 @@ def render(
     Raises:
         UsageError: the overlay has an unknown key or deployment, or schedules; the image is not pinned by digest.
     """
-    for key in overlay:
-        if key not in _OVERLAY_KEYS:
-            raise UsageError(f"unknown key {key!r}{did_you_mean(key, _OVERLAY_KEYS)}")
-    everywhere = _mapping("every_deployment", overlay.get("every_deployment") or {})
-    single = _mapping("deployments", overlay.get("deployments") or {})
-    known = deployment_names(manifest)
-    for name, changes in [("every_deployment", everywhere), *single.items()]:
-        if name not in ("every_deployment", *known):
-            raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, known)}")
-        if "schedules" in _mapping(name, changes or {}):
-            raise UsageError(f"{name} has schedules, which only prefect.yaml may define; `paused` switches them off")
+    if found := problems(manifest, overlay):
+        raise UsageError("; ".join(f"{path(place)}: {message}" for place, message in found))
     if image is not None and "image" in overlay:
         raise UsageError("this environment runs without an image: omit --image")
-    if image is not None and not _DIGEST.fullmatch(image):
+    if image is not None and not DIGEST.fullmatch(image):
         raise UsageError(f"image {image!r} is not pinned by digest: use name@sha256:<64 hexadecimal digits>")
+    return assemble(manifest, overlay, image, version)[0]
 
+
+def assemble(
+    manifest: Mapping[str, Any], overlay: Mapping[str, Any], image: str | None = None, version: str | None = None
+) -> tuple[Manifest, list[int]]:
+    """Return the merged prefect file, and the position in prefect.yaml of each of its deployments.
+
+    What is not a deployment, or is wrong with the overlay (`problems`), is left out.
+    """
     patch: dict[str, Any] = {}
-    build = manifest.get("build") or []
+    build = _list(manifest.get("build"))
     rendered = {key: value for key, value in manifest.items() if key != "definitions"}
     if version is not None:  # the step that asks Git for it is not needed
         patch["version"] = version
-        rendered["build"] = build = [each for each in build if (next(iter(each.values())) or {}).get("id") != _VERSION]
+        rendered["build"] = build = [each for each in build if _step(each)[1].get("id") != _VERSION]
     if image is not None or "image" in overlay:
         patch["work_pool"] = {"job_variables": {"image": image}}
-        rendered["build"] = [each for each in build if not next(iter(each)).startswith(_IMAGE_STEPS)]
+        rendered["build"] = [each for each in build if not _step(each)[0].startswith(_IMAGE_STEPS)]
         rendered["push"] = []
-    rendered["deployments"] = [
-        merge(merge(merge(deployment, everywhere), single.get(deployment["name"]) or {}), patch)
-        for deployment in manifest["deployments"]
-        if single.get(deployment["name"], {}) is not None
+    everywhere, single = _patch(overlay.get("every_deployment")), _dict(overlay.get("deployments"))
+    positions, deployments = [], []
+    for index, deployment in enumerate(_list(manifest.get("deployments"))):
+        own = single.get(str(_dict(deployment).get("name")), {})
+        if isinstance(deployment, dict) and own is not None:
+            positions.append(index)
+            deployments.append(merge(merge(merge(deployment, everywhere), _patch(own)), patch))
+    rendered["deployments"] = deployments
+    return rendered, positions
+
+
+def runs_an_image(repository: Path, environment: str) -> bool:
+    """Return False if the overlay of an environment has `image: null`: it runs what is in the working folder."""
+    return environment == PRODUCTION or "image" not in _read(repository, f"environments/{environment}.yaml")
+
+
+def problems(manifest: Any, overlay: Any) -> list[Finding]:
+    """Return all that is wrong with an overlay, with places inside it: keys, names, and what it may not change."""
+    if not isinstance(overlay, dict):
+        return [((), f"it must be a mapping, not {type(overlay).__name__}")]
+    found: list[Finding] = [
+        ((key,), f"unknown key{did_you_mean(str(key), _OVERLAY_KEYS)}") for key in overlay if key not in _OVERLAY_KEYS
     ]
-    return rendered
+    if overlay.get("image") is not None:
+        found.append((("image",), "only null is possible: the environment runs without an image"))
+    known = deployment_names(manifest)
+    patches: list[tuple[Place, Any]] = [(("every_deployment",), overlay.get("every_deployment") or {})]
+    single = overlay.get("deployments") or {}
+    if not isinstance(single, dict):
+        found.append((("deployments",), f"must be a mapping, not {type(single).__name__}"))
+        single = {}
+    for name, patch in single.items():
+        if name in known:
+            patches.append((("deployments", name), {} if patch is None else patch))
+        else:
+            found.append((("deployments", name), f"unknown deployment {name!r}{did_you_mean(str(name), known)}"))
+    for place, patch in patches:
+        if not isinstance(patch, dict):
+            found.append((place, f"must be a mapping, not {type(patch).__name__}"))
+        elif "schedules" in patch:
+            message = "schedules are written in prefect.yaml only; `paused` switches them off"
+            found.append(((*place, "schedules"), message))
+    return found
+
+
+def _patch(value: Any) -> dict[str, Any]:
+    """Return a patch of a deployment without its schedules."""
+    return {key: item for key, item in _dict(value).items() if key != "schedules"}
+
+
+def _step(entry: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name of a step and its inputs."""
+    name, inputs = next(iter(_dict(entry).items()), ("", {}))
+    return str(name), _dict(inputs)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def merge(base: Any, patch: Any) -> Any:
@@ -121,9 +180,10 @@ def merge(base: Any, patch: Any) -> Any:
     return result
 
 
-def deployment_names(manifest: Mapping[str, Any]) -> list[str]:
+def deployment_names(manifest: Any) -> list[str]:
     """Return the names of the deployments, in the file's order."""
-    return [str(deployment["name"]) for deployment in manifest["deployments"]]
+    named = (_dict(each).get("name") for each in _list(_dict(manifest).get("deployments")))
+    return [name for name in named if isinstance(name, str)]
 
 
 def deployment(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -132,7 +192,7 @@ def deployment(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
         UsageError: it does not exist.
     """
-    found: dict[str, dict[str, Any]] = {each["name"]: each for each in manifest["deployments"]}
+    found: dict[str, dict[str, Any]] = {str(each.get("name")): each for each in manifest["deployments"]}
     if name not in found:
         raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, found)}")
     return found[name]

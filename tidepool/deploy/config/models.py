@@ -5,6 +5,7 @@ Prefect's own models ignore unknown keys.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,9 +14,11 @@ from tidepool.deploy.config.yaml_source import place_in
 from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pydantic_core import ErrorDetails
 
-    from tidepool.deploy.config.yaml_source import Place, Problem, YamlFile
+    from tidepool.deploy.config.yaml_source import Finding, Place, Problem, YamlFile
 
 NOT_ALLOWED = {
     "build": "a deployment with its own `build` skips the checks of the top-level one",
@@ -29,6 +32,9 @@ NOT_ALLOWED = {
 }
 """Keys that Prefect accepts in a deployment or a schedule and tidepool does not, with the reason."""
 
+_NEAR = re.compile(r"^unknown key; did you mean (\S+)\?$")
+# What people write beside `work_pool` that belongs into it.
+_JOB_VARIABLES = ("env", "image", "working_dir", "command")
 _NO_PULL = (
     "missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`"
 )
@@ -159,25 +165,44 @@ class ServerFile(_Strict):
 
 def problems(model: type[BaseModel], file: YamlFile) -> list[Problem]:
     """Return the duplicate keys, unknown keys, missing keys and wrong types of a file, by the model of the whole."""
-    if not isinstance(file.data, dict):
-        return [file.problem((), f"it must be a mapping, not {type(file.data).__name__}")]
-    found = list(file.duplicates)
+    return [*file.duplicates, *(file.problem(place, message) for place, message in findings(model, file.data))]
+
+
+def findings(model: type[BaseModel], data: Any) -> list[Finding]:
+    """Return the unknown keys, missing keys and wrong types of data, one for each place."""
+    if not isinstance(data, dict):
+        return [((), f"it must be a mapping, not {type(data).__name__}")]
     try:
-        model.model_validate(file.data)
+        model.model_validate(data)
     except ValidationError as error:
+        found: dict[Place, str] = {}
         for each in error.errors():
-            place = place_in(file.data, each["loc"])
-            found.append(file.problem(place, _message(model, place, each)))
-    return list(dict.fromkeys(found))  # the branches of a union report the same problem of the same place
+            place = place_in(data, each["loc"])
+            found.setdefault(place, _message(model, place, each))
+        for place in misspelt(found.items()):
+            found.pop(place, None)
+        # Of a value that may be of several types, the branch that fits its form is the deepest.
+        return [
+            (place, message) for place, message in found.items() if not any(_is_inside(each, place) for each in found)
+        ]
+    return []
+
+
+def misspelt(found: Iterable[Finding]) -> list[Place]:
+    """Return the places of the keys that unknown keys are near to, and that are therefore missing."""
+    near = ((place, _NEAR.search(message)) for place, message in found)
+    return [(*place[:-1], match[1]) for place, match in near if match]
+
+
+def _is_inside(place: Place, outer: Place) -> bool:
+    return len(place) > len(outer) and place[: len(outer)] == outer
 
 
 def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
     key = str(place[-1]) if place else ""
     match error["type"]:
-        case "extra_forbidden" if key in NOT_ALLOWED and len(place) > 1:
-            return f"not allowed here: {NOT_ALLOWED[key]}"
         case "extra_forbidden":
-            return f"unknown key{did_you_mean(key, sorted(_keys(model, place[:-1])))}"
+            return _unknown_key_message(key, _keys(model, place[:-1]))
         case "missing":
             return _NO_PULL if place == ("pull",) else "missing"
         case "model_type" | "dict_type":
@@ -185,6 +210,14 @@ def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
         case "string_pattern_mismatch":
             return f"{error['input']!r} must be lower-case words joined by hyphens"
     return reason(error)
+
+
+def _unknown_key_message(key: str, known: Iterable[str]) -> str:
+    if key in NOT_ALLOWED:
+        return f"not allowed here: {NOT_ALLOWED[key]}"
+    if key in _JOB_VARIABLES:
+        return f"unknown key; a job variable is written below `work_pool: {{job_variables: {{{key}: …}}}}`"
+    return f"unknown key{did_you_mean(key, sorted(known))}"
 
 
 def _keys(model: type[BaseModel] | None, place: Place) -> list[str]:

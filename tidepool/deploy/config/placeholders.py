@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic_core import to_jsonable_python
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-_RUN_TIME = "ctx."  # filled in by the worker when a run starts: part of the value
+    from tidepool.deploy.config.yaml_source import Place
 
+RUN_TIME = "ctx."
+"""Prefix of what the Prefect worker fills in when a run starts: it is a part of the value."""
+VARIABLE = "prefect.variables."
+BLOCK = "prefect.blocks."
+
+_BRACES = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _SECRET_NAME = re.compile(
     r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|AUTH_STRING)", re.IGNORECASE
 )
@@ -28,7 +34,30 @@ def find(value: Any) -> set[str]:
 
     # As JSON: Prefect's functions accept no dates, which YAML makes of whatever looks like one.
     found = find_placeholders(to_jsonable_python(value))
-    return {each.name for each in found if not each.name.startswith(_RUN_TIME)}
+    return {each.name for each in found if not each.name.startswith(RUN_TIME)}
+
+
+def texts(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
+    """Yield each text inside a value with its place."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts(item, (*place, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from texts(item, (*place, index))
+
+
+def in_braces(text: str) -> list[str]:
+    """Return what a text has between `{{` and `}}`: names, and what Prefect does not take for one."""
+    return [inside.strip() for inside in _BRACES.findall(text)]
+
+
+def is_whole(text: str) -> bool:
+    """Return True if a text is one placeholder of a step, variable or block, which may become a value of any type."""
+    names = in_braces(text)
+    return len(names) == 1 and not names[0].startswith("$") and _BRACES.fullmatch(text) is not None
 
 
 def fill_from_environment(deployment: Mapping[str, Any]) -> dict[str, Any]:

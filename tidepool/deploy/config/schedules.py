@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from pydantic import TypeAdapter, ValidationError
+
+from tidepool.deploy.config import placeholders
+from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +25,16 @@ Schedule = dict[str, Any]
 
 # The keys of prefect.yaml that define a schedule's times.
 _KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date", "day_or")
+_CRON_FIELDS = {
+    "minute": "0 to 59",
+    "hour": "0 to 23",
+    "day of month": "1 to 31, or L for the last",
+    "month": "1 to 12, or JAN to DEC",
+    "day of week": "0 to 7, or SUN to SAT",
+}
+_CRON_FORM = ", ".join(_CRON_FIELDS)
+_CRON_NAMES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
+_FREQUENT = re.compile(r"FREQ=(MINUTELY|SECONDLY)", re.IGNORECASE)
 # Prefect computes at most 1,000 times in one call.
 _STEP = timedelta(hours=6)
 _DAY = timedelta(days=1)
@@ -27,14 +43,115 @@ _HORIZON_DAYS = 364
 _FEW = 12
 
 
+def problem(values: Mapping[str, Any], now: datetime) -> tuple[str, str] | None:
+    """Return what is wrong with a schedule of prefect.yaml, with its key; None if it is accepted and fires.
+
+    Its keys and their types have been checked.
+    """
+    if found := _problem_of_text(values):
+        return found
+    kind = next((key for key in _CHECKS if isinstance(values.get(key), str | int | float)), None)
+    if kind is None:
+        return None
+    try:
+        _CHECKS[kind](values[kind])
+        next_runs(parse(values), now, 1)
+    except ValidationError as error:
+        reasons = "; ".join(reason(each, show_input=False) for each in error.errors())
+        return kind, f"{values[kind]!r}: {reasons}"
+    except (ValueError, TypeError, OverflowError) as error:
+        return kind, f"{values[kind]!r}: {error}"
+    return None
+
+
+def _problem_of_text(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    for key in (*_KEYS, "slug"):
+        if placeholders.find(values.get(key)):
+            return key, "a schedule cannot contain {{ }}: its reviewers must see the value"
+    timezone = str(values.get("timezone") or "UTC")
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        hint = did_you_mean(timezone, available_timezones(), "an example is Europe/Paris")
+        return "timezone", f"unknown timezone {timezone!r}{hint}"
+    if (anchor := values.get("anchor_date")) is not None and not _is_time(anchor):
+        return "anchor_date", f"{anchor!r} is not a time; write it in ISO 8601: 2026-01-01T00:00:00+00:00"
+    return None
+
+
 def parse(values: Mapping[str, Any]) -> Schedule:
     """Convert a schedule of prefect.yaml to the form in which the server stores it.
 
     Raises:
-        ValueError: Prefect rejects it; the reason in one line.
+        ValueError: Prefect rejects it.
     """
     given = {key: values[key] for key in _KEYS if values.get(key) is not None}
-    return normal_form(_model(json.dumps(given, sort_keys=True)).model_dump(mode="json"))
+    return normal_form(_stored(json.dumps(given, sort_keys=True)))
+
+
+@cache
+def _stored(values: str) -> Schedule:
+    from tidepool.upstream.prefect_deploy import stored_schedule
+
+    return stored_schedule(json.loads(values))
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _check_cron(cron: Any) -> None:
+    """Refuse a cron expression that is not five fields, each in its range; Prefect's library reads six and seven too.
+
+    Raises:
+        ValueError: it is not; with what is accepted.
+    """
+    fields = str(cron).split()
+    if len(fields) == 1 and fields[0].startswith("@"):
+        if fields[0] not in _CRON_NAMES:
+            raise ValueError(f"unknown name; use five fields ({_CRON_FORM}) or one of {', '.join(_CRON_NAMES)}")
+        return
+    if len(fields) != len(_CRON_FIELDS):
+        raise ValueError(f"a cron expression has five fields, not {len(fields)}: {_CRON_FORM}")
+    for index, (field, (name, accepted)) in enumerate(zip(fields, _CRON_FIELDS.items(), strict=True)):
+        alone = " ".join(field if position == index else "*" for position in range(len(fields)))
+        try:
+            _model(json.dumps({"cron": alone}))
+        except ValueError:
+            raise ValueError(f"{name} {field!r} is not accepted: {accepted}") from None
+
+
+def _check_interval(interval: Any) -> None:
+    """Refuse an interval that is not a duration of a second or more.
+
+    Raises:
+        ValueError: it is not; with what is accepted.
+    """
+    try:
+        duration = TypeAdapter(timedelta).validate_python(interval)
+    except (ValidationError, OverflowError):
+        raise ValueError("not a duration; use seconds (3600) or ISO 8601 (PT1H, P1D)") from None
+    if duration < timedelta(seconds=1):
+        raise ValueError("the shortest interval is one second")
+
+
+def _check_rrule(rrule: Any) -> None:
+    """Refuse a rule by the minute or second without a start: the server gives it the time of each deploy.
+
+    Raises:
+        ValueError: it has none; with an example.
+    """
+    if _FREQUENT.search(str(rrule)) and "DTSTART" not in str(rrule).upper():
+        rule = str(rrule).strip().removeprefix("RRULE:")
+        example = f"DTSTART:20260101T000000\\nRRULE:{rule}"
+        raise ValueError(f'no DTSTART, so that each deploy would move the ticks; write "{example}"')
+
+
+_CHECKS = {"cron": _check_cron, "interval": _check_interval, "rrule": _check_rrule}
 
 
 def normal_form(schedule: Mapping[str, Any]) -> Schedule:
@@ -82,7 +199,7 @@ def _clock_changes(schedule: Schedule, now: datetime) -> list[str]:
     if "interval" in schedule:
         return []
     zone = _zone(schedule)
-    found = []
+    changes = []
     for day in range(_HORIZON_DAYS):
         start, end = ((now + (day + more) * _DAY).astimezone(zone) for more in (0, 1))
         if start.utcoffset() == end.utcoffset():
@@ -97,8 +214,8 @@ def _clock_changes(schedule: Schedule, now: datetime) -> list[str]:
             runs = _dates(schedule, start=min(first, second), end=max(first, second))
             problem = "occurs twice" if first < second else "does not exist"
             times = " and ".join(f"{time:%H:%M %Z}" for time in runs) or "no time"
-            found.append(f"{each:%Y-%m-%d %H:%M} {problem} in {zone.key} (clock change): runs at {times}")
-    return found
+            changes.append(f"{each:%Y-%m-%d %H:%M} {problem} in {zone.key} (clock change): runs at {times}")
+    return changes
 
 
 def _dates(schedule: Schedule, **limits: Any) -> list[datetime]:

@@ -6,12 +6,13 @@ reads `y` as true and `1e5` as a number, where Prefect sees texts: the checks wo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tidepool.errors import UsageError
+from tidepool.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -81,18 +82,84 @@ def read(path: Path, name: str) -> YamlFile:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        file = YamlFile(name, data=yaml.load(text, Loader=_LOADER))  # noqa: S506 - it is the safe one
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFileError(Problem(name, 1, f"cannot be read: {error}")) from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InvalidFileError(Problem(name, 1, f"cannot be read: {reason}")) from error
+    try:
+        node = yaml.compose(text, Loader=_LOADER)
+        if node is not None:
+            _refuse_misunderstood(node, ())
+        file = YamlFile(name, data=yaml.load(text, Loader=_LOADER))  # noqa: S506 - it is the safe one
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise InvalidFileError(Problem(name, line, f"invalid YAML: {error.problem or error.context}")) from error
+        line, message = _in_words(error, text)
+        raise InvalidFileError(Problem(name, line, f"invalid YAML: {message}")) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InvalidFileError(Problem(name, 1, f"invalid YAML: {' '.join(str(error).split())}")) from error
-    if (node := yaml.compose(text, Loader=_LOADER)) is not None:
+    if node is not None:
         _find_lines(file, node, (), set())
     return file
+
+
+# What the parser finds, in words: its problem, text of the line where it found it, and the sentence.
+_WORDS = (
+    ("cannot start any token", r"^\s*\t", "a line is indented by a tab; use spaces"),
+    ("tab character", "", "a line is indented by a tab; use spaces"),
+    ("cannot start any token", r"[:\[{,-]\s*[@`%]", "a text cannot begin with @, % or `; put it in quotes"),
+    ("expected alphabetic or numeric character", r"\*", '`*` begins an alias; put the text in quotes: "* * * * *"'),
+    ("expected alphabetic or numeric character", r"&", "`&` begins an anchor; put the text in quotes"),
+    ("could not find expected ':'", "", "no colon after a key, or a text of several lines without quotes"),
+    ("mapping values are not allowed", "", "a second colon in one line; put the text in quotes, or begin a new line"),
+    ("did not find expected key", "", "the indentation does not fit the lines above, or a quote is not closed"),
+    ("did not find expected '-' indicator", "", "the indentation does not fit the items of the list above"),
+    ("found unexpected end of stream", "", "a quote is not closed"),
+    ("did not find expected ',' or ']'", "", "a list that began with `[` is not closed"),
+    ("did not find expected ',' or '}'", "", "a mapping that began with `{` is not closed"),
+    ("did not find expected node content", "", "no value where one is expected"),
+    ("found unhashable key", "", "a list or mapping cannot be a key; put the text in quotes"),
+    ("could not determine a constructor", "", "unknown tag; put a text that begins with `!` in quotes"),
+)
+
+
+def _in_words(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
+    """Return the line of a parser's error, and what is wrong there."""
+    problem = error.problem or error.context or "unknown error"
+    # What is not closed is found at the end, and is repaired where it begins.
+    unclosed = "end of stream" in problem or "expected ',' or" in problem
+    mark = (error.context_mark if unclosed else None) or error.problem_mark or error.context_mark
+    lines = text.splitlines()
+    index = min(mark.line, len(lines) - 1) if mark and lines else 0
+    if "could not find expected ':'" in problem and error.context_mark:
+        index = error.context_mark.line
+    here = lines[index] if lines else ""
+    if "undefined alias" in problem:
+        name = re.search(r"\*([\w-]+)", here[mark.column :] if mark else here)
+        anchors = sorted(set(re.findall(r"&([\w-]+)", text)))
+        alias = name[1] if name else ""
+        return index + 1, f"no anchor &{alias} above it{did_you_mean(alias, anchors)}"
+    for words, pattern, sentence in _WORDS:
+        if words in problem and re.search(pattern, here):
+            return index + 1, sentence
+    return index + 1, problem
+
+
+def _refuse_misunderstood(node: yaml.Node, above: tuple[int, ...]) -> None:
+    """Refuse `{{ … }}` without quotes, which is a mapping in a mapping, and an alias of what contains it.
+
+    Raises:
+        yaml.MarkedYAMLError: with the line.
+    """
+    if id(node) in above:
+        raise yaml.MarkedYAMLError(problem="an alias stands inside of its own anchor", problem_mark=node.start_mark)
+    inside = (*above, id(node))
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.MappingNode):
+                message = '`{{ … }}` without quotes is a mapping; write "{{ … }}"'
+                raise yaml.MarkedYAMLError(problem=message, problem_mark=key.start_mark)
+            _refuse_misunderstood(value, inside)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_misunderstood(item, inside)
 
 
 def _find_lines(file: YamlFile, node: yaml.Node, place: Place, visited: set[int]) -> None:
@@ -117,14 +184,18 @@ def _find_lines(file: YamlFile, node: yaml.Node, place: Place, visited: set[int]
         visited.add(id(node))
 
 
-def raise_if_any(problems: Collection[Problem]) -> None:
+def raise_if_any(problems: Collection[Problem], consequence: str = "") -> None:
     """Refuse files that have problems.
+
+    Args:
+        problems: All of them.
+        consequence: What did not happen therefore, such as `nothing was written`.
 
     Raises:
         UsageError: all problems, one per line, below their number.
     """
     if problems:
-        count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}; nothing was written:"
+        count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}{consequence and f'; {consequence}'}:"
         raise UsageError("\n".join([count, *(f"  {problem}" for problem in problems)]))
 
 

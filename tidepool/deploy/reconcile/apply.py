@@ -16,10 +16,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tidepool.deploy.config import automations, environments
+from tidepool.deploy.config import automations, environments, house_rules
 from tidepool.deploy.config.checks import STEP
 from tidepool.deploy.reconcile import actual, work_pool
-from tidepool.deploy.reconcile.plan import Action, Change, Kind, Plan, Resource
+from tidepool.deploy.reconcile.plan import Action, Change, Kind, Plan, Resource, lost_pauses
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import environment as process_environment
 
@@ -35,6 +35,7 @@ Deploy = Callable[[Path, environments.Manifest], Iterator[str]]
 """Writes the deployments of a prefect file in a repository; see `prefect_deploy`."""
 
 _WRITTEN = re.compile(r"Deployment '([^']+)' successfully created with id")
+_PLAIN_OUTPUT = {"COLUMNS": "1000", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
 # The last line of a traceback: it explains more than the line after it.
 _REASON = re.compile(r"[\w.]+(Error|Exception|Timeout)\b")
 # Of the API, where a resource of each kind is created.
@@ -71,10 +72,12 @@ def prefect_deploy(repository: Path, manifest: environments.Manifest) -> Iterato
             "PREFECT_API_URL": str(PREFECT_API_URL.value()),
             "PREFECT_CLIENT_MAX_RETRIES": str(PREFECT_CLIENT_MAX_RETRIES.value()),
         }
+        # Prefect would warn of each placeholder without a value, also where an empty one is right.
+        empty = dict.fromkeys(house_rules.load(repository)[0].may_be_empty, "")
         with subprocess.Popen(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)],
             cwd=repository,
-            env={**process_environment(), **server, "COLUMNS": "1000", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
+            env={**empty, **process_environment(), **server, **_PLAIN_OUTPUT},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -140,12 +143,14 @@ def _refuse(plan: Plan, deployments: list[Change], manifest: Mapping[str, Any]) 
     """Refuse a plan that must not be applied.
 
     Raises:
-        UsageError: an unmanaged resource has a desired name, the image is unknown, or a work pool would change its
-            type.
+        UsageError: an unmanaged resource has a desired name, a pause would be lost, the image is unknown, or a work
+            pool would change its type.
     """
     if conflicts := plan.of(Action.CONFLICT):
         names = ", ".join(each.label for each in conflicts)
         raise UsageError(f"these resources are not managed by tidepool; nothing was written: {names}")
+    if lost := lost_pauses(plan):
+        raise UsageError(f"{'; '.join(lost)}; nothing was written")
     for change in plan.of(Action.UPDATE):
         if change.resource.kind is Kind.WORK_POOL and any(each.field == "type" for each in change.differences):
             raise UsageError(
@@ -280,5 +285,5 @@ class _Writer:
             "not written": [each.label for each in self.left if each not in unknown],
         }
         lines = [f"  {name} ({len(labels)}): {', '.join(labels) or 'nothing'}" for name, labels in groups.items()]
-        end = "  Run the same command again: it writes only what is missing."
+        end = "  When the cause is removed, run the same command again: it writes only what is missing."
         return PartialApplyError("\n".join([f"stopped half-way: {reason}", *lines, end]))

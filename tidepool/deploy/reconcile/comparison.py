@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tidepool.deploy.client import pages
-from tidepool.deploy.config import automations, checks, environments
-from tidepool.deploy.config.yaml_source import raise_if_any
+from tidepool.deploy.config import automations, checks, environments, placeholders
 from tidepool.deploy.reconcile import actual, desired
-from tidepool.deploy.reconcile.plan import UNKNOWN, Kind, Resource, make_plan
+from tidepool.deploy.reconcile.plan import UNKNOWN, Kind, Resource, lost_pauses, make_plan
+from tidepool.deploy.reconcile.work_pool import with_installed
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from prefect.client.orchestration import SyncPrefectClient
 
+    from tidepool.deploy.config.yaml_source import Problem
     from tidepool.deploy.reconcile.desired import DesiredState
     from tidepool.deploy.reconcile.plan import ActualResource, Plan
 
@@ -64,41 +65,81 @@ def compare(
 
 
 def _notes(wanted: DesiredState, plan: Plan, *, notified: bool) -> Iterator[str]:
-    if any(_has_unknown(each.fields) for each in wanted.resources):
+    images = (each.fields["job_variables"].get("image") for each in wanted.resources if each.kind is Kind.DEPLOYMENT)
+    if any(image is UNKNOWN for image in images):
         yield "the image is not compared: only the build knows it; use --image NAME@sha256:… to compare it"
     if wanted.unset:
         yield f"not compared, as these variables are not set: {', '.join(wanted.unset)}"
     if wanted.server_file.automations and not notified:
         yield "automations send no notifications: TIDEPOOL_NOTIFY_URLS is empty"
+    for lost in lost_pauses(plan):
+        yield f"an apply refuses this plan: {lost}"
     for each in plan.unmanaged:
         yield f"schedule {each.name} was added on the server and is unmanaged: a deploy leaves it alone"
 
 
-def check(client: SyncPrefectClient | None, repository: Path, environment: str, owner: str) -> None:
-    """Check the files in Git, against the server's work pools too if there is a client.
+def check(
+    client: SyncPrefectClient | None,
+    repository: Path,
+    environment: str,
+    owner: str,
+    *,
+    image: str | None = None,
+    deploying: bool = False,
+    served: bool = True,
+) -> list[Problem]:
+    """Return the problems of the files in Git, against what the server has too if there is a client.
 
-    Raises:
-        UsageError: they have problems; all of them, with their lines.
+    Args:
+        client: A client of the server.
+        repository: The folder that holds prefect.yaml.
+        environment: production, or the name of an overlay.
+        owner: Owner of the managed resources.
+        image: As for `environments.load`.
+        deploying: A deploy follows: environment variables must have their values now.
+        served: The server is that of the environment, so that it must have its work pools, variables and blocks.
     """
-    found: dict[str, Mapping[str, Any] | None] = {}
-    if client is not None:
+    try:
+        manifest = environments.load(repository, environment, image)
+        in_git = {pool.name: automations.template(repository, pool) for pool in automations.load(repository).work_pools}
+    except (UsageError, ValueError, OSError):
+        manifest, in_git = {}, {}  # files of another shape: the check reports it
+    known = None if client is None else server(client, manifest, in_git)
+    if known and not served:
+        known = checks.Server({name: each for name, each in known.templates.items() if each is not None})
+    return checks.check(repository, environment, owner=owner, server=known, deploying=deploying, image=image)
+
+
+def server(client: SyncPrefectClient, manifest: Any, in_git: Mapping[str, Any]) -> checks.Server:
+    """Read what the checks of a prefect file need to know of the server.
+
+    Args:
+        client: A client of the server.
+        manifest: The prefect file.
+        in_git: Base job templates that an apply will write, by work pool.
+    """
+    pools = sorted(checks.pools(manifest))
+    found = pages(client, "/work_pools/filter", {"work_pools": {"name": {"any_": pools}}})
+    existing = {each["name"]: each["base_job_template"] for each in found}
+    templates = {
+        name: with_installed(in_git[name], existing[name])
+        if name in in_git and name in existing
+        # A pool that is in Git only will be created.
+        else existing.get(name, in_git.get(name))
+        for name in pools
+    }
+    variables = {each["name"] for each in pages(client, "/variables/filter", {})}
+    return checks.Server(templates, frozenset(variables), frozenset(_existing_blocks(client, manifest)))
+
+
+def _existing_blocks(client: SyncPrefectClient, manifest: Any) -> Iterator[str]:
+    """Yield the blocks that a prefect file names and the server has, as `type/name`."""
+    from prefect.exceptions import ObjectNotFound
+
+    names = {name for name in placeholders.find(manifest) if name.startswith(placeholders.BLOCK)}
+    for kind, block in {(*name.removeprefix(placeholders.BLOCK).split("."), "")[:2] for name in names}:
         try:
-            wanted = checks.pools(environments.load(repository, environment))
-            in_git = {pool.name for pool in automations.load(repository).work_pools}
-        except (UsageError, ValueError, KeyError, TypeError, AttributeError):
-            wanted, in_git = set(), set()  # files of another shape: the check reports it
-        found = templates(client, wanted - in_git)
-    raise_if_any(checks.check(repository, environment, owner=owner, templates=found))
-
-
-def templates(client: SyncPrefectClient, names: Iterable[str]) -> dict[str, Mapping[str, Any] | None]:
-    """Return base job templates of the server's work pools; None for a missing pool."""
-    wanted = sorted(names)
-    found = pages(client, "/work_pools/filter", {"work_pools": {"name": {"any_": wanted}}})
-    return {**dict.fromkeys(wanted), **{each["name"]: each["base_job_template"] for each in found}}
-
-
-def _has_unknown(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(_has_unknown(item) for item in value.values())
-    return value is UNKNOWN
+            client.read_block_document_by_name(block, kind, include_secrets=False)
+        except ObjectNotFound:
+            continue
+        yield f"{kind}/{block}"

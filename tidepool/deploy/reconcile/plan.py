@@ -130,12 +130,14 @@ class Plan:
         unchanged: Resources whose states are equal.
         paused: Resources that were paused or disabled on the server; a deploy leaves that alone.
         unmanaged: Schedules that were added to a managed deployment on the server; a deploy leaves them alone.
+        paused_in_git: Names of the deployments that the desired state pauses.
     """
 
     changes: tuple[Change, ...] = ()
     unchanged: tuple[ActualResource, ...] = ()
     paused: tuple[ActualResource, ...] = ()
     unmanaged: tuple[ActualResource, ...] = ()
+    paused_in_git: frozenset[str] = frozenset()
 
     def of(self, *actions: Action) -> list[Change]:
         """Return the changes with one of these actions."""
@@ -189,8 +191,9 @@ def make_plan(desired: Iterable[Resource], actual: Iterable[ActualResource]) -> 
     return Plan(
         changes=tuple(changes),
         unchanged=tuple(each for key, each in kept.items() if key not in changed),
-        paused=tuple(each for each in ours if not each.active and each.name not in wanted_paused),
+        paused=tuple(each for each in ours if not each.active and (each.parent or each.name) not in wanted_paused),
         unmanaged=tuple(each for each in ours if not each.managed),
+        paused_in_git=frozenset(wanted_paused),
     )
 
 
@@ -218,6 +221,27 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[Difference]:
             yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{path}.{key}" if path else str(key))
     elif old != new or isinstance(old, bool) is not isinstance(new, bool):  # 1 == True in Python, not in JSON
         yield Difference(path, old, new)
+
+
+def lost_pauses(plan: Plan) -> list[str]:
+    """Return a sentence about each paused schedule that would be deleted while its deployment gets new ones.
+
+    One of them may be the paused one under another slug, and would run.
+    """
+    created = [each.resource for each in plan.of(Action.CREATE) if each.resource.kind is Kind.SCHEDULE]
+    deleted = [each.actual for each in plan.of(Action.DELETE) if each.actual and each.actual.kind is Kind.SCHEDULE]
+    gone = [each for each in deleted if not each.active and each.parent not in plan.paused_in_git]
+    found = ((old.name, [new.fields["slug"] for new in created if new.parent == old.parent]) for old in gone)
+    return [lost_pause(schedule, slugs) for schedule, slugs in found if slugs]
+
+
+def lost_pause(schedule: str, slugs: Iterable[str]) -> str:
+    """Return the sentence about a paused schedule (`flow/deployment#slug`) that new ones with these slugs replace."""
+    deployment, _, slug = schedule.partition("#")
+    return (
+        f"schedule {schedule} is paused on the server and no longer in Git: if {' or '.join(slugs)} is its new name, "
+        f"write `replaces: {slug}` there, and the pause stays; if not, end it first: `tidepool resume {deployment}`"
+    )
 
 
 def excessive_deletions(plan: Plan, actual: Iterable[ActualResource], share: float) -> list[str]:

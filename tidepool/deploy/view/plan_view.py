@@ -64,13 +64,27 @@ class PlanView:
 
     @property
     def paused_lines(self) -> list[str]:
-        """One line for each paused resource: since when, by whom, until when and why."""
-        return [self._paused_line(each) for each in self.plan.paused]
+        """One line for each paused resource: since when, by whom, until when and why.
+
+        A recorded pause is listed where Git pauses the deployment too.
+        """
+        shown = {each.parent or each.name for each in self.plan.paused}
+        rest = [each for each in self.pauses if each.deployment not in shown and each.deployment in self._known]
+        own = [self._recorded_line(f"{Kind.DEPLOYMENT} {each.deployment}", each) for each in rest]
+        return [*(self._paused_line(each) for each in self.plan.paused), *own]
+
+    @property
+    def _known(self) -> set[str]:
+        resources = [*self.plan.unchanged, *(each.resource for each in self.plan.changes)]
+        return {each.name for each in resources if each.kind is Kind.DEPLOYMENT}
 
     def _paused_line(self, resource: ActualResource) -> str:
         name, pause = f"{resource.kind} {resource.name}", self.pause_of(resource)
         if pause is None:
             return f"{name} is paused for at least {age(self.now - resource.updated)}; no reason recorded"
+        return self._recorded_line(name, pause)
+
+    def _recorded_line(self, name: str, pause: Pause) -> str:
         expired = " (expired)" if pause.until <= self.now else ""
         return (
             f"{name} is paused for {age(self.now - pause.at)} by {pause.by}, until "
@@ -82,8 +96,10 @@ class PlanView:
         return next((each for each in self.pauses if each.deployment == (resource.parent or resource.name)), None)
 
     def next_runs(self, change: Change) -> NextRuns | None:
-        """Return the next runs of a schedule that changes; None for another resource, and for a conflict."""
+        """Return the next runs of a schedule that changes; None for another resource, a conflict and a pause in Git."""
         if change.resource.kind is not Kind.SCHEDULE or change.action is Action.CONFLICT:
+            return None
+        if change.resource.parent in self.plan.paused_in_git:
             return None
         before, after = (state.fields["schedule"] if state else None for state in (change.actual, change.desired))
         return NextRuns(
@@ -116,8 +132,8 @@ def age(duration: timedelta) -> str:
 
 
 def run_time(time: datetime) -> str:
-    """Return the time of a run as `Sun 2027-03-28 03:15 CEST`."""
-    return f"{time:%a %Y-%m-%d %H:%M %Z}"
+    """Return the time of a run as `Sun 2027-03-28 03:15 CEST`, with seconds unless they are zero."""
+    return f"{time:%a %Y-%m-%d %H:%M:%S %Z}" if time.second else f"{time:%a %Y-%m-%d %H:%M %Z}"
 
 
 def visible(value: Any, field: str) -> Any:

@@ -1,0 +1,268 @@
+"""The rules of `tidepool validate` as a table: for each, a bad example, and its message with file and line."""
+
+# ruff: noqa: E501 - rows of a table
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.unit.rule_files import PYPROJECT, problems, write
+from tidepool.deploy.config import automations, checks, deployments, environments, house_rules, models, schedules, scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+
+class Row(NamedTuple):
+    """A rule: its name, the change of a good file that breaks it (all of it without `old`), and the whole messages."""
+
+    rule: str
+    old: str
+    new: str
+    messages: tuple[str, ...]
+    file: str = "prefect.yaml"
+    environment: str = "production"
+    house_rule: str = ""
+    server: checks.Server | None = None
+    deploying: bool = False
+
+
+ROWS = [
+    Row("unknown key", "concurrency_limit: {", "concurency_limit: {", ("prefect.yaml:24: deployments[sell].concurency_limit: unknown key; did you mean concurrency_limit?",)),
+    Row("unknown key of the work pool", "      job_variables:\n", "      job_varables:\n", ("prefect.yaml:28: deployments[sell].work_pool.job_varables: unknown key; did you mean job_variables?",)),
+    Row("job variable in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    env: {GREETING: hello}\n", ("prefect.yaml:26: deployments[sell].env: unknown key; a job variable is written below `work_pool: {job_variables: {env: …}}`",)),
+    Row("missing key", "    entrypoint: rule_flows.deliver\n", "", ("prefect.yaml:32: deployments[deliver].entrypoint: missing",)),
+    Row("no name does not hide what is next to it", "  - name: sell\n    description: Sells. docs/runbooks/sell.md\n", "  - description: Sells.\n", ("prefect.yaml:18: deployments[0].description: no link to a runbook, such as docs/runbooks/<name>.md", "prefect.yaml:18: deployments[0].name: missing")),
+    Row("own build", "    parameters: {count: 2}\n", "    build: null\n", ("prefect.yaml:25: deployments[sell].build: not allowed here: a deployment with its own `build` skips the checks of the top-level one",)),
+    Row("sla", "    parameters: {count: 2}\n", "    sla: []\n", ("prefect.yaml:25: deployments[sell].sla: not allowed here: self-hosted Prefect refuses it after it has written the deployment; write an automation",)),
+    Row("active", "      slug: nightly\n", "      slug: nightly\n      active: false\n", ("prefect.yaml:15: deployments[sell].schedules[0].active: not allowed here: a deploy would undo a pause made by on-call; use `tidepool pause`",)),
+    Row("name of another form", "  - name: sell\n", "  - name: Sell_it\n", ("prefect.yaml:18: deployments[Sell_it].name: 'Sell_it' must be lower-case words joined by hyphens",)),
+    Row("duplicate name", "  - name: deliver\n", "  - name: sell\n", ("prefect.yaml:32: deployments[sell].name: duplicate name: the second deployment would overwrite the first",)),
+    Row("duplicate key", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    parameters: {count: 2}\n", ("prefect.yaml:26: deployments[sell].parameters: duplicate key (first at line 25)",)),
+    Row("no pull", "pull: []\n", "", ("prefect.yaml:1: pull: missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`",)),
+    Row("no validation step", "  - tidepool.deploy.steps.validate: {}\n", "", ("prefect.yaml:2: build: the first step must be tidepool.deploy.steps.validate: it refuses an invalid file before the first write",)),
+    Row("no deployments", "", "build: [{tidepool.deploy.steps.validate: {}}]\npull: []\ndeployments: []\n", ("prefect.yaml:3: deployments: list should have at least 1 item after validation, not 0, not []",)),
+    Row("text instead of a mapping", '    work_pool: {name: kubernetes, job_variables: {image: "{{ pin-image.image }}"}}\n', "    work_pool: kubernetes\n", ("prefect.yaml:36: deployments[deliver].work_pool: must be a mapping, not 'kubernetes'",)),
+    Row("text instead of a deployment", "deployments:\n", "deployments:\n  - sell\n", ("prefect.yaml:18: deployments[0]: must be a mapping, not 'sell'",)),
+    Row("collision strategy", "collision_strategy: CANCEL_NEW", "collision_strategy: SKIP", ("prefect.yaml:24: deployments[sell].concurrency_limit.collision_strategy: input should be 'ENQUEUE' or 'CANCEL_NEW', not 'SKIP'",)),
+    Row("concurrency limit of another type", "concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}", "concurrency_limit: one", ("prefect.yaml:24: deployments[sell].concurrency_limit: input should be a valid integer, not 'one'",)),
+    Row("the whole file is a list", "", "- a\n", ("prefect.yaml:1: the file: it must be a mapping, not list",)),
+    Row("cron field out of its range", '      cron: "15 3 * * *"\n', '      cron: "15 25 * * *"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: '15 25 * * *': hour '25' is not accepted: 0 to 23",)),
+    Row("six-field cron", '      cron: "15 3 * * *"\n', '      cron: "0 0 7 * * 1-5"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: '0 0 7 * * 1-5': a cron expression has five fields, not 6: minute, hour, day of month, month, day of week",)),
+    Row("unknown name of a cron", '      cron: "15 3 * * *"\n', '      cron: "@every 5m"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: '@every 5m': a cron expression has five fields, not 2: minute, hour, day of month, month, day of week",)),
+    Row("unknown one-word cron", '      cron: "15 3 * * *"\n', '      cron: "@often"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: '@often': unknown name; use five fields (minute, hour, day of month, month, day of week) or one of @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually",)),
+    Row("cron that never fires", '      cron: "15 3 * * *"\n', '      cron: "0 0 30 2 *"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: '0 0 30 2 *': failed to find next date",)),
+    Row("random cron", '      cron: "15 3 * * *"\n', '      cron: "R R * * *"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: 'R R * * *': minute 'R' is not accepted: 0 to 59",)),
+    Row("timezone", "timezone: Europe/Paris", "timezone: Europe/Pari", ("prefect.yaml:16: deployments[sell].schedules[0].timezone: unknown timezone 'Europe/Pari'; did you mean Europe/Paris?",)),
+    Row("no slug", "      slug: nightly\n", "", ("prefect.yaml:13: deployments[sell].schedules[0].slug: missing",)),
+    Row("duplicate slug", "schedules: [*nightly]", "schedules: [*nightly, *nightly]", ("prefect.yaml:14: deployments[sell].schedules[1].slug: duplicate slug 'nightly'",)),
+    Row("replaced schedule still exists", "      slug: nightly\n", "      slug: nightly\n      replaces: nightly\n", ("prefect.yaml:15: deployments[sell].schedules[0].replaces: schedule 'nightly' still exists",)),
+    Row("replaced twice", "    schedules: [*nightly]\n", "    schedules:\n      - {slug: a, cron: '0 1 * * *', timezone: UTC, replaces: old}\n      - {slug: b, cron: '0 2 * * *', timezone: UTC, replaces: old}\n", ("prefect.yaml:25: deployments[sell].schedules[1].replaces: schedule 'old' is replaced more than once",)),
+    Row("two kinds in one schedule", '      cron: "15 3 * * *"\n', '      cron: "15 3 * * *"\n      interval: 60\n', ("prefect.yaml:13: deployments[sell].schedules[0]: exactly one of cron, interval and rrule is needed, not cron and interval",)),
+    Row("interval without anchor", '      cron: "15 3 * * *"\n', "      interval: 60\n", ("prefect.yaml:13: deployments[sell].schedules[0]: an interval needs an anchor_date: without one each deploy moves the ticks",)),
+    Row("interval that is not a duration", '      cron: "15 3 * * *"\n', "      interval: 1h\n      anchor_date: '2026-01-01T00:00:00+00:00'\n", ("prefect.yaml:15: deployments[sell].schedules[0].interval: '1h': not a duration; use seconds (3600) or ISO 8601 (PT1H, P1D)",)),
+    Row("interval below a second", '      cron: "15 3 * * *"\n', "      interval: 0.1\n      anchor_date: '2026-01-01T00:00:00+00:00'\n", ("prefect.yaml:15: deployments[sell].schedules[0].interval: 0.1: the shortest interval is one second",)),
+    Row("date without quotes", '      cron: "15 3 * * *"\n', "      interval: 60\n      anchor_date: 2026-01-01\n", ("prefect.yaml:16: deployments[sell].schedules[0].anchor_date: input should be a valid string, not datetime.date(2026, 1, 1)",)),
+    Row("anchor that is not a time", '      cron: "15 3 * * *"\n', "      interval: 60\n      anchor_date: soon\n", ("prefect.yaml:16: deployments[sell].schedules[0].anchor_date: 'soon' is not a time; write it in ISO 8601: 2026-01-01T00:00:00+00:00",)),
+    Row("rrule", '      cron: "15 3 * * *"\n', "      rrule: FREQ=OFTEN\n", ('prefect.yaml:15: deployments[sell].schedules[0].rrule: \'FREQ=OFTEN\': invalid RRule string "FREQ=OFTEN": invalid \'FREQ\': OFTEN',)),
+    Row("rrule that has ended", '      cron: "15 3 * * *"\n', '      rrule: "DTSTART:20200101T000000\\nRRULE:FREQ=DAILY;COUNT=3"\n', ("prefect.yaml:15: deployments[sell].schedules[0].rrule: 'DTSTART:20200101T000000\\nRRULE:FREQ=DAILY;COUNT=3': it never fires",)),
+    Row("rrule by the minute without a start", '      cron: "15 3 * * *"\n', "      rrule: FREQ=MINUTELY;INTERVAL=10\n", ('prefect.yaml:15: deployments[sell].schedules[0].rrule: \'FREQ=MINUTELY;INTERVAL=10\': no DTSTART, so that each deploy would move the ticks; write "DTSTART:20260101T000000\\nRRULE:FREQ=MINUTELY;INTERVAL=10"',)),
+    Row("placeholder in a schedule", '      cron: "15 3 * * *"\n', '      cron: "{{ $SHOP_NAME }}"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: a schedule cannot contain {{ }}: its reviewers must see the value",)),
+    Row("unknown step in a placeholder", "{{ pin-image.image }}", "{{ pin-imgae.image }}", ("prefect.yaml:29: deployments[sell].work_pool.job_variables.image: {{ pin-imgae.image }}: unknown step 'pin-imgae'; did you mean pin-image?",)),
+    Row("unknown step in a text", 'version: "{{ commit.stdout }}"', 'version: "v-{{ comit.stdout }}"', ("prefect.yaml:21: deployments[sell].version: {{ comit.stdout }}: unknown step 'comit'; did you mean commit?",)),
+    Row("unknown output of a step", "{{ commit.stdout }}", "{{ commit.stdot }}", ("prefect.yaml:21: deployments[sell].version: {{ commit.stdot }}: step 'commit' has no output 'stdot'; did you mean stdout?",)),
+    Row("unknown environment variable", "{{ commit.stdout }}", "{{ $SHOP_NAM }}", ("prefect.yaml:21: deployments[sell].version: unknown environment variable SHOP_NAM; did you mean SHOP_NAME?",)),
+    Row("unknown setting in a placeholder", "{{ commit.stdout }}", "{{ $TIDEPOOL_REPO_URL }}", ("prefect.yaml:21: deployments[sell].version: unknown setting TIDEPOOL_REPO_URL; did you mean TIDEPOOL_REPOSITORY_URL?",)),
+    Row("filter in a placeholder", "{{ commit.stdout }}", "{{ $SHOP_NAME | default('y') }}", ("prefect.yaml:21: deployments[sell].version: {{ $SHOP_NAME | default('y') }} is not a name, so Prefect leaves it as text: filters and expressions are not possible",)),
+    Row("expression in a parameter", "    parameters: {count: 2}\n", '    parameters: {shop: "{{ commit.stdout[:7] }}"}\n', ("prefect.yaml:25: deployments[sell].parameters.shop: {{ commit.stdout[:7] }} is not a name, so Prefect leaves it as text: filters and expressions are not possible",)),
+    Row("placeholder of a later step", "script: git describe", 'script: "echo {{ pin-image.image }}"', ("prefect.yaml:6: build[1].prefect.deployments.steps.run_shell_script.script: {{ pin-image.image }}: step 'pin-image' runs later",)),
+    Row("tag that may vanish", "tags: [managed-by:tidepool]\n    schedules", 'tags: [managed-by:tidepool, "{{ $SHOP_SUFFIX }}"]\n    schedules', ("prefect.yaml:22: deployments[sell].tags[1]: $SHOP_SUFFIX may be empty, and the tag would be dropped; write text before it",)),
+    Row("placeholder in a schedule's parameters", '      cron: "15 3 * * *"\n', '      cron: "15 3 * * *"\n      parameters: {shop: "{{ comit.stdout }}"}\n', ("prefect.yaml:16: deployments[sell].schedules[0].parameters.shop: {{ comit.stdout }}: unknown step 'comit'; did you mean commit?",)),
+    Row("unknown step function", "prefect.deployments.steps.run_shell_script", "prefect.deployments.steps.run_shel_script", ("prefect.yaml:4: build[1].prefect.deployments.steps.run_shel_script: unknown step prefect.deployments.steps.run_shel_script; did you mean run_shell_script?",)),
+    Row("step of an unknown module", "rule_steps.add", "rule_step.add", ("prefect.yaml:9: push[1].rule_step.add: cannot import step rule_step.add: ModuleNotFoundError: No module named 'rule_step'",)),
+    Row("step that is not a function", "rule_steps.add", "rule_steps.no_step", ("prefect.yaml:9: push[1].rule_steps.no_step: unknown step rule_steps.no_step; rule_steps has no such function",)),
+    Row("unknown input of a step", "script: git describe", "scrpt: git describe", ("prefect.yaml:6: build[1].prefect.deployments.steps.run_shell_script.scrpt: unknown input of this step; did you mean script?",)),
+    Row("step without inputs", "validate: {}", "validate:", ("prefect.yaml:3: build[0].tidepool.deploy.steps.validate: inputs must be a mapping; write {} for none",)),
+    Row("two steps in one", "validate: {}", "validate: {}\n    rule_steps.undeclared: {}", ("prefect.yaml:3: build[0].tidepool.deploy.steps.validate: a step is one key with its inputs below it, not also rule_steps.undeclared",)),
+    Row("flow that is not there", "rule_flows.sell", "rule_flows.sel", ("prefect.yaml:20: deployments[sell].entrypoint: cannot import flow rule_flows.sel: MissingFlowError: Flow function with name 'sel' not found in 'rule_flows'.",)),
+    Row("entrypoint of a file", "rule_flows.sell", "./shop/rule_flows.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: './shop/rule_flows.py:sell' is a file; name the function by its module, with dots: shop.rule_flows.sell",)),
+    Row("entrypoint with a colon", "rule_flows.sell", "rule_flows:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows:sell' has a colon; name the function by its module, with dots: rule_flows.sell",)),
+    Row("parameter of another type", "count: 2", "count: many", ("prefect.yaml:25: deployments[sell].parameters.count: input should be a valid integer, unable to parse string as an integer, not 'many'",)),
+    Row("parameter that the flow would convert and the server does not", "count: 2", "count: '2'", ("prefect.yaml:25: deployments[sell].parameters.count: '2' is not of type 'integer'; the server converts nothing",)),
+    Row("yes as a text", "count: 2", "open: 'yes'", ("prefect.yaml:25: deployments[sell].parameters.open: 'yes' is not of type 'boolean'; the server converts nothing",)),
+    Row("parameter that a step fills with a text", "count: 2", 'count: "{{ commit.stdout }}"', ("prefect.yaml:25: deployments[sell].parameters.count: '{{ commit.stdout }}' is not of type 'integer'; the server converts nothing",)),
+    Row("values of a set twice", "count: 2", "kinds: [a, a]", ("prefect.yaml:25: deployments[sell].parameters.kinds: ['a', 'a'] has non-unique elements",)),
+    Row("not a number", "count: 2", "rate: .nan", ("prefect.yaml:25: deployments[sell].parameters.rate: nan is not a value of JSON",)),
+    Row("parameter of a class", "count: 2", "frame: {a: 1}", ("prefect.yaml:25: deployments[sell].parameters.frame: input should be an instance of Frame",)),
+    Row("unknown parameter", "count: 2", "cuont: 2", ("prefect.yaml:25: deployments[sell].parameters.cuont: the flow has no such parameter; did you mean count?",)),
+    Row("item of a parameter", "    parameters: {count: 2}\n", "    parameters:\n      sizes:\n        - 1\n        - big\n", ("prefect.yaml:28: deployments[sell].parameters.sizes[1]: input should be a valid integer, unable to parse string as an integer, not 'big'",)),
+    Row("parameter of a schedule", '      cron: "15 3 * * *"\n', '      cron: "15 3 * * *"\n      parameters: {count: 0}\n', ("prefect.yaml:16: deployments[sell].schedules[0].parameters.count: input should be greater than or equal to 1, not 0",)),
+    Row("required parameter of a scheduled flow", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.deliver\n    schedules: [*nightly]\n", ("prefect.yaml:13: deployments[deliver].schedules[0].parameters: missing address, which the flow requires: each scheduled run would fail",)),
+    Row("job variable of another type", "deadline_seconds: 900", "deadline_seconds: soon", ("prefect.yaml:30: deployments[sell].work_pool.job_variables.deadline_seconds: 'soon' is not of type 'integer'",)),
+    Row("unknown job variable", "deadline_seconds: 900", "dealine_seconds: 900", ("prefect.yaml:30: deployments[sell].work_pool.job_variables.dealine_seconds: work pool kubernetes has no such job variable; did you mean deadline_seconds?",)),
+    Row("job variable that a step fills with a text", "deadline_seconds: 900", 'deadline_seconds: "{{ commit.stdout }}"', ("prefect.yaml:30: deployments[sell].work_pool.job_variables.deadline_seconds: '{{ commit.stdout }}' is not of type 'integer'",)),
+    Row("misspelt work pool", "name: kubernetes\n      job", "name: kubernets\n      job", ("prefect.yaml:27: deployments[sell].work_pool.name: unknown work pool 'kubernets'; did you mean kubernetes?",)),
+    Row("policy that is not one", "deadline_seconds: 900", "on_crash: retry", ("prefect.yaml:30: deployments[sell].work_pool.job_variables.on_crash: 'retry' is not one of ['none', 'retry 1']",)),
+    Row("maximum runtime beyond the deadline", "deadline_seconds: 900", "deadline_seconds: 900\n        max_runtime_seconds: 900", ("prefect.yaml:31: deployments[sell].work_pool.job_variables.max_runtime_seconds: 900 is not below deadline_seconds (900), which would end the run first",)),
+    Row("start timeout beyond the deadline", "deadline_seconds: 900", "deadline_seconds: 900\n        start_timeout_seconds: 1200", ("prefect.yaml:31: deployments[sell].work_pool.job_variables.start_timeout_seconds: 1200 is not below deadline_seconds (900), which would end the run first",)),
+    Row("maximum runtime of a run that is rescheduled", "deadline_seconds: 900", "max_runtime_seconds: 600\n        on_termination: reschedule", ("prefect.yaml:30: deployments[sell].work_pool.job_variables.max_runtime_seconds: a run that it ends would be executed again, because of on_termination: reschedule; use deadline_seconds, or on_termination: relinquish",)),
+    Row("outage policy without a schedule", 'job_variables: {image: "{{ pin-image.image }}"}', 'job_variables: {image: "{{ pin-image.image }}", after_outage: latest}', ("prefect.yaml:36: deployments[deliver].work_pool.job_variables.after_outage: it chooses among scheduled runs, and the deployment has no schedules",)),
+    Row("no image", '        image: "{{ pin-image.image }}"\n', "", ('prefect.yaml:28: deployments[sell].work_pool.job_variables.image: missing: runs would use the work pool\'s default image; write `image: "{{ pin-image.image }}"`',)),
+    Row("no image and no job variables", '    work_pool: {name: kubernetes, job_variables: {image: "{{ pin-image.image }}"}}\n', "    work_pool: {name: kubernetes}\n", ('prefect.yaml:36: deployments[deliver].work_pool.job_variables.image: missing: runs would use the work pool\'s default image; write `image: "{{ pin-image.image }}"`',)),
+    Row("secret by name", "GREETING: hello", "SHOP_PASSWORD: hunter2", ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.SHOP_PASSWORD: looks like a secret in plain text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
+    Row("secret by value", "GREETING: hello", 'DATABASE: "postgresql://shop:hunter2@db/shop"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.DATABASE: looks like a secret in plain text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
+    Row("access key by value", "GREETING: hello", "ACCOUNT: AKIAABCDEFGHIJKLMNOP", ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.ACCOUNT: looks like a secret in plain text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
+    Row("secret in a parameter", "count: 2", "shop: ghp_0123456789012345678901234567890123", ("prefect.yaml:25: deployments[sell].parameters.shop: looks like a secret in plain text, which would be stored in the deployment's record",)),
+    Row("secret of a block", "GREETING: hello", 'API: "{{ prefect.blocks.secret.shop }}"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.API: Prefect would store the secret's value in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
+    Row("misspelt setting", "GREETING: hello", 'TIDEPOOL_STORAGE_ROT: "s3://b"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env: unknown setting TIDEPOOL_STORAGE_ROT; did you mean TIDEPOOL_STORAGE_ROOT?",)),
+    Row("parameters above the server's limit", "count: 2", "shop: " + "x" * 600_000, ("prefect.yaml:25: deployments[sell].parameters: the server refuses it: flow run parameters must be less than 524,288 bytes when serialized (got 600,011 bytes).",)),
+    Row("no owner", "tags: [managed-by:tidepool]\n    schedules", "tags: [tier:1]\n    schedules", ("prefect.yaml:22: deployments[sell].tags: missing tag managed-by:tidepool, which marks the deployment as managed",)),
+    Row("work pool that the server lacks", "", "", ("prefect.yaml:27: deployments[sell].work_pool.name: the server has no work pool 'kubernetes'; known: none", "prefect.yaml:36: deployments[deliver].work_pool.name: the server has no work pool 'kubernetes'; known: none"), server=checks.Server({"kubernetes": None})),
+    Row("unknown Prefect variable", "{{ commit.stdout }}", "{{ prefect.variables.shop_ownr }}", ("prefect.yaml:21: deployments[sell].version: {{ prefect.variables.shop_ownr }}: unknown Prefect variable 'shop_ownr'; did you mean shop_owner?",), server=checks.Server(variables=frozenset({"other"}))),
+    Row("block that the server lacks", "{{ commit.stdout }}", "{{ prefect.blocks.json.shop }}", ("prefect.yaml:21: deployments[sell].version: {{ prefect.blocks.json.shop }}: the server has no such block",), server=checks.Server(blocks=frozenset())),
+    Row("environment variable without a value for a deploy", "{{ commit.stdout }}", "{{ $SHOP_NAME }}", ("prefect.yaml:21: deployments[sell].version: environment variable SHOP_NAME is not set: set it, or list it in `may_be_empty` of [tool.tidepool] in pyproject.toml if that is right",), deploying=True),
+    Row("missing input of a step", "      script: git describe\n", "      stream_output: false\n", ("prefect.yaml:4: build[1].prefect.deployments.steps.run_shell_script: missing input 'script', which the step requires",)),
+    Row("invalid prefect.yaml", "pull: []\n", "pull: ]\n", ("prefect.yaml:10: invalid YAML: no value where one is expected",)),
+    Row("unknown key of an overlay", "every_deployment:", "every_deploymnt:", ("environments/staging.yaml:1: every_deploymnt: unknown key; did you mean every_deployment?",), file="environments/staging.yaml", environment="staging"),
+    Row("unknown deployment in an overlay", "  deliver:\n", "  delivr:\n", ("environments/staging.yaml:4: deployments.delivr: unknown deployment 'delivr'; did you mean deliver?",), file="environments/staging.yaml", environment="staging"),
+    Row("schedules in an overlay", "    paused: true\n", "    schedules: []\n", ("environments/staging.yaml:5: deployments.deliver.schedules: schedules are written in prefect.yaml only; `paused` switches them off",), file="environments/staging.yaml", environment="staging"),
+    Row("image in an overlay", "every_deployment:", "image: a/b\nevery_deployment:", ("environments/staging.yaml:1: image: only null is possible: the environment runs without an image",), file="environments/staging.yaml", environment="staging"),
+    Row("overlay that is a list", "", "- a\n", ("environments/staging.yaml:1: the file: it must be a mapping, not list",), file="environments/staging.yaml", environment="staging"),
+    Row("list of deployments in an overlay", "deployments:\n  deliver:\n    paused: true\n", "deployments: [deliver]\n", ("environments/staging.yaml:3: deployments: must be a mapping, not list",), file="environments/staging.yaml", environment="staging"),
+    Row("patch that is not a mapping", "    paused: true\n", "    - paused\n", ("environments/staging.yaml:4: deployments.deliver: must be a mapping, not list",), file="environments/staging.yaml", environment="staging"),
+    Row("unknown key by an overlay", "    paused: true\n", "    pausd: true\n", ("environments/staging.yaml:5: deployments[deliver].pausd: unknown key; did you mean paused?",), file="environments/staging.yaml", environment="staging"),
+    Row("value by an overlay", "deadline_seconds: 600", "deadline_seconds: 1", ("environments/staging.yaml:2: deployments[deliver].work_pool.job_variables.deadline_seconds: 1 is less than the minimum of 60", "environments/staging.yaml:2: deployments[sell].work_pool.job_variables.deadline_seconds: 1 is less than the minimum of 60"), file="environments/staging.yaml", environment="staging"),
+    Row("duplicate key of an overlay", "    paused: true\n", "    paused: true\n    paused: true\n", ("environments/staging.yaml:6: deployments.deliver.paused: duplicate key (first at line 5)",), file="environments/staging.yaml", environment="staging"),
+    Row("unknown environment", "", "", ("environments/stagin.yaml:1: unknown environment 'stagin'; did you mean staging?",), file="environments/staging.yaml", environment="stagin"),
+    Row("invalid overlay", "    paused: true\n", "    paused: ]\n", ("environments/staging.yaml:5: invalid YAML: no value where one is expected",), file="environments/staging.yaml", environment="staging"),
+    Row("unknown key of an automation", "    trigger:\n", "    triger:\n", ("automations.yaml:8: automations[run-failed].triger: unknown key; did you mean trigger?",), file="automations.yaml"),
+    Row("unknown key of a trigger", "threshold: 1", "treshold: 1", ("automations.yaml:13: automations[run-failed].trigger.treshold: unknown key; did you mean threshold?",), file="automations.yaml"),
+    Row("unknown key of an action", "subject: failed", "subjct: failed", ("automations.yaml:16: automations[run-failed].actions[0].subjct: unknown key; did you mean subject?",), file="automations.yaml"),
+    Row("trigger that Prefect refuses", "posture: Reactive", "posture: Sometimes", ("automations.yaml:10: automations[run-failed].trigger.posture: input should be Posture.Reactive or Posture.Proactive",), file="automations.yaml"),
+    Row("automation without a runbook", "name: run-failed", "name: run-fail", ("automations.yaml:6: automations[run-fail].name: the runbook docs/runbooks/run-fail.md does not exist",), file="automations.yaml"),
+    Row("automation of an unknown deployment", "{type: notify, subject: failed, body: look}", "{type: run-deployment, deployment: sell/nope}", ("automations.yaml:15: automations[run-failed].actions: unknown deployment 'sell/nope'; known: deliver/deliver, sell/sell",), file="automations.yaml"),
+    Row("template that is not there", "template.json", "templat.json", ("templat.json:1: template of work pool kubernetes: No such file or directory",), file="automations.yaml"),
+    Row("template that is not an object", "", "[]", ("template.json:1: template of work pool kubernetes: it must be a JSON object",), file="template.json"),
+    Row("limit without the owner's name", "automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", ("automations.yaml:5: concurrency_limits[downloads].name: the name must start with tidepool-, which marks it as managed: a limit has no tags",), file="automations.yaml"),
+    Row("two resources of one name", "variables:\n", "variables:\n  - {name: shop_owner, value: bob}\n", ("automations.yaml:5: variables[shop_owner]: duplicate name",), file="automations.yaml"),
+    Row("invalid automations", "work_pools:\n", "work_pools: ]\n", ("automations.yaml:1: invalid YAML: no value where one is expected",), file="automations.yaml"),
+    Row("unknown house rule", "variables =", "variable =", ("pyproject.toml:3: tool.tidepool.variable: unknown key; did you mean variables?",), file="pyproject.toml"),
+    Row("house rule of another type", '["SHOP_NAME"]', '"SHOP_NAME"', ("pyproject.toml:3: tool.tidepool.variables: input should be a valid list, not 'SHOP_NAME'",), file="pyproject.toml"),
+    Row("pyproject.toml that cannot be read", "[tool.tidepool]", "[tool.tidepool", ("pyproject.toml:1: cannot be read: Expected ']' at the end of a table declaration (at line 1, column 15)",), file="pyproject.toml"),
+    Row("missing runbook", "docs/runbooks/deliver.md", "docs/runbooks/delivery.md", ("prefect.yaml:33: deployments[deliver].description: the runbook docs/runbooks/delivery.md does not exist",)),
+    Row("no runbook", " docs/runbooks/deliver.md", "", ("prefect.yaml:33: deployments[deliver].description: no link to a runbook, such as docs/runbooks/deliver.md",)),
+    Row("required key", "variables =", 'required = ["version"]\nvariables =', ("prefect.yaml:32: deployments[deliver].version: missing: `required` of [tool.tidepool] in pyproject.toml asks for it",), file="pyproject.toml"),
+    Row("tags", "variables =", 'tags = ["owner"]\nvariables =', ("prefect.yaml:22: deployments[sell].tags: needs exactly one tag owner:…, not 0", "prefect.yaml:35: deployments[deliver].tags: needs exactly one tag owner:…, not 0"), file="pyproject.toml"),
+    Row("row of the tags", "variables =", 'tags = ["managed-by"]\ntag_row = true\nvariables =', ("prefect.yaml:19: deployments[sell].description: no row '| tidepool |' of a table, as the tags have it", "prefect.yaml:33: deployments[deliver].description: no row '| tidepool |' of a table, as the tags have it"), file="pyproject.toml"),
+    Row("headings of a runbook", "variables =", 'runbook_headings = ["Meaning", "Repair"]\nvariables =', ("docs/runbooks/deliver.md:1: missing heading `## Repair`", "docs/runbooks/sell.md:1: missing heading `## Repair`"), file="pyproject.toml"),
+    Row("order of headings", "variables =", 'runbook_headings = ["Impact", "Meaning"]\nvariables =', ("docs/runbooks/deliver.md:1: the order of headings is Impact, Meaning", "docs/runbooks/sell.md:1: the order of headings is Impact, Meaning"), file="pyproject.toml"),
+    Row("late imports", "variables =", 'late_imports = ["pydantic"]\nvariables =', ("rule_flows.py:7: each run of the flow would begin with the import of pydantic: import it in the function that uses it",), file="pyproject.toml"),
+    Row("schema that is not enforced", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    enforce_parameter_schema: false\n", ("prefect.yaml:26: deployments[sell].enforce_parameter_schema: must not be false: the server would accept runs that fail at once",), house_rule="enforce_parameter_schema = true"),
+    Row("image by a tag", '        image: "{{ pin-image.image }}"\n', "        image: a/b:c\n", ("prefect.yaml:29: deployments[sell].work_pool.job_variables.image: 'a/b:c' is not pinned by digest: use name@sha256:… or the output of tidepool.deploy.steps.pin_image",), house_rule="image_by_digest = true"),
+    Row("image of a step that does not pin it", "{{ pin-image.image }}", "{{ commit.stdout }}", ("prefect.yaml:29: deployments[sell].work_pool.job_variables.image: '{{ commit.stdout }}' is not pinned by digest: use name@sha256:… or the output of tidepool.deploy.steps.pin_image",), house_rule="image_by_digest = true"),
+]  # fmt: skip
+
+
+def broken(folder: Path, row: Row) -> list[str]:
+    """Return the problems of the files that a row breaks."""
+    write(folder, row.file if row.old or row.new else "", row.old, row.new)
+    if row.house_rule:
+        (folder / "pyproject.toml").write_text(f"{PYPROJECT}{row.house_rule}\n")
+    return problems(folder, row.environment, server=row.server, deploying=row.deploying)
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.mark.parametrize("environment", ["production", "staging"])
+def test_good_files_have_no_problem(tmp_path: Path, environment: str) -> None:
+    assert problems(write(tmp_path), environment) == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
+def test_a_mistake_is_one_problem_with_its_line(tmp_path: Path, row: Row) -> None:
+    assert traced(tmp_path, row)[0] == list(row.messages)
+
+
+MODULES = (automations, checks, deployments, environments, house_rules, models, schedules, scope)
+# These return a problem's message; elsewhere a text is not one.
+MESSAGES = {
+    "_problem",
+    "_missing",
+    "_expression",
+    "_variable",
+    "_output",
+    "problem",
+    "_problem_of_text",
+    "_message",
+    "_unknown_key_message",
+}
+# These raise one; elsewhere an error is not about the files.
+RAISING = (deployments, models, schedules, scope)
+
+
+def sites() -> Iterator[tuple[str, int]]:
+    """Yield file and line of each statement that reports a problem."""
+    for module in MODULES:
+        path = str(module.__file__)
+        for function in ast.walk(ast.parse(Path(path).read_text())):
+            if isinstance(function, ast.FunctionDef):
+                reports = (
+                    node for node in ast.walk(function) if _reports(node, function.name, raising=module in RAISING)
+                )
+                yield from ((path, node.lineno) for node in reports)
+
+
+def _reports(node: ast.AST, function: str, *, raising: bool) -> bool:
+    match node:
+        case ast.Yield(value=ast.Tuple() | ast.Call()):
+            return True
+        case ast.Raise(exc=ast.Call(func=ast.Name(id="ValueError" | "UsageError"))):
+            return raising
+        case ast.Return(value=ast.Constant(value="")):
+            return False
+        case ast.Return(value=ast.Tuple() | ast.JoinedStr() | ast.Constant(value=str())):
+            return function in MESSAGES
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="found"), attr="append")):
+            return True
+    return False
+
+
+_FILES = {str(module.__file__) for module in MODULES}
+_TRACED: dict[str, tuple[list[str], set[tuple[str, int]]]] = {}
+
+
+def traced(folder: Path, row: Row) -> tuple[list[str], set[tuple[str, int]]]:
+    """Return the problems of a row, and the lines of the checks that it executes; once for each row."""
+    executed: set[tuple[str, int]] = set()
+
+    def trace(frame: FrameType, event: str, _argument: object) -> object:
+        if frame.f_code.co_filename not in _FILES:
+            return None
+        if event == "line":
+            executed.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    if row.rule not in _TRACED:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            _TRACED[row.rule] = broken(folder, row), executed
+        finally:
+            sys.settrace(before)
+    return _TRACED[row.rule]
+
+
+def test_every_rule_has_a_row(tmp_path: Path) -> None:
+    """Each statement of the checks that reports a problem is executed by a row."""
+    executed = set().union(*(traced(tmp_path / str(index), row)[1] for index, row in enumerate(ROWS)))
+    missing = [f"{Path(path).name}:{line}" for path, line in sites() if (path, line) not in executed]
+    assert not missing, f"rules without a row: {missing}"
