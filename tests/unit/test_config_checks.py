@@ -103,6 +103,12 @@ def test_an_environment_without_an_image_needs_none(repository: Path) -> None:
     assert problems(repository, "local") == []
 
 
+def test_keys_without_a_value_that_prefects_templates_have_are_accepted(repository: Path) -> None:
+    nothing = "".join(f"    {key}: null\n" for key in ("schedule", "flow_name", "sla", "triggers", "paused", "pull"))
+    change(repository, ("    parameters: {count: 2}\n", f"    parameters: {{}}\n{nothing}"))
+    assert problems(repository) == []
+
+
 def test_a_secret_is_not_repeated_in_the_message(repository: Path) -> None:
     change(repository, ("GREETING: hello", "API_TOKEN: hunter2"))
     assert "hunter2" not in "\n".join(problems(repository))

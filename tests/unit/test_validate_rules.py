@@ -37,6 +37,7 @@ ROWS = [
     Row("unknown key", "concurrency_limit: {", "concurency_limit: {", ("prefect.yaml:24: deployments[sell].concurency_limit: unknown key; did you mean concurrency_limit?",)),
     Row("unknown key of the work pool", "      job_variables:\n", "      job_varables:\n", ("prefect.yaml:28: deployments[sell].work_pool.job_varables: unknown key; did you mean job_variables?",)),
     Row("job variable in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    env: {GREETING: hello}\n", ("prefect.yaml:26: deployments[sell].env: unknown key; a job variable is written below `work_pool: {job_variables: {env: …}}`",)),
+    Row("job variables in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    job_variables: {}\n", ("prefect.yaml:26: deployments[sell].job_variables: unknown key; it is written below `work_pool`",)),
     Row("missing key", "    entrypoint: rule_flows.deliver\n", "", ("prefect.yaml:32: deployments[deliver].entrypoint: missing",)),
     Row("no name does not hide what is next to it", "  - name: sell\n    description: Sells. docs/runbooks/sell.md\n", "  - description: Sells.\n", ("prefect.yaml:18: deployments[0].description: no link to a runbook, such as docs/runbooks/<name>.md", "prefect.yaml:18: deployments[0].name: missing")),
     Row("own build", "    parameters: {count: 2}\n", "    build: null\n", ("prefect.yaml:25: deployments[sell].build: not allowed here: a deployment with its own `build` skips the checks of the top-level one",)),

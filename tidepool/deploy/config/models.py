@@ -35,6 +35,8 @@ NOT_ALLOWED = {
 _NEAR = re.compile(r"^unknown key; did you mean (\S+)\?$")
 # What people write beside `work_pool` that belongs into it.
 _JOB_VARIABLES = ("env", "image", "working_dir", "command")
+# Without a value these have no effect; Prefect's own templates have them.
+_NULL = ("schedule", "flow_name", "sla", "triggers")
 _NO_PULL = (
     "missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`"
 )
@@ -92,7 +94,7 @@ class Deployment(_Strict):
 
     name: Name
     entrypoint: str
-    description: str
+    description: str | None = None
     tags: list[str]
     work_pool: DeploymentWorkPool
     schedules: list[Schedule] = []
@@ -178,6 +180,8 @@ def findings(model: type[BaseModel], data: Any) -> list[Finding]:
         found: dict[Place, str] = {}
         for each in error.errors():
             place = place_in(data, each["loc"])
+            if each["input"] is None and each["type"] == "extra_forbidden" and place[-1] in _NULL:
+                continue
             found.setdefault(place, _message(model, place, each))
         for place in misspelt(found.items()):
             found.pop(place, None)
@@ -215,6 +219,8 @@ def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
 def _unknown_key_message(key: str, known: Iterable[str]) -> str:
     if key in NOT_ALLOWED:
         return f"not allowed here: {NOT_ALLOWED[key]}"
+    if key == "job_variables":
+        return "unknown key; it is written below `work_pool`"
     if key in _JOB_VARIABLES:
         return f"unknown key; a job variable is written below `work_pool: {{job_variables: {{{key}: …}}}}`"
     return f"unknown key{did_you_mean(key, sorted(known))}"
