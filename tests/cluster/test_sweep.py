@@ -14,7 +14,7 @@ import kr8s.asyncio
 import pytest
 from drive import drive
 from installed import TOP
-from kube import Namespace, command
+from kube import DASK_KINDS, Namespace, command
 
 from tidepool.operate.sweep import leftovers as rules
 from tidepool.operate.sweep import loop
@@ -154,6 +154,7 @@ def synthetic() -> Iterator[Namespace]:
     command("kubectl", "apply", "--server-side", "--kustomize", str(TOP / "k8s/crds"))
     namespace = Namespace(f"tidepool-test-{uuid4().hex[:6]}")
     command("kubectl", "create", "namespace", namespace.name)
+    namespace.get(DASK_KINDS)  # waits until the server has the storage of kinds that are new
     try:
         yield namespace
     finally:
@@ -257,7 +258,7 @@ def limited(synthetic: Namespace, folder: Path, *left_out: str) -> str:
     """Return a kubeconfig of an account that may do what the operator may, but for listing some resources."""
     rendered = command(
         "helm", "template", "tidepool", str(TOP / "helm/tidepool"), "--namespace", synthetic.name,
-        "--set=registration.enabled=false", "--show-only=templates/operator/role.yaml",
+        "--kube-version=1.34", "--set=registration.enabled=false", "--show-only=templates/operator/role.yaml",
     )  # fmt: skip
     name = f"operator-without-{'-'.join(left_out) or 'nothing'}"
     synthetic.apply(rendered)
