@@ -70,4 +70,5 @@ ci-tools: setup ## Install the checkers that are not Python packages into .venv/
 .PHONY: debian-tools
 debian-tools: ## Install what tests leave out where it is missing: HAProxy, PostgreSQL (Debian, Ubuntu)
 	@as_root=; test "$$(id -u)" = 0 || as_root=sudo; \
-	  $$as_root apt-get install --quiet --yes --no-install-recommends haproxy postgresql
+	  $$as_root apt-get update --quiet=2; \
+  $$as_root apt-get install --quiet --yes --no-install-recommends haproxy postgresql
