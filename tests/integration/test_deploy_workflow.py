@@ -105,8 +105,7 @@ def test_the_plan_becomes_a_comment_of_the_pull_request(prefect_server: str, tmp
     arguments = (tmp_path / "arguments").read_text().strip()
     assert arguments == "pr comment 7 --body-file build/plan.md --edit-last --create-if-none"
     comment = (tmp_path / "comment.md").read_text()
-    assert "csv-etl/csv-etl" in comment
-    assert "|" in comment, "a table"
+    assert "#### `+` create deployment `csv-etl/csv-etl`" in comment, "Markdown"
 
 
 def test_the_record_of_a_deploy_is_pushed(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_without_json_it_prints_the_result_and_the_outputs(repository: Path, pre
 def test_a_bad_parameter_runs_nothing(repository: Path, arguments: list[str], sentence: str) -> None:
     """Not even a server: there is none here."""
     done = _run(repository, "good", *arguments, "--json", PREFECT_API_URL="http://127.0.0.1:1/api")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"tidepool: {sentence}")
     assert not (repository / ".tidepool").exists()
 
