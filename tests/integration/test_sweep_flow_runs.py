@@ -49,7 +49,12 @@ class Server:
     pods: list[Object] = field(default_factory=list)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=60).raise_for_status()
+        # 503: its SQLite was locked for too long, and nothing was written.
+        busy = httpx.codes.SERVICE_UNAVAILABLE
+        answer = until(
+            lambda: httpx.request(method, f"{self.api}{path}", json=body, timeout=60),
+            lambda found: found.status_code != busy,
+        ).raise_for_status()
         return answer.json() if answer.content else None
 
     def make_pool(self, name: str = "", kind: str = "kubernetes", namespace: str = "ns") -> str:
