@@ -378,9 +378,6 @@ if not RESTART_API:
         "there is no command for it: set CHAOS_RESTART_API to one that restarts the cluster's API server"
     )
 
-# Those that stock is measured by, too: the most common ones. Its message and its promises are its own.
-STOCK = ("engine-sigkill", "driver-oom", "pod-deleted", "cancel-computing", "worker-forced")
-
 
 def undo(world: World) -> None:
     """Bring back what an interrupted session has taken away."""

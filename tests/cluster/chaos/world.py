@@ -108,26 +108,19 @@ class World:
     Attributes:
         platform: The installation, as the trials' team sees it.
         watch: The reader of its runs' namespace.
-        entrypoint: The flow that is broken.
-        variables: Job variables of all its deployments.
-        runner: `tidepool` or `stock`.
     """
 
     platform: Platform
     watch: Watch
-    entrypoint: str = "chaos_flows.items"
-    variables: dict[str, Any] = field(default_factory=dict)
-    runner: str = "tidepool"
 
-    def deployment(self, name: str, *, entrypoint: str = "", **fields: Any) -> str:
+    def deployment(self, name: str, **fields: Any) -> str:
         """Create or change a deployment of the broken flow; return its id."""
-        entrypoint = entrypoint or self.entrypoint
-        flow = self.platform.post("flows/", {"name": entrypoint.replace("_", "-").replace(".", "-")})
-        variables = {"image": self.platform.image, **self.variables, **self.accepted(fields.pop("job_variables", {}))}
+        flow = self.platform.post("flows/", {"name": "chaos-flows-items"})
+        variables = {"image": self.platform.image, **self.accepted(fields.pop("job_variables", {}))}
         body = {
             "name": name,
             "flow_id": flow["id"],
-            "entrypoint": entrypoint,
+            "entrypoint": "chaos_flows.items",
             "path": ".",
             "pull_steps": [],
             "enforce_parameter_schema": False,
