@@ -26,6 +26,7 @@ def find(module):
             if module in file.read().split("\\0") and int(pid) not in (1, os.getpid()):
                 return int(pid)
 """
+KILL_SUPERVISOR = FIND + 'os.kill(find("tidepool.operate.flow_run"), signal.SIGKILL)'
 KILL_ENGINE = FIND + 'os.kill(find("prefect.engine"), signal.SIGKILL)'
 # The kernel kills the process with the highest score first; where it kills the whole container, that as well.
 FILL = (
@@ -111,6 +112,18 @@ def test_the_process_of_the_flow_is_out_of_memory(death: Death) -> None:
     assert death.ended()["exitCode"] == 137
     message = death.platform.run(death.run_id)["state"]["message"]
     assert message == "driver out of memory (limit 1Gi); raise memory_limit"
+
+
+def test_the_process_that_supervises_is_killed(death: Death) -> None:
+    """Nothing in the pod can act; the operator does."""
+    death.execute(KILL_SUPERVISOR)
+    death.nothing_is_left("supervisor killed")
+    assert death.ended()["exitCode"] == 137
+
+
+def test_the_pod_is_deleted_by_force(death: Death) -> None:
+    death.platform.runs.kubectl("delete", "pod", death.pod, "--force", "--grace-period=0")
+    death.nothing_is_left("pod deleted by force")
 
 
 def test_a_flow_that_fails_by_itself_is_red_in_kubectl(platform: Platform) -> None:
