@@ -100,10 +100,9 @@ def server() -> Iterator[Server]:
         labels = {"app.kubernetes.io/name": "tidepool", "app.kubernetes.io/component": "flow-run-rules"}
         metadata = {"name": "tidepool-flow-run-rules", "labels": labels}
         namespace.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": PARAMETERS})
-        role = [
-            "create", "role", "run", "--verb=create,delete", "--resource=secrets,daskclusters.kubernetes.dask.org",
-        ]  # fmt: skip
-        namespace.kubectl(*role)
+        kinds = (f"dask{kind}s.kubernetes.dask.org" for kind in ("cluster", "workergroup", "autoscaler"))
+        resources = ",".join(("secrets", *kinds))
+        namespace.kubectl("create", "role", "run", "--verb=create,delete", f"--resource={resources}")
         namespace.kubectl(
             "create", "rolebinding", "run", "--role=run", f"--serviceaccount={namespace.name}:tidepool-flow-run"
         )
@@ -261,9 +260,11 @@ def test_the_operator_makes_nothing_of_what_it_refuses() -> None:
     """In a namespace without the policies, so that it is the operator that refuses."""
     namespace = Namespace(f"tidepool-rules-{uuid4().hex[:6]}")
     command("kubectl", "create", "namespace", namespace.name)
-    # Owners that do not exist would take the objects away.
+    # An owner or a driver that does not exist would take the objects away.
     cluster = LEGITIMATE["DaskCluster"]
     metadata = {key: value for key, value in cluster["metadata"].items() if key != "ownerReferences"}
+    annotations = {key: value for key, value in metadata["annotations"].items() if key != names.ANNOTATION_DRIVER}
+    metadata["annotations"] = annotations
     good = cluster | {"metadata": metadata | {"name": "good"}}
     good["spec"] = json.loads(json.dumps(good["spec"]).replace(CLUSTER, "good"))
     bad = json.loads(json.dumps(good).replace('"good', '"bad'))

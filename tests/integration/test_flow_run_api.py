@@ -19,6 +19,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import httpx
 import pytest
 import yaml
 from prefect.blocks.system import Secret
@@ -365,7 +366,13 @@ def test_one_pod_cannot_take_all_connections(api: str) -> None:
     finally:
         for connection in taken:
             connection.close()
-    until(lambda: client(api).get(f"/flow_runs/{ID}").status_code == 200)
+
+    def served() -> bool:
+        with client(api) as run, suppress(httpx.TransportError):
+            return run.get(f"/flow_runs/{ID}").status_code == 200
+        return False
+
+    until(served)
 
 
 def test_a_body_that_the_proxy_cannot_read_whole_is_refused(api: str) -> None:
