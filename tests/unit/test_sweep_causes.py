@@ -97,6 +97,12 @@ def node(name: str = "node-a", cpu: str = "2", *, ready: str = "True") -> Object
         # The container's first process was left and ended by itself.
         (job(COMPLETE), [pod(terminated(0, "OOMKilled"), "Succeeded")], [], "driver out of memory (limit 1Gi); raise memory_limit"),
         (job(FAILED), [pod(terminated(137), "Failed")], [], "driver ended with exit code 137 (SIGKILL)"),
+        (
+            job(FAILED),
+            [pod(terminated(137, message="INFO | the Dask dashboard is at …"), "Failed")],
+            [],
+            "driver ended with exit code 137 (SIGKILL)",
+        ),
         (job(FAILED), [pod(terminated(143), "Failed")], [], "driver ended with exit code 143 (SIGTERM)"),
         (job(FAILED), [pod(terminated(200), "Failed")], [], "driver ended with exit code 200"),
         (

@@ -156,12 +156,12 @@ def _exit(terminated: Mapping[str, Any]) -> str:
         return "driver ended without an exit code"
     if code == 0:
         return "driver ended with exit code 0, without a final state of the run"
-    name = ""
     if code > _SIGNALLED:
+        # Its last line was written before anyone ended it.
         with suppress(ValueError):
-            name = f" ({signal.Signals(code - _SIGNALLED).name})"
+            return f"driver ended with exit code {code} ({signal.Signals(code - _SIGNALLED).name})"
     lines = (terminated.get("message") or "").strip().splitlines()
-    return f"driver ended with exit code {code}{name}" + (f": {_short(lines[-1])}" if lines else "")
+    return f"driver ended with exit code {code}" + (f": {_short(lines[-1])}" if lines else "")
 
 
 def _eviction(pod: Object, message: str) -> str:
