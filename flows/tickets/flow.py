@@ -222,7 +222,8 @@ def publish(summary: dict[str, Any], source: str, url: str) -> None:
     storage.write(HISTORY_FILE, f"{json.dumps(rows, indent=2)}\n".encode())
     result = transform.headline(summary)
     get_run_logger().info("%s: %s", result, url)
-    report.table(f"{NAME}-history", rows, f"The last {len(history)} trials, newest first · {result}")
+    shown = "The first trial" if len(rows) == 1 else f"The last {len(rows)} trials, newest first"
+    report.table(f"{NAME}-history", rows, f"{shown} · {result}")
     report.page(f"{NAME}-report", transform.markdown(summary, source, url, _drawing(history)), result)
 
 
