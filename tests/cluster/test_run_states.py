@@ -27,9 +27,11 @@ BEGIN = """
 import asyncio, os, signal, time, uuid
 from prefect import get_client
 from prefect.states import Running
+from prefect.utilities.engine import propose_state
 async def begin():
     async with get_client() as client:
-        await client.set_flow_run_state(uuid.UUID(os.environ["PREFECT__FLOW_RUN_ID"]), Running())
+        # It waits for the time of a retry.
+        await propose_state(client, Running(), flow_run_id=uuid.UUID(os.environ["PREFECT__FLOW_RUN_ID"]))
 asyncio.run(begin())
 """
 SLEEP = f"{BEGIN}time.sleep(3600)"
