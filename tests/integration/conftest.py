@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import certifi
 import pytest
 
+from tests.integration.deploy_support import Proxy, Shop, recorded
 from tidepool import settings as settings_module
 from tidepool.local.processes import file_lock
 from tidepool.local.server import Home, running_server
@@ -86,3 +87,19 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings_module.settings.cache_clear()
     yield
     settings_module.settings.cache_clear()
+
+
+@pytest.fixture
+def proxy(prefect_server: str) -> Iterator[Proxy]:
+    """The requests to the server."""
+    with recorded(prefect_server) as each:
+        yield each
+
+
+@pytest.fixture
+def shop(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """An empty repository with a work pool on the server."""
+    del proxy  # it reaches the server through it
+    made = Shop(tmp_path / "shop", monkeypatch)
+    made.create_pool()
+    return made

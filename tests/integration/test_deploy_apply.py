@@ -18,7 +18,6 @@ from tests.integration.deploy_support import (
     now,
     paths,
     prefect_deploy,
-    recorded,
 )
 from tests.polling import until
 from tidepool.deploy import drift, pauses
@@ -37,21 +36,6 @@ if TYPE_CHECKING:
     from tests.integration.deploy_support import Proxy
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture
-def shop(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """An empty repository with a work pool on the server."""
-    del prefect_server
-    made = Shop(tmp_path / "shop", monkeypatch)
-    made.create_pool()
-    return made
-
-
-@pytest.fixture
-def proxy(prefect_server: str) -> Iterator[Proxy]:
-    with recorded(prefect_server) as each:
-        yield each
 
 
 def test_an_apply_creates_and_a_second_one_writes_nothing_and_keeps_future_runs(shop: Shop, proxy: Proxy) -> None:

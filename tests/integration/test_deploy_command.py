@@ -12,32 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.deploy_support import NIGHTLY, Shop, prefect_deploy, recorded
+from tests.integration.deploy_support import NIGHTLY, Shop, prefect_deploy
 from tidepool import settings as settings_module
 from tidepool.cli import main
 from tidepool.deploy.client import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from tests.integration.deploy_support import Proxy
 
 pytestmark = pytest.mark.timeout(280)
-
-
-@pytest.fixture
-def proxy(prefect_server: str) -> Iterator[Proxy]:
-    with recorded(prefect_server) as each:
-        yield each
-
-
-@pytest.fixture
-def shop(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    del proxy
-    made = Shop(tmp_path / "shop", monkeypatch)
-    made.create_pool()
-    return made
 
 
 def tidepool(shop: Shop, *arguments: str) -> subprocess.CompletedProcess[str]:

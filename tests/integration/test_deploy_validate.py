@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.deploy_support import NIGHTLY, Shop, prefect_deploy, recorded
+from tests.integration.deploy_support import NIGHTLY, Shop, prefect_deploy
 from tidepool import settings as settings_module
 from tidepool.deploy.client import connect
 from tidepool.deploy.config import checks, flows
@@ -21,9 +21,6 @@ from tidepool.deploy.reconcile import comparison
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from tests.integration.deploy_support import Proxy
 
 pytestmark = pytest.mark.timeout(290)
@@ -54,18 +51,10 @@ def sell(
 
 
 @pytest.fixture
-def proxy(prefect_server: str) -> Iterator[Proxy]:
-    with recorded(prefect_server) as each:
-        yield each
-
-
-@pytest.fixture
-def shop(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    del proxy
-    made = Shop(tmp_path / "shop", monkeypatch)
-    made.create_pool()
-    (made.root / f"{made.module}.py").write_text(FLOWS.format(name=made.flow))
-    return made
+def shop(shop: Shop) -> Shop:
+    """The same with flows of these tests."""
+    (shop.root / f"{shop.module}.py").write_text(FLOWS.format(name=shop.flow))
+    return shop
 
 
 STEP = {"prefect.deployments.steps.run_shell_script": {"id": "commit", "script": "echo 1.0", "stream_output": False}}
@@ -227,6 +216,8 @@ def test_a_parameter_that_is_passed_is_taken_by_the_server_and_by_the_flow(
     shop.manifest["build"] = [{checks.STEP: {}}, STEP]
     shop.manifest["deployments"].clear()
     for index, (name, value, enforced) in enumerate(drawn):
+        if name in {"day", "kind"} and "{{ commit" in str(value):
+            continue  # whether a step's text is a date, or one of some texts, shows when the step has run
         # Without the server's check, whether a step's text is right depends on the text.
         checked = enforced or "{{ commit" in str(value)
         shop.deployment(f"d{index}", NIGHTLY, parameters={name: value}, enforce_parameter_schema=checked)

@@ -13,6 +13,8 @@ import httpx
 from installed import AUTH, Platform
 from kube import DASK_KINDS
 
+from tests.polling import until
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -95,10 +97,12 @@ class Watch:
                 continue  # the Kubernetes API is away; `at` shows how old the last reading is
 
     def after(self, moment: float) -> Snapshot:
-        """Wait for a reading that began after a moment."""
-        while self.now.at <= moment:
-            time.sleep(0.2)
-        return self.now
+        """Wait for a reading that began after a moment.
+
+        Raises:
+            AssertionError: there was none for ten minutes: the Kubernetes API is away, or the reader has died.
+        """
+        return until(lambda: self.now, lambda now: now.at > moment, seconds=max(moment - time.time(), 0) + 600)
 
 
 @dataclass
