@@ -1,17 +1,20 @@
 # ruff: noqa: INP001 - a script, not a package
-"""Generate the chart's schema and README from values.yaml, and its copies of files in k8s/.
+"""Generate the chart's schema and README from values.yaml, its dashboards, and its copies of files in k8s/.
 
-Usage: `python helm/generate.py` (`make chart-docs`). A test fails if the result differs from the committed files.
+Usage: `python -m helm.generate` (`make chart-docs`). A test fails if the result differs from the committed files.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from helm import dashboards
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "helm" / "tidepool"
@@ -114,6 +117,21 @@ def readme(values: dict[str, Any], docs: Docs) -> str:
     return header + "\n".join(row for key, value in values.items() for row in rows(value, (key,))) + "\n"
 
 
+def dashboards_page() -> str:
+    """Return docs/dashboards.md with a row for each panel."""
+    text = (ROOT / "docs" / "dashboards.in.md").read_text()
+    for board in dashboards.ALL.values():
+        text += f"\n## {board.title.removeprefix('tidepool: ')}\n\n`{board.uid}`. {board.text}\n\n"
+        text += "| panel | shows |\n|---|---|\n"
+        text += "".join(f"| {panel.title} | {_linked(panel.text)} |\n" for row in board.rows for panel in row.panels)
+    return text
+
+
+def _linked(text: str) -> str:
+    """Return a panel's text with links to the runbooks of its alerts."""
+    return re.sub(r"(\w+) \(docs/(runbooks/\1\.md)\)", r"[`\1`](\2)", text)
+
+
 def outputs() -> dict[Path, str]:
     """Return the expected content of every generated file."""
     text = (CHART / "values.yaml").read_text()
@@ -122,11 +140,22 @@ def outputs() -> dict[Path, str]:
         CHART / "crds" / source.name: source.read_text()
         for source in sorted((ROOT / "k8s" / "crds").glob("dask*.yaml"))
     }
-    return copies | {
-        CHART / "files" / "base-job-template.json": (ROOT / "k8s" / "work-pool" / "base-job-template.json").read_text(),
-        CHART / "values.schema.json": json.dumps(schema(values, docs), indent=2, ensure_ascii=False) + "\n",
-        CHART / "README.md": readme(values, docs),
+    boards = {
+        CHART / "files" / "dashboards" / f"{name}.json": json.dumps(board.json(), indent=1, ensure_ascii=False) + "\n"
+        for name, board in dashboards.ALL.items()
     }
+    return (
+        copies
+        | boards
+        | {
+            CHART / "files" / "base-job-template.json": (
+                ROOT / "k8s" / "work-pool" / "base-job-template.json"
+            ).read_text(),
+            CHART / "values.schema.json": json.dumps(schema(values, docs), indent=2, ensure_ascii=False) + "\n",
+            CHART / "README.md": readme(values, docs),
+            ROOT / "docs" / "dashboards.md": dashboards_page(),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,14 @@ from typing import Any
 
 import yaml
 
-from tidepool.compute.clusters.kubernetes.names import ANNOTATION_DRIVER, GROUP, LABEL_SHARED
+from tidepool.compute.clusters.kubernetes.names import (
+    ANNOTATION_DRIVER,
+    GROUP,
+    LABEL_SHARED,
+    OWN_ANNOTATIONS,
+    SHARED_PREFIX,
+    UID_LENGTH,
+)
 from tidepool.operate.object_rules import CLUSTER_NAMES, COMPONENT, DRIVER, LISTS, RULES
 from tidepool.operate.rules import CLUSTER, Fields, Items, Rule, literal
 
@@ -86,6 +93,8 @@ class Policy:
                 self._validate(guard, f"{literal(name)} in {at}", loops, message)
             for name, inner in rule.known.items():
                 self._add(inner, *self._value(inner, at, path, name, loops), loops)
+            if rule.extensible:
+                self._validate(guard, rule.values_cel(at), loops, {"message": rule.values_demand(path)})
             for total in rule.totals:
                 self._validate(guard, total.cel(at), loops, _message(path, total))
 
@@ -157,12 +166,18 @@ def policy(kind: str) -> dict[str, Any]:
 def ownership() -> dict[str, Any]:
     """Return the policy that ties a Dask cluster to the driver that made it: by the pod that its token is bound to.
 
+    Cluster and parts have names with the pod's uid, which Kubernetes chooses: no run can take another run's beforehand.
     Whoever joins a shared cluster may create its parts; the operator compares them with the cluster.
     """
-    pod = 'request.userInfo.?extra[?"authentication.kubernetes.io/pod-name"][?0].orValue("")'
+    extra = 'request.userInfo.?extra[?"authentication.kubernetes.io/pod-{}"][?0].orValue("")'
     theirs = f'variables.it.metadata.?annotations[?"{ANNOTATION_DRIVER}"].orValue("")'
     owner = 'object.metadata.?ownerReferences.orValue([]).exists(owner, owner.kind == "Job")'
-    shared = f'"{LABEL_SHARED}" in object.metadata.?labels.orValue({{}})'
+    shared = f'"{LABEL_SHARED}" in variables.it.metadata.?labels.orValue({{}})'
+    names = (
+        f'variables.kind == {literal(kind)} ? variables.it{"".join(f"[?{literal(step)}]" for step in path)}.orValue("")'
+        for kind, path in CLUSTER_NAMES.items()
+        if kind in {"DaskCluster", "DaskWorkerGroup", "DaskAutoscaler", "Secret"}
+    )
     spec = {
         "failurePolicy": "Fail",
         "matchConstraints": {
@@ -180,23 +195,47 @@ def ownership() -> dict[str, Any]:
                     "resources": ["daskautoscalers", "daskworkergroups"],
                     "operations": ["CREATE"],
                 },
+                {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["secrets"], "operations": ["CREATE"]},
             ],
         },
         "matchConditions": [{"name": "by-a-run", "expression": _BY_A_RUN}],
         "variables": [
             {"name": "it", "expression": 'request.operation == "DELETE" ? dyn(oldObject) : dyn(object)'},
-            {"name": "pod", "expression": pod},
-            {"name": "cluster", "expression": 'variables.it.kind == "DaskCluster"'},
+            {"name": "pod", "expression": extra.format("name")},
+            {"name": "uid", "expression": extra.format("uid")},
+            {"name": "kind", "expression": "request.kind.kind"},
+            {"name": "cluster", "expression": 'variables.kind == "DaskCluster"'},
+            {"name": "name", "expression": " : ".join((*names, '""'))},
+            {"name": "shared", "expression": shared},
         ],
         "validations": [
             {
-                "expression": f'(variables.pod != "" && variables.pod == {theirs}) || (!variables.cluster && {shared})',
+                "expression": f'(variables.pod != "" && variables.pod == {theirs}) || variables.kind == "Secret"'
+                " || (!variables.cluster && variables.shared)",
                 "message": f"a run may create and delete only what has the name of its own pod in the annotation "
                 f"{ANNOTATION_DRIVER}",
             },
             {
-                "expression": f'request.operation == "DELETE" || !variables.cluster || {owner} || {shared}',
+                "expression": f'request.operation == "DELETE" || !variables.cluster || {owner} || variables.shared',
                 "message": f"a cluster must have a Job as its owner, or the label {LABEL_SHARED}",
+            },
+            {
+                # A Secret without an owner is for the policy of Secrets.
+                "expression": 'request.operation == "DELETE" || variables.kind == "Secret" && variables.name == "" || '
+                "(variables.shared ? "
+                f'variables.name.startsWith("{SHARED_PREFIX}") : size(variables.uid) >= {UID_LENGTH} && '
+                f'variables.name.endsWith("-" + variables.uid.substring(0, {UID_LENGTH})))',
+                "message": f"the name of a run's cluster must end with a dash and the first {UID_LENGTH} characters of "
+                f"the uid of its pod, and that of a shared one begin with {SHARED_PREFIX}",
+            },
+            {
+                # kopf's own annotations hold what it has done: with others it never takes its finalizer away.
+                "expression": 'request.operation == "DELETE" || '
+                "variables.it.metadata.?finalizers.orValue([]).size() == 0 && "
+                # Those of a Secret are for the policy of Secrets.
+                '(variables.kind == "Secret" || '
+                f"variables.it.metadata.?annotations.orValue({{}}).all(k, k.startsWith({literal(OWN_ANNOTATIONS)})))",
+                "message": f"a run creates objects with annotations of {OWN_ANNOTATIONS} only, and without finalizers",
             },
         ],
     }

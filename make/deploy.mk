@@ -68,7 +68,7 @@ ci-tools: setup ## Install the checkers that are not Python packages into .venv/
 	@test -z "$${GITHUB_PATH:-}" || { echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"; $(MAKE) debian-tools; }
 
 .PHONY: debian-tools
-debian-tools: ## Install what tests leave out where it is missing: HAProxy, PostgreSQL (Debian, Ubuntu)
+debian-tools: ## Install what tests leave out where it is missing: HAProxy, PostgreSQL, promtool (Debian, Ubuntu)
 	@as_root=; test "$$(id -u)" = 0 || as_root=sudo; \
 	  $$as_root apt-get update --quiet=2; \
-  $$as_root apt-get install --quiet --yes --no-install-recommends haproxy postgresql
+  $$as_root apt-get install --quiet --yes --no-install-recommends haproxy postgresql prometheus

@@ -12,7 +12,7 @@ image: ## Build the image, tag = Git commit (IMAGE_NAME=registry/name; PUSH=1 pu
 
 .PHONY: chart-docs
 chart-docs: setup ## Generate the chart's README, schema and copies of k8s/
-	@$(BIN)/python helm/generate.py
+	@$(BIN)/python -m helm.generate
 
 .PHONY: admission-policies
 admission-policies: setup ## Generate the admission policies of k8s/cluster from the rules for flow runs

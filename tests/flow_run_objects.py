@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import kopf
 from dask_kubernetes.operator.controller import controller
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
@@ -25,8 +26,9 @@ from tidepool.settings import KubernetesSettings, SizeSettings
 TOP = Path(__file__).resolve().parents[1]
 REPOSITORY = "registry.example.com/tidepool"
 IMAGE = f"{REPOSITORY}@sha256:{'a' * 64}"
-CLUSTER = "weekly-forecast-0d9e1c1e-2-abcd"
 DRIVER_POD = "blue-heron-abcde-fghij"
+DRIVER_UID = "5f0c7a9e-1b2c-4d3e-8f4a-5b6c7d8e9f0a"
+CLUSTER = "weekly-fore-0d9e1c1e-2-abcd-5f0c7a9e"
 NODES = {"pool": "spot"}
 PARAMETERS = {
     "annotations": "example.com/cost",
@@ -124,6 +126,8 @@ def _clusters() -> dict[str, Object]:
             f"{CLUSTER}-default", "ns", CLUSTER, "0123456789", worker["spec"], meta["annotations"], meta["labels"]
         ),
     }
+    for each in deployments.values():
+        kopf.adopt(each, owner=stored)  # the metadata of its pods, too: it is the same object
     service = stored["spec"]["scheduler"]["service"]
     return {
         "DaskCluster": cluster,
@@ -190,6 +194,7 @@ _VOLUMES = {
         }
     },
 }
+_MEGABYTE = "a" * 1_000_000
 _PROBE = {"exec": {"command": ["true"]}}
 # What a pod may not have: (title, path in the pod's spec, value); None removes, an item is appended to a list with `+`.
 POD: tuple[tuple[str, str, Any], ...] = (
@@ -222,7 +227,16 @@ POD: tuple[tuple[str, str, Any], ...] = (
     ("other users", "hostUsers", False),
     ("overhead", "overhead", {"cpu": "1"}),
     ("readiness gates", "readinessGates", [{"conditionType": "a"}]),
-    ("no grace", "terminationGracePeriodSeconds", 86400),
+    ("a grace of an hour", "terminationGracePeriodSeconds", 3600),
+    ("a megabyte of command", "containers.0.args", [_MEGABYTE]),
+    ("a command of many words", "containers.0.command", ["a"] * 101),
+    ("a megabyte of working directory", "containers.0.workingDir", _MEGABYTE),
+    ("a megabyte of variables", "containers.0.env", [{"name": f"A{n}", "value": "a" * 8192} for n in range(128)]),
+    ("a megabyte of a variable's name", "containers.0.env+", {"name": _MEGABYTE, "value": "a"}),
+    ("many ports", "containers.0.ports", [{"name": f"p{n}", "containerPort": 1000 + n} for n in range(100)]),
+    ("many mounts", "containers.0.volumeMounts", [{"name": "tmp", "mountPath": f"/tmp/{n}"} for n in range(100)]),
+    ("a megabyte of node selector", "nodeSelector", {"pool": _MEGABYTE}),
+    ("a megabyte of toleration", "tolerations", [{"key": "spot", "value": _MEGABYTE}]),
     ("root", "securityContext.runAsUser", 0),
     ("maybe root", "securityContext.runAsNonRoot", False),
     ("the root group", "securityContext.runAsGroup", 0),
@@ -280,6 +294,9 @@ _TEAM = {"team": "a"}
 _LABEL = "app.kubernetes.io/component"
 # The same for whole objects.
 OBJECTS: tuple[tuple[str, str, str, Any], ...] = (
+    ("DaskCluster", "a name that no Service may have", "metadata.name", f"1{CLUSTER}"),
+    ("DaskCluster", "a name with dots", "metadata.name", f"a.{CLUSTER}"),
+    ("DaskCluster", "a long name", "metadata.name", "a" * 54),
     ("DaskCluster", "a driver's label", f"metadata.labels|{_LABEL}", "flow-run"),
     ("DaskCluster", "the server's labels", "metadata.labels|app.kubernetes.io/name", "tidepool"),
     ("DaskCluster", "a label of ours", "metadata.labels|app", "postgres"),
@@ -288,6 +305,17 @@ OBJECTS: tuple[tuple[str, str, str, Any], ...] = (
     ("DaskCluster", "an annotation", "metadata.annotations|vault.hashicorp.com/agent-inject", "true"),
     ("DaskCluster", "an annotation of the workers", "spec.worker.metadata",
      {"annotations": {"k8s.v1.cni.cncf.io/networks": "host"}}),
+    ("DaskCluster", "a megabyte of an annotation", f"metadata.annotations|{names.ANNOTATION_VERSIONS}", "a" * 200_000),
+    ("DaskCluster", "many annotations", "metadata.annotations", {f"tidepool.dev/a{n}": "a" for n in range(100)}),
+    ("DaskCluster", "a megabyte of an annotation of the workers", "spec.worker.metadata",
+     {"annotations": {"tidepool.dev/a": _MEGABYTE}}),
+    ("DaskCluster", "a megabyte of a label of the workers", "spec.worker.metadata",
+     {"labels": {"tidepool.dev/a": _MEGABYTE}}),
+    ("DaskCluster", "a megabyte of metadata of the workers", "spec.worker.metadata", {"name": _MEGABYTE}),
+    ("DaskCluster", "many ports of the Service", "spec.scheduler.service.ports",
+     [{"name": f"p{n}", "port": 1000 + n} for n in range(100)]),
+    ("Secret", "a megabyte of a key", "stringData|tls.key", "a" * 900_000),
+    ("Secret", "another key", "data|another", "YQ=="),
     ("DaskCluster", "a finalizer", "metadata.finalizers", ["example.com/stay"]),
     ("DaskCluster", "a finalizer of Jobs", "metadata.finalizers", ["batch.kubernetes.io/job-tracking"]),
     ("DaskCluster", "a finalizer that keeps its pods", "metadata.finalizers", ["orphan"]),

@@ -144,6 +144,72 @@ def reap(
 
 
 @app.command()
+def exporter(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any free one.")] = 8000,
+) -> None:
+    """Serve metrics of the Prefect server of PREFECT_API_URL to Prometheus, at /metrics, until it is stopped.
+
+    The server is asked in the background, so that a scrape costs it nothing. docs/metrics.md lists the metrics. It also
+    tells the targets of TIDEPOOL_NOTIFY_URLS, if there are any, which runs have failed (docs/on-call.md).
+
+    Exit code: 0 stopped by SIGTERM or Ctrl-C; 1 it could not start.
+    """
+    from tidepool.operate.exporter.service import serve
+
+    serve(host, port)
+
+
+@app.command()
+def status(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Flow run: its id or the beginning of it, its name or its URL; or a deployment or flow, for its last "
+            "run. Default: what is wrong now.",
+        ),
+    ] = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Print it again every 2 s, until the run has ended.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what is wrong now, or how one flow run is: why, what to do, its items, its Job and pods.
+
+    It reads the Prefect server of PREFECT_API_URL, or the demo's, and Kubernetes by the kubeconfig or a pod's account.
+    A source that does not answer within TIDEPOOL_STATUS_TIMEOUT_SECONDS (2) is listed as unknown.
+
+    Exit code: 0 nothing is wrong; 1 something is, the run is Failed or Crashed, or it could not be read.
+    """
+    from tidepool.local.server import demo_api
+    from tidepool.operate.status.command import status as show
+
+    raise typer.Exit(1 if show(run, demo_api(), watch=watch, as_json=json) else 0)
+
+
+@app.command()
+def doctor(
+    notify: Annotated[bool, typer.Option("--notify", help="Send a test message to TIDEPOOL_NOTIFY_URLS.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check that everything is there that a run needs, and say what to do about what is not.
+
+    It looks at this machine, the Prefect server of PREFECT_API_URL or the demo's, the store, which it writes to, the
+    targets of notifications, and Kubernetes by the kubeconfig or a pod's account. It changes nothing else.
+
+    Exit code: 0 nothing is wrong; 1 something is. What could not be looked at is `unknown`, and not wrong.
+    """
+    import shutil
+
+    from tidepool.local.server import demo_api
+    from tidepool.operate import doctor as examination
+
+    checks = examination.doctor(demo_api(), notify=notify)
+    width = shutil.get_terminal_size((120, 0)).columns
+    typer.echo(examination.as_json(checks) if json else examination.as_text(checks, width))
+    raise typer.Exit(1 if any(each.word == "wrong" for each in checks) else 0)
+
+
+@app.command()
 def settings() -> None:
     """Print the effective settings and where each comes from; secrets are masked."""
     from tidepool.settings import effective

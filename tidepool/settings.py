@@ -62,6 +62,9 @@ class ComputeSettings(_Group):
     worker per retry."""
     no_worker_seconds: float = Field(300, gt=0)
     """Seconds that mapped tasks wait while the cluster has no worker."""
+    tasks_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+    """Level from which Prefect's own lines about mapped task runs are logged; INFO also logs `Finished in state
+    Completed()` of each. Lines of the flow's author are not concerned."""
     close_seconds: float = Field(60, gt=0)
     """Timeout for closing a cluster, in seconds: finish task runs, send logs and events, stop workers."""
 
@@ -131,6 +134,28 @@ class OperatorSettings(_Group):
     """Work pools of these flow runs, separated by spaces: the operator tells the server of PREFECT_API_URL about their
     drivers. Empty: about none."""
 
+    core_hour_price: float = Field(0, ge=0)
+    """Price of one core requested for an hour, for the metric `tidepool_run_cost_total`, in any currency. 0 for both
+    prices: no cost is shown."""
+    gib_hour_price: float = Field(0, ge=0)
+    """Price of one GiB of memory requested for an hour, in the same currency."""
+    metrics_port: int = Field(0, ge=0, le=65535)
+    """Port of the operator's metrics, at /metrics. 0: none."""
+    shared_cluster_seconds: int = Field(86400, ge=60, le=604800)
+    """Age in seconds at which the operator deletes a shared Dask cluster, whether or not it is in use."""
+
+
+class ExporterSettings(_Group):
+    """`tidepool exporter`, which shows the Prefect server's figures to Prometheus."""
+
+    interval_seconds: float = Field(15, ge=1)
+    """Polling interval of the Prefect server, in seconds."""
+    deployments: int = Field(500, ge=1, le=5000)
+    """Maximum number of deployments that have series of their own, in the order of their names; runs of others are
+    counted together as `other`."""
+    budgets: dict[str, float] = {}
+    """Budget of each team for a day, as JSON, in the currency of the operator's prices."""
+
 
 class SizeSettings(_Group):
     """One size of Dask cluster."""
@@ -143,6 +168,23 @@ class SizeSettings(_Group):
     """CPU request of each worker on Kubernetes, in cores."""
     memory_gib: float = Field(1.0, gt=0)
     """Memory limit of each worker, in GiB."""
+
+
+class ReportSettings(_Group):
+    """The report of a run."""
+
+    enabled: bool = True
+    """Publish a report of each run at its end, as the artifact `<deployment>-run`."""
+    record: str = ""
+    """File in which the process of a flow keeps figures of its run for its supervisor, which sets this variable and
+    writes the report if the process is killed."""
+
+
+class StatusSettings(_Group):
+    """`tidepool status`."""
+
+    timeout_seconds: float = Field(2, gt=0)
+    """Timeout of each source, in seconds: parts of the Prefect server's answer, and Kubernetes."""
 
 
 class NotifySettings(_Group):
@@ -201,12 +243,15 @@ class Settings(BaseSettings):
     compute: ComputeSettings = ComputeSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
     operator: OperatorSettings = OperatorSettings()
+    exporter: ExporterSettings = ExporterSettings()
     small: SizeSettings = SizeSettings(workers=2)
     """Size `small`: per-item work of seconds."""
     medium: SizeSettings = SizeSettings(workers=4, memory_gib=2.0)
     """Size `medium`: minutes of work."""
     large: SizeSettings = SizeSettings(workers=16, cpu=2.0, threads=2, memory_gib=8.0)
     """Size `large`: an hour of work."""
+    report: ReportSettings = ReportSettings()
+    status: StatusSettings = StatusSettings()
     notify: NotifySettings = NotifySettings()
     image: ImageSettings = ImageSettings()
     repository: RepositorySettings = RepositorySettings()
@@ -284,7 +329,7 @@ def set_variables(values: dict[str, str]) -> None:
 
 
 def set_prefect_variables(values: dict[str, str]) -> None:
-    """Set `PREFECT_*` variables of this process and its children; Prefect reads its settings once, at import."""
+    """Set variables of a Prefect server for this process and its children; Prefect reads its own once, at import."""
     os.environ.update(values)
 
 

@@ -3,19 +3,24 @@
 A *target* is a key (`tickets/trials/x.json`, meaning `TIDEPOOL_STORAGE_ROOT/tickets/trials/x.json`), a URL (`file://`,
 `s3://`, `memory://`, and for reading also `http(s)://`) or a local path. A reader never sees a partial file: local
 files are written beside the target and renamed, and on an object store the put is the commit.
+
+A key is text without control characters, its parts between `/` are neither empty nor `.` nor `..`: two keys are never
+one object, and every other key is refused. `*` has a meaning in `listing` only.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
-from contextlib import contextmanager
+import re
+import unicodedata
+from contextlib import contextmanager, suppress
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from tidepool.errors import StorageError, UsageError
@@ -29,23 +34,34 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
 
 _SCHEMES = ("file", "s3", "memory", "http", "https")
+_WEB = ("http", "https")
+# What the system or a store refuses for good, unlike errors that may pass.
+_PERMANENT = (errno.EPERM, errno.ENAMETOOLONG, errno.ENOSYS)
+_NETWORK = ("aiohttp", "botocore", "httpx", "requests", "urllib3")
+
+
+class _MissingError(StorageError):
+    """An object does not exist."""
 
 
 def url(target: str) -> str:
     """Resolve a target to its absolute URL.
 
     Raises:
-        StorageError: the scheme is not supported, or a key leaves the storage root with `..`.
+        StorageError: the scheme is not supported, or the key is refused (see the module).
     """
-    if "://" in target:
-        scheme = urlsplit(target).scheme
+    scheme, separator, path = target.partition("://")
+    if separator and "/" not in scheme:
         if scheme not in _SCHEMES:
             raise StorageError(f"{target}: unsupported scheme {scheme!r}; supported: {', '.join(_SCHEMES)}")
-        return _absolute(target.removeprefix("file://")) if scheme == "file" else target
+        if scheme == "file":
+            return _absolute(path)
+        if scheme not in _WEB:
+            _check_key(path.rstrip("/"), target)
+        return target
     if Path(target).is_absolute():
         return _absolute(target)
-    if ".." in target.split("/"):
-        raise StorageError(f"{target}: a key must stay below the storage root; remove '..'")
+    _check_key(target, target)
     root = settings().storage.root
     return f"{url(root if '://' in root else f'file://{root}').rstrip('/')}/{target}"
 
@@ -60,9 +76,17 @@ def source(name: str) -> str:
 
 
 def exists(target: str) -> bool:
-    """Tell whether a complete file or object exists at the target."""
-    filesystem, path = _open(target)
-    return bool(filesystem.isfile(path))
+    """Tell whether a complete file or object exists at the target.
+
+    Raises:
+        StorageError: the store does not tell.
+    """
+    try:
+        with _existing(target) as (filesystem, path):
+            # Not isfile(), which takes every error for a missing object.
+            return bool(filesystem.info(path)["type"] == "file")
+    except _MissingError:
+        return False
 
 
 def size(target: str) -> int | None:
@@ -104,6 +128,9 @@ def write(target: str, data: bytes) -> str:
 
     Returns:
         The URL.
+
+    Raises:
+        StorageError: it may not be written, or its folder or bucket cannot exist.
     """
     with writer(target) as stream:
         stream.write(data)
@@ -134,38 +161,50 @@ def writer(target: str) -> Iterator[IO[bytes]]:
     filesystem, path = _open(target)
     scheme = _scheme(target)
     if scheme == "file":
-        with _local_writer(Path(path)) as stream:
+        with _local_writer(Path(path), target) as stream:
             yield stream
     elif scheme == "memory":
         # fsspec's memory files are visible from their first byte.
         buffer = io.BytesIO()
         yield buffer
-        filesystem.pipe_file(path, buffer.getvalue())
+        with _named(target):
+            if filesystem.isdir(path):  # as on a disk; otherwise it would be both
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            filesystem.pipe_file(path, buffer.getvalue())
     else:
-        stream = filesystem.open(path, "wb", autocommit=False)
+        with _named(target):
+            stream = filesystem.open(path, "wb", autocommit=False)
         try:
             yield stream
         except BaseException:
             stream.discard()
             stream.closed = True  # otherwise its finaliser would upload its buffer
             raise
-        stream.close()
-        stream.commit()
+        with _named(target):
+            stream.close()
+            stream.commit()
 
 
 def delete(target: str) -> None:
     """Delete the object, if it exists."""
     filesystem, path = _open(target)
-    if filesystem.isfile(path):
-        filesystem.rm_file(path)
+    if exists(target):
+        with _named(target):
+            filesystem.rm_file(path)
 
 
 def listing(target: str) -> list[str]:
     """List the URLs of all objects below the target, or of all that match if it contains `*`, sorted."""
     filesystem, path = _open(target)
-    found = filesystem.glob(path, detail=True) if "*" in path else filesystem.find(path, detail=True)
-    urls = (filesystem.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
-    return sorted(each.replace("memory:///", "memory://") for each in urls)
+    with _named(target):
+        if "*" in path:
+            # Of the characters with a meaning in fsspec's patterns, only `*` has it here.
+            found = filesystem.glob(re.sub(r"[\[?]", r"[\g<0>]", path), detail=True)
+        else:
+            found = filesystem.find(path, detail=True)
+    scheme = _scheme(target)
+    names = (name for name, info in found.items() if info["type"] == "file")
+    return sorted(name if scheme in _WEB else _url(scheme, name) for name in names)
 
 
 def content_hash(target: str) -> str:
@@ -204,13 +243,20 @@ def is_transient(error: object) -> bool:
 
     Missing, forbidden or invalid objects stay so; errors of any other kind are not errors of input or output.
     """
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+    if isinstance(
+        error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError | NotADirectoryError
+    ):
         return False
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
     status = getattr(error, "status", None)  # aiohttp's answers
     if isinstance(status, int) and status:
         again = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
         return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in again
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in {"aiohttp", "botocore"}
+    if type(error).__module__.partition(".")[0] in _NETWORK:
+        return True
+    # Without a number it is not of the system nor of a store: libraries report invalid data so, such as a false .gz.
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _PERMANENT
 
 
 def retry_transient_errors(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
@@ -256,46 +302,99 @@ def keep_results() -> None:
 
 
 @contextmanager
-def _local_writer(path: Path) -> Iterator[IO[bytes]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target: a rename is atomic within one file system only.
-    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+def _local_writer(path: Path, target: str) -> Iterator[IO[bytes]]:
+    # Beside the target, because a rename is atomic within one file system only; short, as a file's name is limited.
+    part = path.with_name(f".{uuid4().hex}.part")
     try:
-        with part.open("xb") as stream:
+        with _named(target):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = part.open("xb")
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        part.replace(path)
+        with _named(target):
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # it was not made
+            part.unlink()
 
 
 def _open(target: str) -> tuple[Any, str]:
+    """Return a target's file system and its path there.
+
+    The path is not read from the URL by fsspec, for which `::`, for example, begins another URL.
+    """
     import fsspec
 
     place = url(target)
-    return cast("tuple[Any, str]", fsspec.core.url_to_fs(place, **options(place)))
+    scheme, _, path = place.partition("://")
+    filesystem = fsspec.filesystem(scheme, **options(place))
+    return filesystem, place if scheme in _WEB else f"/{path}" if scheme == "memory" else path
+
+
+def _url(scheme: str, path: str) -> str:
+    """Return the URL of a path of a file system."""
+    return f"{scheme}://{path.lstrip('/') if scheme == 'memory' else path}"
 
 
 def _scheme(target: str) -> str:
-    return urlsplit(url(target)).scheme
+    return url(target).partition("://")[0]
 
 
 def _absolute(path: str) -> str:
-    return f"file://{Path(path).expanduser().absolute()}"
+    found = f"file://{Path(os.path.expanduser(path)).absolute()}"  # noqa: PTH111 - Path's refuses a `~` without a user
+    _check_characters(found, found)
+    return found
+
+
+def _check_key(key: str, target: str) -> None:
+    """Refuse keys that a store would take for another one.
+
+    Raises:
+        StorageError: with the part of it.
+    """
+    parts = key.split("/")
+    if ".." in parts:
+        raise StorageError(f"{target}: a key must stay below the storage root; remove '..'")
+    if "" in parts or "." in parts:
+        raise StorageError(f"{target!r}: a part of a key between '/' must not be empty or '.'")
+    if "?versionId=" in key:
+        raise StorageError(f"{target}: a key must not contain '?versionId='")
+    _check_characters(key, target)
+
+
+def _check_characters(key: str, target: str) -> None:
+    if bad := next((each for each in key if unicodedata.category(each) in {"Cc", "Cs"}), ""):
+        raise StorageError(f"{target!r}: a key must not contain the character {bad!r}")
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    """Raise a StorageError with the target's URL for what a store refuses for good."""
+    try:
+        yield
+    except PermissionError as error:
+        lists = "; without s3:ListBucket, S3 answers so for a missing object too" if _scheme(target) == "s3" else ""
+        raise StorageError(f"{url(target)}: access denied: {error.strerror or error}{lists}") from error
+    except OSError as error:
+        if is_transient(error) or _scheme(target) in _WEB:
+            raise
+        raise StorageError(f"{url(target)}: {error.strerror or error}") from error
 
 
 @contextmanager
 def _existing(target: str) -> Iterator[tuple[Any, str]]:
     """Open the target's file system; a missing object is a StorageError."""
-    try:
-        yield _open(target)
-    except FileNotFoundError as error:
-        # fsspec raises it for every failed request to a web server; only a 404 means "not found".
-        cause = error.__cause__
-        if _scheme(target) in {"http", "https"} and cause and getattr(cause, "status", None) != HTTPStatus.NOT_FOUND:
-            raise cause from None
-        raise StorageError(f"{url(target)} does not exist") from None
+    with _named(target):
+        try:
+            yield _open(target)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            # fsspec raises it for every failed request to a web server; only a 404 means "not found".
+            cause = error.__cause__
+            if _scheme(target) in _WEB and cause and getattr(cause, "status", None) != HTTPStatus.NOT_FOUND:
+                raise cause from None
+            raise _MissingError(f"{url(target)} does not exist") from None
 
 
 @cache

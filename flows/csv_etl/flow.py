@@ -23,7 +23,7 @@ from tidepool.errors import InputError
 NAME = "csv-etl"
 
 
-@flow(name=NAME, flow_run_name="add {increment} to {source}", timeout_seconds=600)
+@flow(name=NAME, flow_run_name=report.run_name("add {increment} to {source}"), timeout_seconds=600)
 def csv_etl(
     source: Annotated[
         str, Field(min_length=1, description="CSV of integers: a path, or a file, s3 or http(s) URL.")
@@ -86,7 +86,7 @@ def csv_etl(
     retry_delay_seconds=5,
     retry_condition_fn=storage.retry_transient_errors,
     cache_policy=NO_CACHE,
-    task_run_name="extract {source}",
+    task_run_name=report.task_name("extract {source}"),
 )
 def extract(source: str) -> list[Row]:
     """Read the integers of each line of the source."""
@@ -104,13 +104,13 @@ def transform(rows: list[Row], increment: int) -> list[Row]:
     return increase(rows, increment)
 
 
-@task(task_run_name="load {target}")
+@task(task_run_name=report.task_name("load {target}"))
 def load(rows: list[Row], target: str) -> None:
     """Write the rows as CSV, unless a file with other content exists."""
     storage.create(target, render(rows).encode())
 
 
-@task(task_run_name="write back to {source}")
+@task(task_run_name=report.task_name("write back to {source}"))
 def write_back(target: str, source: str) -> None:
     """Overwrite the source with the result."""
     storage.write(storage.source(source), storage.read(target))

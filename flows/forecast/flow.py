@@ -42,7 +42,7 @@ RETRY_DELAYS = [min(2.0**attempt, 60 / (1 + RETRY_JITTER)) for attempt in range(
 
 @flow(
     name=NAME,
-    flow_run_name="{source}: {windows} windows of {horizon} weeks",
+    flow_run_name=report.run_name("{source}, {windows} windows of {horizon} weeks"),
     task_runner=dask_runner("small", start_early=True),
     timeout_seconds=2 * 60 * 60,
 )
@@ -62,6 +62,10 @@ def weekly_forecast(
     models: Annotated[Sequence[ModelName], Field(min_length=1, description="The models that compete.")] = MODEL_NAMES,
     horizon: Annotated[int, Field(ge=1, le=52, description="Weeks that are held out per window.")] = 8,
     windows: Annotated[int, Field(ge=1, le=52, description="How many windows are held out, one after another.")] = 4,
+    max_age_weeks: Annotated[
+        int | None,
+        Field(ge=0, description="Fail if the last week of the source is older. Empty: a warning from 3 weeks on."),
+    ] = None,
 ) -> dict[str, Any]:
     """Find the best time-series model for a weekly series and predict next week.
 
@@ -73,13 +77,15 @@ def weekly_forecast(
         models: The models that compete; the smallest mean absolute scaled error wins.
         horizon: Weeks that each model forecasts per window, without having seen them.
         windows: How many windows each model forecasts. horizon times windows must be at least 4.
+        max_age_weeks: Age of the last week of the source, in weeks, above which the run fails; by default it warns
+            above two weeks.
 
     Returns:
         `winner`, the `prediction` of next week with its 80 % interval, the `models` with their figures, best first,
         and a description of the `series`.
 
     Raises:
-        InputError: the parameters or the data allow no comparison.
+        InputError: the parameters or the data allow no comparison, or the data is older than `max_age_weeks`.
     """
     from flows.forecast import transform
 
@@ -89,13 +95,34 @@ def weekly_forecast(
     folder = f"forecast/{flow_run.id}"
     due = flow_run.scheduled_start_time.date()
     series = get_data(source, date_column, value_column, due=due, plan=plan, folder=folder)
+    stale = check_age(source, series, due, max_age_weeks)
 
     backtests = run_backtests([name for name in MODEL_NAMES if name in models], series, plan)
     ranked = compare(source, series, plan, backtests)
     best = transform.winner(ranked)
     errors = one_step.map(unmapped(best.model), range(1, windows + 1), unmapped(series), unmapped(plan)).result()
     prediction = next_week(best.model, series, [error for window in errors for error in window])
-    return publish(transform.Outcome(source, plan, backtests, ranked, prediction), series, folder)
+    return publish(transform.Outcome(source, plan, backtests, ranked, prediction), series, folder, stale)
+
+
+def check_age(source: str, series: str, due: date, max_age_weeks: int | None) -> str:
+    """Warn of a series that ends more than two weeks before the run, or fail beyond a given age.
+
+    Returns:
+        The warning; empty for a series that is not that old.
+
+    Raises:
+        InputError: it is older than `max_age_weeks`.
+    """
+    from flows.forecast import transform
+
+    last = _series(series).index[-1].date()
+    stale = transform.stale(last, due, transform.FRESH_WEEKS if max_age_weeks is None else max_age_weeks)
+    if stale and max_age_weeks is not None:
+        raise InputError(f"{source}: {stale}; at most {max_age_weeks} weeks are allowed (max_age_weeks)")
+    if stale:
+        report.warn(f"{source}: {stale}")
+    return stale
 
 
 class EmptyAnswerError(TidepoolError):
@@ -113,7 +140,7 @@ def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     retry_delay_seconds=RETRY_DELAYS,
     retry_jitter_factor=RETRY_JITTER,
     retry_condition_fn=_is_transient,
-    task_run_name="get {source}",
+    task_run_name=report.task_name("get {source}"),
 )
 def get_data(source: str, date_column: str, value_column: str, *, due: date, plan: Plan, folder: str) -> str:
     """Write the weekly series of the weeks before the day the run is due, checked; return its URL."""
@@ -189,7 +216,7 @@ def next_week(model: ModelName, series: str, errors: list[float]) -> Prediction:
 
 
 @task
-def publish(outcome: Outcome, series: str, folder: str) -> dict[str, Any]:
+def publish(outcome: Outcome, series: str, folder: str, stale: str) -> dict[str, Any]:
     """Write the files of the run, then publish its page and its prediction."""
     from flows.forecast import page, transform
 
@@ -202,7 +229,7 @@ def publish(outcome: Outcome, series: str, folder: str) -> dict[str, Any]:
         storage.write(f"{folder}/summary.json", json.dumps(summary, indent=2, allow_nan=False).encode()),
     ]
     result = page.headline(prediction)
-    report.page(f"{NAME}-report", page.page(outcome, weekly), result)
+    report.page(f"{NAME}-report", page.page(outcome, weekly, stale), result)
     report.table("next-week", [page.prediction_row(outcome)], result)
     report.outputs(NAME, files)
     get_run_logger().info("%s: %s", outcome.source, result)

@@ -62,8 +62,8 @@ def prediction_row(outcome: Outcome) -> dict[str, str]:
     }
 
 
-def page(outcome: Outcome, series: pd.Series[float]) -> str:
-    """Render the page."""
+def page(outcome: Outcome, series: pd.Series[float], stale: str = "") -> str:
+    """Render the page; `stale` is the warning of data that is too old."""
     plan, ranked, prediction = outcome.plan, outcome.ranked, outcome.prediction
     rows = model_rows(ranked, plan)
     table = "\n".join(
@@ -73,9 +73,10 @@ def page(outcome: Outcome, series: pd.Series[float]) -> str:
             *(f"| {' | '.join(map(_cell, row.values()))} |" for row in rows),
         ]
     )
+    best = f"**Warning: {stale}.**\n\n**{prediction.model}**" if stale else f"**{prediction.model}**"
     return f"""# {headline(prediction)}
 
-**{prediction.model}** was the best of {len(ranked)} models over {plan.windows} windows of {plan.horizon} weeks\
+{best} was the best of {len(ranked)} models over {plan.windows} windows of {plan.horizon} weeks\
 {_against_last_value(ranked)}.
 
 {report.picture(_figure(outcome, series), headline(prediction))}

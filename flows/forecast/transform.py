@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 COVERAGE = 80  # percent
 MINIMUM_ERRORS = 4  # the fewest for such an interval: with three, `interval` would need a fourth
 MINIMUM_HISTORY = 3  # weeks
+FRESH_WEEKS = 2  # older data has missed a delivery
 _LARGEST = float(np.finfo(np.float64).max)
 _MISSING = frozenset({"", "?", "na", "n/a", "nan", "none", "null"})
 # Python's warning filters belong to the process: two threads collecting warnings at the same time would mix them up.
@@ -193,6 +194,22 @@ def weekly(observed: pd.Series[float], before: date) -> pd.Series[float]:
 def last_sunday(before: date) -> pd.Timestamp:
     """Return the last Sunday before a day."""
     return pd.Timestamp(before) - pd.Timedelta(days=before.isoweekday())
+
+
+def stale(last: date, due: date, most: int) -> str:
+    """Describe a series whose last week is older than that many weeks on a day; empty if it is not.
+
+    Args:
+        last: The Sunday on which its last week ends.
+        due: The day on which the forecast is made.
+        most: Weeks that the last week may have ended before the last Sunday.
+    """
+    weeks = (last_sunday(due).date() - last).days // 7
+    if weeks <= most:
+        return ""
+    return (
+        f"stale data: the last week ended on {last}, {weeks:,} weeks before the latest one, and the next is predicted"
+    )
 
 
 def check_series(series: pd.Series[float], plan: Plan) -> None:

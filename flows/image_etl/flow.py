@@ -37,7 +37,7 @@ _INLINE_BYTES = report.LIMIT_BYTES * 3 // 4 - 4096
 @flow(
     name=NAME,
     task_runner=dask_runner("small"),
-    flow_run_name="{gif_name} of {data_url}",
+    flow_run_name=report.run_name("{gif_name} of {data_url}"),
     timeout_seconds=3600,
 )
 def image_etl(
@@ -92,7 +92,7 @@ def image_etl(
     retries=2,
     retry_delay_seconds=10,
     retry_condition_fn=storage.retry_transient_errors,
-    task_run_name="download {data_url}",
+    task_run_name=report.task_name("download {data_url}"),
 )
 def download(data_url: str, data: str) -> State[str] | None:
     """Copy the raw data into the store, unless it is already there and complete.
@@ -212,7 +212,11 @@ def publish(gif: str, frames: list[str], bad: dict[int, str]) -> dict[str, Any]:
         *(f"- Left out: {reason}" for reason in list(bad.values())[:_BAD_SHOWN]),
     ]
     report.page(f"{NAME}-clip", "\n\n".join(page), headline)
-    report.table(f"{NAME}-frames", [{"frame": url.rpartition("/")[2], "url": url} for url in frames], headline)
+    report.table(
+        f"{NAME}-frames",
+        [{"frame": url.rpartition("/")[2], "size": report.size(storage.size(url) or 0), "url": url} for url in frames],
+        headline,
+    )
     report.outputs(NAME, [gif, *frames])
     return {"gif": gif, "bytes": len(data), "frames": len(frames), "bad_frames": sorted(bad)}
 

@@ -24,7 +24,7 @@ EVENT = "tidepool.drift.found"
 _MESSAGE_CHARACTERS = 1500
 
 
-@flow(name=NAME, flow_run_name="drift of {environment}", timeout_seconds=600)
+@flow(name=NAME, flow_run_name=report.run_name("drift of {environment}"), timeout_seconds=600)
 def drift_report(
     environment: Annotated[
         str, Field(description="The desired state: production, or a name in environments/.")

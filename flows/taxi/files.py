@@ -5,7 +5,10 @@ A file is CSV (`.csv`, `.csv.gz`) with a header line, or Parquet (`.parquet`).
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from flows.taxi import transform
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 _FIRST_LINE = 2
 _CHUNK_ROWS = 100_000
 _THREADS = 16
+BROKEN = (ValueError, TypeError, EOFError, zlib.error, gzip.BadGzipFile)
+"""What a table of invalid data raises, in pandas, PyArrow and Dask."""
 
 
 def matching(source: str) -> list[str]:
@@ -147,15 +152,10 @@ def _header(url: str) -> list[str]:
     import pandas as pd
     from pyarrow import parquet
 
-    with storage.reader(url) as stream:
-        try:
-            if is_parquet(url):
-                return cast("list[str]", parquet.read_schema(stream).names)
-            return [str(name) for name in pd.read_csv(stream, nrows=0, compression=_compression(url)).columns]
-        except pd.errors.EmptyDataError:
-            raise InputError(f"{url}: empty; expected a header line") from None
-        except ValueError as error:
-            raise InputError(f"{url}: not readable as {'Parquet' if is_parquet(url) else 'CSV'}: {error}") from None
+    with storage.reader(url) as stream, _readable(url):
+        if is_parquet(url):
+            return cast("list[str]", parquet.read_schema(stream).names)
+        return [str(name) for name in pd.read_csv(stream, nrows=0, compression=_compression(url)).columns]
 
 
 def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
@@ -165,7 +165,7 @@ def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
 
     names = transform.columns(_header(url), wanted, url)
     wanted_names = {name: column for column, name in names.items()}
-    with storage.reader(url) as stream:
+    with storage.reader(url) as stream, _readable(url):
         if is_parquet(url):
             start = 0
             for batch in parquet.ParquetFile(stream).iter_batches(batch_size=rows, columns=list(wanted_names)):
@@ -173,21 +173,47 @@ def _raw(url: str, wanted: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
                 yield table.set_index(pd.RangeIndex(start, start + len(table)))[list(wanted)]
                 start += len(table)
             return
-        try:
-            with pd.read_csv(
-                stream,
-                usecols=list(wanted_names),
-                dtype=str,
-                index_col=False,
-                # Keeps the row number equal to the line number.
-                skip_blank_lines=False,
-                chunksize=rows,
-                compression=_compression(url),
-            ) as chunks:
-                for chunk in chunks:
-                    yield chunk.rename(columns=wanted_names)[list(wanted)].dropna(how="all")
-        except ValueError as error:
-            raise InputError(f"{url}: not readable as CSV: {error}") from None
+        with pd.read_csv(
+            stream,
+            usecols=list(wanted_names),
+            dtype=str,
+            index_col=False,
+            # Keeps the row number equal to the line number.
+            skip_blank_lines=False,
+            chunksize=rows,
+            compression=_compression(url),
+        ) as chunks:
+            for chunk in chunks:
+                yield chunk.rename(columns=wanted_names)[list(wanted)].dropna(how="all")
+
+
+@contextmanager
+def _readable(url: str) -> Iterator[None]:
+    """Raise an InputError with the URL for data that is not in the file's format."""
+    import pandas as pd
+
+    try:
+        yield
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{url}: empty; expected a header line") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{url}: {_not_utf8(url) or error}") from None
+    except (*BROKEN, OSError) as error:
+        if isinstance(error, InputError) or storage.is_transient(error):
+            raise
+        kind = "Parquet" if is_parquet(url) else "CSV" + (" in gzip" if _compression(url) else "")
+        raise InputError(f"{url}: not readable as {kind}: {error}") from None
+
+
+def _not_utf8(url: str) -> str:
+    """Return the place of the first byte that is not UTF-8; pandas knows it within a part of the file only."""
+    with storage.reader(url) as stream, gzip.GzipFile(fileobj=stream) if _compression(url) else stream as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number}: byte {error.start + 1} of it is not UTF-8"
+    return ""
 
 
 def _compression(url: str) -> Any:

@@ -44,7 +44,7 @@ Source = Annotated[
 ]
 
 
-@flow(name="taxi-tip-amounts", flow_run_name="tips in {source}", timeout_seconds=2 * 3600)
+@flow(name="taxi-tip-amounts", flow_run_name=report.run_name("tips in {source}"), timeout_seconds=2 * 3600)
 def taxi_tip_amounts(
     source: Source = f"{_PUBLIC}*.parquet",
     blocksize: Annotated[
@@ -82,7 +82,7 @@ def mean_tips(source: str, blocksize: int, n_workers: int) -> list[dict[str, Any
             get_run_logger().info("Reading %s files in %s partitions", len(urls), rides.npartitions)
             # dropna=False: rides without a passenger count are counted too, to report how many are left out.
             means = rides.groupby("passengers", dropna=False)["tip"].agg(["mean", "size"]).compute()
-    except (ValueError, TypeError):
+    except files.BROKEN:
         files.check_values(urls, wanted)
         raise
     return transform.records(means.reset_index().rename(columns={"mean": "tip", "size": "rides"}))
@@ -132,7 +132,7 @@ def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 @flow(
     name="most-generous-riders",
     task_runner=dask_runner("small", start_early=True),
-    flow_run_name="first {nrows} rows of {source}",
+    flow_run_name=report.run_name("first {nrows} rows of {source}"),
     timeout_seconds=3600,
     on_failure=[notify_failure],
     on_crashed=[notify_failure],

@@ -23,7 +23,14 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "passengers": ("passenger_count", "passengers"),
 }
 RIDE = tuple(NAMES)
-MEANING = {"pickup": "a date and time", "tip": "a number", "total": "a number", "passengers": "a whole number"}
+# Pickups are local times: hours of another zone would be other hours.
+_OFFSET = r"[Tt ]\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)\s*$"
+MEANING = {
+    "pickup": "a local date and time (ISO 8601, no offset)",
+    "tip": "a number",
+    "total": "a number",
+    "passengers": "a whole number",
+}
 
 
 def columns(found: Sequence[str], wanted: Sequence[str], place: str) -> dict[str, str]:
@@ -81,11 +88,22 @@ def typed(raw: pd.DataFrame, place: str, first_line: int | None = None) -> pd.Da
 def _values(column: str, raw: pd.Series[Any]) -> pd.Series[Any]:
     """Parse the column's values; an invalid one is missing."""
     if column == "pickup":
-        return pd.to_datetime(raw, errors="coerce", format="ISO8601")
+        return _times(raw)
     numbers = pd.to_numeric(raw, errors="coerce").astype("float64")
     if column != "passengers":
         return numbers
     return numbers.where(numbers % 1 == 0).astype("Int64")
+
+
+def _times(raw: pd.Series[Any]) -> pd.Series[Any]:
+    if pd.api.types.is_datetime64_dtype(raw):
+        return raw
+    if isinstance(raw.dtype, pd.DatetimeTZDtype) or pd.api.types.is_numeric_dtype(raw):
+        # A column of missing values is one of numbers.
+        return pd.Series(pd.NaT, index=raw.index, dtype="datetime64[ns]")
+    texts = raw.astype(str).where(raw.notna())
+    local = texts.mask(texts.str.contains(_OFFSET, regex=True, na=False))
+    return pd.to_datetime(local, errors="coerce", format="ISO8601")
 
 
 def by_hour(rides: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -43,7 +43,7 @@ SHARES = 16
 @flow(
     name=NAME,
     task_runner=dask_runner("small"),
-    flow_run_name="evaluate {batch_size} tickets",
+    flow_run_name=report.run_name("evaluate {batch_size} tickets"),
     timeout_seconds=900,
 )
 def ticket_model_evaluation(

@@ -245,8 +245,13 @@ def extend(history: Sequence[Trial], newest: Trial, length: int) -> list[Trial]:
 
 
 def rows(history: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Return the history as the rows of a table."""
-    return [asdict(trial) for trial in history]
+    """Return the history as the rows of a table: figures first, what the UI cuts off last."""
+    last = ("source", "trial")
+    found = [asdict(trial) for trial in history]
+    return [
+        {**{name: each[name] for name in each if name not in last}, **{name: each[name] for name in last}}
+        for each in found
+    ]
 
 
 def headline(summary: Mapping[str, Any]) -> str:

@@ -58,9 +58,14 @@ def send(body: dict[str, Any], namespace: str = OWN, **query: str) -> httpx.Resp
     return kubernetes.post(f"{DASK}/{namespace}/{body['kind'].lower()}s", json=body, params=query)
 
 
+def own_uid() -> str:
+    pod = kubernetes.get(f"{CORE}/{OWN}/pods/{os.environ['TIDEPOOL_KUBERNETES_POD_NAME']}").raise_for_status()
+    return str(pod.json()["metadata"]["uid"])
+
+
 def honest() -> dict[str, Any]:
     """A DaskCluster as this run may have one: that of the other run with another name, driver and owner."""
-    name = f"attack-{os.urandom(3).hex()}"
+    name = f"attack-{os.urandom(3).hex()}-{own_uid()[:8]}"
     found = kubernetes.get(f"{DASK}/{OWN}/daskclusters/{VICTIM}").raise_for_status().text
     body: dict[str, Any] = json.loads(found.replace(VICTIM, name))
     kept = {key: value for key, value in body["metadata"]["annotations"].items() if key.startswith("tidepool.dev/")}
@@ -139,6 +144,11 @@ PODS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda pod: pod.update(initContainers=[{**container(pod), "name": "first"}]), "worker",
     ),
     "a node by its name": (lambda pod: pod.update(nodeName="node"), "worker"),
+    "a grace period of an hour": (lambda pod: pod.update(terminationGracePeriodSeconds=3600), "worker"),
+    "a megabyte as its command": (lambda pod: container(pod).update(args=["a" * 1_000_000]), "worker"),
+    "a megabyte of variables": (
+        lambda pod: container(pod).update(env=[{"name": f"A{n}", "value": "a" * 8192} for n in range(128)]), "worker",
+    ),
     "a system priority": (lambda pod: pod.update(priorityClassName="system-node-critical"), "worker"),
 }  # fmt: skip
 for name, (change, part) in PODS.items():
@@ -184,10 +194,36 @@ ATTEMPTS |= {
     "DaskCluster: another run's Job that waits for it": with_metadata(
         ownerReferences=[{"apiVersion": "batch/v1", "kind": "Job", "blockOwnerDeletion": True, **JOB}]
     ),
+    "DaskCluster: a name that another run may take": with_metadata(name="attack-0d9e1c1e-1-abcd-00000000"),
+    "DaskCluster: the same, with the label of a shared one": with_metadata(
+        name="attack-0d9e1c1e-1-abcd-00000000",
+        labels={
+            "app.kubernetes.io/managed-by": "tidepool",
+            "app.kubernetes.io/part-of": "tidepool",
+            "tidepool.dev/shared-cluster": "warm",
+        },
+    ),
     "DaskJob": lambda: dask(
         "DaskJob", {"cluster": {"spec": honest()["spec"]}, "job": {"spec": honest()["spec"]["worker"]["spec"]}}
     ),
 }
+
+
+@attempt("DaskWorkerGroup: the name that another run's cluster is about to use")
+def coming_group() -> httpx.Response:
+    """With this run's own labels and annotations, and nothing else that could be refused."""
+    body, coming = honest(), "coming-0d9e1c1e-1-abcd-00000000"
+    owner = {"apiVersion": body["apiVersion"], "kind": "DaskCluster", "name": coming, "uid": own_uid()}
+    worker = json.loads(json.dumps(body["spec"]["worker"]).replace(body["metadata"]["name"], coming))
+    metadata = body["metadata"] | {"name": f"{coming}-default", "ownerReferences": [owner]}
+    return send(
+        {
+            "apiVersion": body["apiVersion"],
+            "kind": "DaskWorkerGroup",
+            "metadata": metadata,
+            "spec": {"cluster": coming, "worker": worker},
+        }
+    )
 
 
 def refusal_of(kind: str, name: str) -> str:

@@ -3,7 +3,8 @@
 Any cluster will do: KUBECONFIG names it, TEST_REGISTRY is a registry that this machine pushes to and the nodes pull
 from (default localhost:5000), TEST_BASE_IMAGE replaces python:3.11-slim-bookworm where Docker Hub is not reachable.
 TEST_IMAGE=name@sha256:… is installed instead of an image built here. TEST_KEEP_NAMESPACE=1 keeps the installation,
-TEST_NAMESPACE=name uses a kept one: the platform's, name-runs and name-media.
+TEST_NAMESPACE=name uses a kept one: the platform's, name-runs and name-media. TEST_TEAMS=1 installs no second team;
+its namespace and its store are there all the same, and belong to no team.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ HERE = Path(__file__).parent
 RUNS, MEDIA = "-runs", "-media"
 REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")
 BASE_IMAGE = os.environ.get("TEST_BASE_IMAGE", "")
+SECOND_TEAM = os.environ.get("TEST_TEAMS", "2") != "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -122,7 +124,9 @@ def installation(namespace: Namespace, image: str, dependencies: str) -> Iterato
     for name in ("postgres", "store", "store-media"):
         namespace.kubectl("rollout", "status", f"deployment/{name}", "--timeout=180s", timeout=200)
     repository, digest = image.split("@")
-    values = filled("values.yaml", platform=namespace.name, runs=runs.name, media=media.name)
+    values = filled("values.yaml", platform=namespace.name, runs=runs.name)
+    if SECOND_TEAM:
+        values += filled("values-media.yaml", platform=namespace.name, media=media.name)
     command(
         "helm", "upgrade", "--install", "tidepool", str(TOP / "helm/tidepool"), "--namespace", namespace.name,
         "--values=-", f"--set=image.repository={repository}", f"--set=image.digest={digest}",
@@ -136,6 +140,8 @@ def installation(namespace: Namespace, image: str, dependencies: str) -> Iterato
 @pytest.fixture(scope="session")
 def media(installation: Platform) -> Platform:
     """The same installation as its second team sees it."""
+    if not SECOND_TEAM:
+        pytest.skip("TEST_TEAMS=1: no second team is installed")
     return replace(installation, runs=installation.namespace.others[1], pool="media", team="-media")
 
 

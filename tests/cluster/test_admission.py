@@ -15,9 +15,9 @@ import httpx
 import pytest
 from kube import Namespace, command
 
-from tests.flow_run_objects import CLUSTER, DRIVER_POD, LEGITIMATE, PARAMETERS, TOP, attempts
+from tests.flow_run_objects import CLUSTER, DRIVER_POD, DRIVER_UID, LEGITIMATE, PARAMETERS, TOP, attempts
 from tidepool.compute.clusters.kubernetes import names
-from tidepool.operate.object_rules import RULES, violations
+from tidepool.operate.object_rules import COPIES, RULES, violations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +38,7 @@ PLURALS = {
 COMPLETED = {
     "DaskCluster: no idle timeout",
     "Service: a load balancer",
+    "Secret: a megabyte of a key",  # which is in `data` by then
     *(f"{place}: {title}" for place in ("Pod, spec", "Driver, spec") for title in ("no request", "a GPU")),
     *(
         f"{place}: no security context"
@@ -62,10 +63,11 @@ class Server:
         """Try to delete an object."""
         return self._ask("DELETE", f"{self._path(kind)}/{name}", headers)
 
-    def by_a_run(self, pod: str = DRIVER_POD) -> dict[str, str]:
+    def by_a_run(self, pod: str = DRIVER_POD, uid: str = DRIVER_UID) -> dict[str, str]:
         """Return the headers of a request by the flow runs' account, with the token of a pod."""
         account = f"system:serviceaccount:{self.namespace}:tidepool-flow-run"
-        bound = {"Impersonate-Extra-Authentication.kubernetes.io%2Fpod-Name": pod} if pod else {}
+        extra = "Impersonate-Extra-Authentication.kubernetes.io%2Fpod-"
+        bound = {f"{extra}Name": pod, f"{extra}Uid": uid} if pod else {}
         return {"Impersonate-User": account, **bound}
 
     def _path(self, kind: str) -> str:
@@ -187,6 +189,44 @@ def test_a_run_creates_only_clusters_of_its_own(server: Server, title: str) -> N
     assert server.create(changed)[1].is_success
 
 
+SHARED = "shared-warm-01234567"
+
+
+@pytest.mark.parametrize("kind", ["DaskCluster", "DaskWorkerGroup", "DaskAutoscaler", "Secret"])
+def test_a_run_takes_no_name_that_another_runs_cluster_may_have(server: Server, kind: str) -> None:
+    """Names end with the uid of the pod, which Kubernetes chooses; those of shared clusters begin like one."""
+    mine = LEGITIMATE[kind]
+    assert server.create(mine, **server.by_a_run())[1].is_success
+    for uid in ("6f0c7a9e-1b2c-4d3e-8f4a-5b6c7d8e9f0a", "5", ""):
+        policy, answer = server.create(mine, **server.by_a_run(uid=uid))
+        assert policy == "tidepool-daskcluster-of-a-run", answer.text
+    # The label of a shared cluster does not help, and a shared one may have its name.
+    labelled = json.loads(json.dumps(mine))
+    labelled["metadata"]["labels"][names.LABEL_SHARED] = "warm"
+    policy, answer = server.create(labelled, **server.by_a_run())
+    assert policy == "tidepool-daskcluster-of-a-run", answer.text
+    shared = json.loads(json.dumps(labelled).replace(CLUSTER, SHARED))
+    assert server.create(shared, **server.by_a_run())[1].is_success
+
+
+@pytest.mark.parametrize("kind", ["DaskCluster", "DaskWorkerGroup", "DaskAutoscaler"])
+def test_a_run_writes_no_record_of_kopf_and_no_finalizer(server: Server, kind: str) -> None:
+    """With a record that kopf cannot read, an autoscaler kept its finalizer, and its place in the quota."""
+    for part, value in (
+        ("annotations", {"kopf.zalando.org/daskautoscaler_create": "{not json"}),
+        *(("annotations", {copy: "{}"}) for copy in COPIES),
+        ("finalizers", ["kopf.zalando.org/KopfFinalizerMarker"]),
+    ):
+        made = json.loads(json.dumps(LEGITIMATE[kind]))
+        if isinstance(value, dict):
+            made["metadata"][part].update(value)
+        else:
+            made["metadata"][part] = value
+        policy, answer = server.create(made, **server.by_a_run())
+        assert policy == "tidepool-daskcluster-of-a-run", answer.text
+        assert server.create(made)[1].is_success
+
+
 @pytest.mark.parametrize("kind", ["DaskWorkerGroup", "DaskAutoscaler"])
 def test_a_run_creates_only_parts_of_its_own_or_of_a_shared_cluster(server: Server, kind: str) -> None:
     """With those of another run, the operator would scale its cluster. It compares them with the cluster."""
@@ -197,7 +237,8 @@ def test_a_run_creates_only_parts_of_its_own_or_of_a_shared_cluster(server: Serv
     policy, answer = server.create(foreign, **server.by_a_run())
     assert policy == "tidepool-daskcluster-of-a-run", answer.text
     foreign["metadata"]["labels"] = metadata["labels"] | {names.LABEL_SHARED: "warm"}
-    assert server.create(foreign, **server.by_a_run())[1].is_success
+    shared = json.loads(json.dumps(foreign).replace(CLUSTER, SHARED))
+    assert server.create(shared, **server.by_a_run())[1].is_success
 
 
 def test_a_run_deletes_only_clusters_of_its_own(server: Server) -> None:

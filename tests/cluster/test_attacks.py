@@ -68,7 +68,7 @@ def targets(platform: Platform) -> dict[str, tuple[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def answers(platform: Platform, media: Platform, victim: str, targets: dict[str, Any]) -> dict[str, str]:
+def answers(platform: Platform, victim: str, targets: dict[str, Any]) -> dict[str, str]:
     """The answer to each attempt from a driver, beside another run whose cluster computes."""
     deployment = platform.read("deployments/name/csv-etl/csv-etl")
     block = _block_of_another_owner(platform)
@@ -77,7 +77,7 @@ def answers(platform: Platform, media: Platform, victim: str, targets: dict[str,
         platform,
         (HERE / "attack.py").read_text(),
         ATTACK_PLATFORM=platform.namespace.name,
-        ATTACK_OTHERS=media.runs.name,
+        ATTACK_OTHERS=platform.namespace.others[1].name,
         ATTACK_VICTIM=victim,
         ATTACK_TARGETS=json.dumps(targets),
         ATTACK_DEPLOYMENT=deployment["id"],

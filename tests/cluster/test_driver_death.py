@@ -27,7 +27,7 @@ def find(module):
                 return int(pid)
 """
 KILL_SUPERVISOR = FIND + 'os.kill(find("tidepool.operate.flow_run"), signal.SIGKILL)'
-KILL_ENGINE = FIND + 'os.kill(find("prefect.engine"), signal.SIGKILL)'
+KILL_ENGINE = FIND + 'os.kill(find("tidepool.operate.engine"), signal.SIGKILL)'
 
 
 @dataclass

@@ -126,6 +126,12 @@ def test_the_page_of_the_checks_lists_every_house_rule() -> None:
     assert {name: yaml.safe_load(default) for name, default in rows} == rules
 
 
+def test_the_tests_of_prefect_dask_are_those_of_the_locked_release() -> None:
+    locked = re.search(r"^prefect-dask==\S+", (TOP / "requirements" / "runtime.txt").read_text(), re.MULTILINE)
+    assert locked
+    assert f"{locked[0]} --hash=sha256:" in (TOP / "tests" / "prefect_dask" / "source.txt").read_text()
+
+
 def test_requirements_are_hashed_and_name_no_host() -> None:
     for path in sorted((TOP / "requirements").glob("*.txt")):
         text = path.read_text()

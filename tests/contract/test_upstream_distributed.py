@@ -17,7 +17,7 @@ from tests.contract.releases import assert_checked
 from tests.polling import until
 from tidepool.compute.clusters.local import set_dask_defaults
 from tidepool.compute.runner.worker_loss import EXIT_TOPIC, MEMORY_TOPIC, ReportingNanny
-from tidepool.upstream.distributed import PersistentNanny, call_whenever_done
+from tidepool.upstream.distributed import PersistentNanny, WorkerSlot, call_whenever_done
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +49,50 @@ def client(cluster: distributed.LocalCluster) -> Iterator[Client]:
 
 def test_the_release_was_checked() -> None:
     assert_checked("distributed", ">=2026.8,<2026.9")
+
+
+def _lend(gates: list[str], *, awaited: bool) -> tuple[int, list[str]]:
+    """Leave the place, by another thread, and take it back when it is free; then the order of what happened."""
+    slot = WorkerSlot()
+    open_: list[int] = [1]
+    slot.awaited.append(open_)
+    left, over = (distributed.Event(name) for name in gates)
+    helper = threading.Thread(target=slot.leave)
+    helper.start()
+    helper.join()
+    slot.leave()  # once is enough
+    left.set()
+    over.wait()
+    if not awaited:
+        open_.clear()
+    slot.take_back()
+    slot.close()
+    return slot.priority, [threading.current_thread().name]
+
+
+def _borrow(gates: list[str]) -> str:
+    left, over = (distributed.Event(name) for name in gates)
+    left.wait()
+    over.set()
+    return threading.current_thread().name
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_task_lends_its_place_to_another_one(client: Client, *, awaited: bool) -> None:
+    """The worker has one thread: without the loan the second task would never begin."""
+    gates = [f"left-{awaited}", f"over-{awaited}"]
+    lender = client.submit(_lend, gates, awaited=awaited, priority=3, pure=False)
+    borrower = client.submit(_borrow, gates, pure=False)
+    priority, (lender_thread,) = lender.result(timeout=60)
+    assert priority == 3
+    assert borrower.result(timeout=60) != lender_thread
+    # One thread is left: the borrower's has ended for the lender's, or the lender's because it did not come back.
+    assert client.submit(_threads, pure=False).result(timeout=60) == 1
+
+
+def _threads() -> int:
+    executor = distributed.get_worker().executors["default"]
+    return len(executor._threads)
 
 
 def test_a_callback_is_called_each_time_a_future_is_done(client: Client) -> None:

@@ -41,9 +41,10 @@ def test_a_check_comes_before_every_handler() -> None:
         called.append(body)
         return "done"
 
-    async def check(*, body: str, **_: Any) -> None:
+    async def check(*, body: str, **_: Any) -> bool:
         if body == "bad":
             raise kopf.PermanentError(body)
+        return body == "good"
 
     before = [each.id for each in registry._changing.get_all_handlers()]
     check_first(registry, check)
@@ -53,6 +54,7 @@ def test_a_check_comes_before_every_handler() -> None:
     assert [each.id for each in registry._changing.get_all_handlers()] == before, "kopf notes progress by these names"
     for each in handlers:
         assert asyncio.run(each.fn(body="good", namespace="ns")) == "done"
+        assert asyncio.run(each.fn(body="known", namespace="ns")) is None
         with pytest.raises(kopf.PermanentError):
             asyncio.run(each.fn(body="bad", namespace="ns"))
     assert called == ["good"] * 3

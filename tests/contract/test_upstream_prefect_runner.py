@@ -28,7 +28,7 @@ def test_a_flow_run_without_pull_steps_takes_two_processes(pod: Pod) -> None:
     executed = pod.execute("completes")
     assert executed.flow_run.state_name == "Completed"
     assert executed.code == 0
-    assert executed.processes == ["-m tidepool.operate.flow_run", "-m prefect.engine"]
+    assert executed.processes == ["-m tidepool.operate.flow_run", "-m tidepool.operate.engine"]
 
 
 def test_a_flow_run_with_pull_steps_is_prepared_in_a_process_of_its_own(pod: Pod) -> None:

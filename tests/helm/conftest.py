@@ -66,10 +66,12 @@ def checked(text: str) -> list[Manifest]:
 
 
 @cache
-def template(files: tuple[str, ...], values: tuple[tuple[str, str], ...]) -> str:
+def template(files: tuple[str, ...], values: tuple[tuple[str, str], ...], *more: str) -> str:
     options = [f"--values={CHART}/ci/{name}-values.yaml" for name in files]
     options += [f"--set={name.replace('__', '.')}={value}" for name, value in values]
-    return run("helm", "template", "tidepool", str(CHART), f"--namespace={RELEASE}", "--kube-version=1.34", *options)
+    return run(
+        "helm", "template", "tidepool", str(CHART), f"--namespace={RELEASE}", "--kube-version=1.34", *more, *options
+    )
 
 
 @pytest.fixture

@@ -28,6 +28,11 @@ def containers(manifests: list[Manifest]) -> dict[str, Manifest]:
     return {each["name"]: each for each in server["containers"]}
 
 
+def services(manifests: list[Manifest]) -> list[str]:
+    found = find(manifests, "Deployment", "services")["spec"]["template"]["spec"]["containers"]
+    return [str(each) for each in found[0]["args"]]
+
+
 def test_flow_runs_are_told_the_address_of_the_proxy(render: Render) -> None:
     manifests = render("production")
     assert api_url(manifests) == "http://tidepool-flow-run-api.flows.svc:4201/api"
@@ -38,6 +43,7 @@ def test_flow_runs_are_told_the_address_of_the_proxy(render: Render) -> None:
     env = {each["name"]: each["valueFrom"]["secretKeyRef"]["name"] for each in proxy["env"]}
     assert env == {"FLOW_RUN_API_SERVER": "tidepool-auth", "FLOW_RUN_API_TOKEN_0": "tidepool-flow-run-api"}
     assert containers(manifests)["server"]["args"][:3] == ["python", "-m", "tidepool.operate.server"]
+    assert services(manifests) == ["python", "-m", "tidepool.operate.server", "services"]
 
 
 def test_open_is_the_switch_back(render: Render) -> None:
@@ -45,6 +51,7 @@ def test_open_is_the_switch_back(render: Render) -> None:
     assert api_url(manifests) == "http://tidepool-server.flows.svc:4200/api"
     assert [*containers(manifests)] == ["server"]
     assert containers(manifests)["server"]["args"][:3] == ["prefect", "server", "start"]
+    assert services(manifests) == ["prefect", "server", "services", "start"]
     assert "flow-run-api" not in {each["metadata"]["name"] for each in manifests}
     worker = find(manifests, "Deployment", "worker")["spec"]["template"]["spec"]["containers"][0]
     env = {each["name"]: each.get("value") for each in worker["env"]}

@@ -33,18 +33,24 @@ TEAM = {  # in the platform's namespace, with the team's suffix
     ("ServiceAccount", "tidepool-worker"),
 }
 PLATFORM = {
+    ("ConfigMap", "tidepool-dashboards"),
     ("ConfigMap", "tidepool-flow-run-api"),
+    ("Deployment", "tidepool-exporter"),
     ("Deployment", "tidepool-operator"),
     ("Deployment", "tidepool-server"),
     ("Job", "tidepool-registration"),
     ("NetworkPolicy", "tidepool-api-clients"),
     ("NetworkPolicy", "tidepool-default-deny"),
+    ("NetworkPolicy", "tidepool-exporter"),
     ("NetworkPolicy", "tidepool-operator"),
     ("NetworkPolicy", "tidepool-server"),
     ("NetworkPolicy", "tidepool-worker"),
     ("Pod", "tidepool-test"),
+    ("Service", "tidepool-exporter"),
     ("Service", "tidepool-flow-run-api"),
+    ("Service", "tidepool-operator"),
     ("Service", "tidepool-server"),
+    ("ServiceAccount", "tidepool-exporter"),
     ("ServiceAccount", "tidepool-operator"),
 }
 PRODUCTION = {
@@ -84,6 +90,8 @@ def test_options_add_and_remove_their_own_objects_only(render: Render, layout: L
     whole = expected(layout)
     without = inventory(render("minimal", registration__enabled="false", **layout.values))
     assert without == whole - {(RELEASE, "Job", "tidepool-registration")}
+    without = inventory(render("minimal", exporter__enabled="false", **layout.values))
+    assert without == {each for each in whole if each[2] not in {"tidepool-exporter", "tidepool-dashboards"}}
     without = inventory(render("minimal", networkPolicy__enabled="false", **layout.values))
     assert without == {each for each in whole if each[1] != "NetworkPolicy"}
 

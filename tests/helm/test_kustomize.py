@@ -34,6 +34,9 @@ def test_namespaces_are_restricted_and_those_of_runs_bounded(kustomize: Build, o
     assert found["ResourceQuota"]["metadata"]["namespace"] == found["LimitRange"]["metadata"]["namespace"] == runs
     hard = found["ResourceQuota"]["spec"]["hard"]
     assert hard.keys() >= {"requests.cpu", "requests.memory", "limits.memory", "pods", "count/jobs.batch"}
+    # What runs make, or the operator for them, is bounded in number; in size by the admission policies.
+    dask = {f"count/dask{each}s.kubernetes.dask.org" for each in ("cluster", "workergroup", "autoscaler")}
+    assert hard.keys() >= {*dask, "count/secrets", "count/deployments.apps", "services"}
     # A quota on CPU limits would refuse every pod of ours: they have requests only.
     assert "limits.cpu" not in hard
     assert hard["services.loadbalancers"] == "0"

@@ -43,6 +43,8 @@ TOKENS = {
     "Deployment/tidepool-worker": "tidepool-worker",
     "Deployment/tidepool-operator": "tidepool-operator",
 }
+# An account of its own, without a token and without a right.
+WITHOUT_TOKEN = {"Deployment/tidepool-exporter": "tidepool-exporter"}
 
 
 def rights(manifests: list[Manifest], namespace: str) -> dict[tuple[str, str, str], str]:
@@ -91,7 +93,7 @@ def test_each_role_is_bound_to_its_own_account_only(render: Render, layout: Layo
         }
         assert (subject["namespace"], subject["name"]) == expected[name]
         bound.add(expected[name])
-    assert bound == accounts
+    assert bound == accounts - {(RELEASE, each) for each in WITHOUT_TOKEN.values()}
 
 
 def test_a_cluster_role_reads_nodes_on_request(render: Render) -> None:
@@ -109,11 +111,11 @@ def test_a_cluster_role_reads_nodes_on_request(render: Render) -> None:
 def test_only_pods_that_use_a_token_have_one(pods: list[tuple[str, Manifest]]) -> None:
     for name, spec in pods:
         assert spec["automountServiceAccountToken"] is (name in TOKENS), name
-        assert spec.get("serviceAccountName") == TOKENS.get(name), name
+        assert spec.get("serviceAccountName") == (TOKENS | WITHOUT_TOKEN).get(name), name
 
 
 def test_every_pod_is_restricted(pods: list[tuple[str, Manifest]]) -> None:
-    assert len(pods) == 8
+    assert len(pods) == 9
     for name, spec in pods:
         assert_restricted(name, spec)
 
@@ -168,7 +170,7 @@ def test_every_image_is_the_platforms_and_pinned_by_digest(pods: list[tuple[str,
 
 
 # What may open a connection to what: (from, to, ports). docs/security.md explains each. Between runs: of one team.
-PLATFORM = ["worker", "work-pool", "operator", "registration", "test"]
+PLATFORM = ["worker", "work-pool", "operator", "exporter", "registration", "test"]
 SOME = {"flow-run": {"app.kubernetes.io/component": "flow-run"}, "dask-worker": {"dask.org/component": "worker"},
         "dask-scheduler": {"dask.org/component": "scheduler"}}  # fmt: skip
 PATHS = {
@@ -190,7 +192,7 @@ ADDRESSES = {  # egress that is not to a pod of ours
     "server": {"dns", "database"},
     "services": {"dns", "database"},
     "migration": {"dns", "database"},
-    **{each: {"dns"} for each in ("work-pool", "registration", "test")},
+    **{each: {"dns"} for each in ("work-pool", "exporter", "registration", "test")},
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,32 +9,23 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-if TYPE_CHECKING:
-    from types import ModuleType
+from helm import generate
 
+if TYPE_CHECKING:
     from conftest import Render
 
 ROOT = Path(__file__).resolve().parents[2]
 MEDIA = {"teams__media__namespace": "media", "teams__media__workPool__name": "media"}
 
 
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "helm" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_generated_files_are_up_to_date() -> None:
-    stale = [str(path.relative_to(ROOT)) for path, text in generate().outputs().items() if path.read_text() != text]
+    stale = [str(path.relative_to(ROOT)) for path, text in generate.outputs().items() if path.read_text() != text]
     assert not stale, "run `make chart-docs`"
 
 
 def test_every_value_is_documented() -> None:
     text = (ROOT / "helm" / "tidepool" / "values.yaml").read_text()
-    documented = generate().documented(text)
+    documented = generate.documented(text)
 
     def walk(values: dict, path: tuple[str, ...]) -> None:
         for key, value in values.items():
@@ -121,3 +111,16 @@ def test_schema_refuses_unknown_keys_everywhere() -> None:
                 walk(inner, f"{path}.{key}")
 
     walk(schema, "")
+
+
+def test_the_operator_knows_the_age_of_shared_clusters(render: Render) -> None:
+    for given, expected in (({}, "86400"), ({"operator__sharedClusterSeconds": "604800"}, "604800")):
+        [operator] = [
+            each
+            for each in render(**given)
+            if each["kind"] == "Deployment" and each["metadata"]["name"].endswith("operator")
+        ]
+        variables = {
+            each["name"]: each.get("value") for each in operator["spec"]["template"]["spec"]["containers"][0]["env"]
+        }
+        assert variables["TIDEPOOL_OPERATOR_SHARED_CLUSTER_SECONDS"] == expected

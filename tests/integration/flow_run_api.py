@@ -29,6 +29,7 @@ TOKENS = ("runs:of the default team%", 'media:"token" $of {media}')
 _NAMES = "FLOW_RUN_API_SERVER", "FLOW_RUN_API_TOKEN_0", "FLOW_RUN_API_TOKEN_1"
 VALUES = {
     "auth.secretName": "auth",
+    "workPool.name": "a pool",
     "flowRuns.namespace": "runs",
     "flowRuns.apiSecret": "runs",
     "flowRuns.readable.variables[0]": "shared",

@@ -94,7 +94,7 @@ class Pod:
     def __init__(self, folder: Path, api: str, **environment: str) -> None:
         self.source, self.hook, self._processes = folder / "source", folder / "hook", folder / "processes"
         site = folder / "site"
-        self.source.mkdir()
+        self.source.mkdir(parents=True)
         site.mkdir()
         (self.source / "flows.py").write_text(FLOWS)
         (site / "sitecustomize.py").write_text(SITE)

@@ -41,6 +41,24 @@ def good(count: Annotated[int, Field(ge=1, le=10)], word: str = "a") -> dict:
 def bad() -> None:
     raise InputError("line 3, column 2: 'x7' is not an integer")
 
+@flow
+def variadic(first: int, *others: int, word: str = "a", **labels: int) -> list:
+    return [first, others, word, labels]
+
+@flow
+async def later(count: int = 2) -> int:
+    return count
+
+@flow
+def several(count: int):
+    yield from range(count)
+
+@flow
+async def several_later(count: int):
+    for number in range(count):
+        yield number
+    raise ValueError("no more")
+
 @flow(name="slow-flow")
 def slow() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -51,6 +69,10 @@ _ENTRIES: dict[str, dict[str, Any]] = {
     "good": {"parameters": {"count": 3}},
     "bad": {},
     "slow": {},
+    "variadic": {"parameters": {"first": 1, "others": [2], "labels": {"x": 4}}},
+    "later": {},
+    "several": {"parameters": {"count": 3}},
+    "several_later": {"parameters": {"count": 3}},
 }
 
 
@@ -60,7 +82,7 @@ def make(folder: Path, *names: str) -> Path:
     (folder / "small_flows.py").write_text(textwrap.dedent(FLOWS))
     deployments = [
         {
-            "name": name,
+            "name": name.replace("_", "-"),
             "entrypoint": f"small_flows.{name}",
             "version": "{{ commit.stdout }}",
             "work_pool": {"name": "kubernetes", "job_variables": {"image": "none"}},

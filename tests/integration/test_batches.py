@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,71 @@ def test_a_result_that_is_too_large_is_not_tried_again(runner: TidepoolTaskRunne
     results = run(runner, lambda: map_batched(large, [1, 1_000_000], batch_size=2, raise_on_failure=False))
     assert results[0] == b"\0"
     assert (type(results[1].error), results[1].tries) == (ResultRefusedError, 1)
+
+
+class TwoArgumentsError(Exception):
+    """Can be pickled, and not be read again."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+class UnreadableResult:
+    """Can be pickled, and not be read again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("x",)
+
+
+def test_an_outcome_that_cannot_travel_costs_its_item_alone(runner: TidepoolTaskRunner, tmp_path: Path) -> None:
+    """The whole batch was lost, and was run again in smaller ones."""
+
+    @task
+    def awkward(kind: str) -> Any:
+        with (tmp_path / kind).open("a") as file:
+            file.write("x")
+        if kind == "error":
+            raise TwoArgumentsError("a", "b")
+        if kind == "large":
+            raise ValueError(b"x" * 1_000_000)
+        return {"unreadable": UnreadableResult(), "unpicklable": (each for each in "a")}.get(kind, kind)
+
+    kinds = ["good", "error", "large", "unreadable", "unpicklable", "fine"]
+    results = run(runner, lambda: map_batched(awkward, kinds, batch_size=6, raise_on_failure=False))
+    assert (results[0], results[-1]) == ("good", "fine")
+    assert [len((tmp_path / kind).read_text()) for kind in kinds] == [1] * 6
+    texts = [str(each) for each in results[1:-1]]
+    assert texts[0].startswith("item 1 ('error'): RuntimeError: TwoArgumentsError: a b (unpicklable: ")
+    assert texts[1].startswith("item 2 ('large'): RuntimeError: ValueError: b'xxx")
+    assert "x (shortened: 977." in texts[1]
+    assert "the result of task `awkward` cannot be read from its pickle: invalid literal" in texts[2]
+    assert "the result of task `awkward` cannot be pickled: " in texts[3]
+
+
+def test_results_that_are_too_large_together_travel_apart(runner: TidepoolTaskRunner, tmp_path: Path) -> None:
+    @task
+    def large(number: int) -> bytes:
+        with (tmp_path / str(number)).open("a") as file:
+            file.write("x")
+        return bytes([number]) * 250_000
+
+    results = run(runner, lambda: map_batched(large, range(40), batch_size=40))
+    assert [(each[0], len(each)) for each in results] == [(number, 250_000) for number in range(40)]
+    assert [len((tmp_path / str(number)).read_text()) for number in range(40)] == [1] * 40
+
+
+def test_items_that_fail_at_first_have_room_for_their_results(runner: TidepoolTaskRunner, tmp_path: Path) -> None:
+    @task(retries=1)
+    def second(number: int) -> bytes:
+        with (tmp_path / str(number)).open("a") as file:
+            file.write("x")
+        if len((tmp_path / str(number)).read_text()) == 1:
+            raise ValueError("not yet")
+        return bytes([number]) * 250_000
+
+    results = run(runner, lambda: map_batched(second, range(40), batch_size=40))
+    assert [(each[0], len(each)) for each in results] == [(number, 250_000) for number in range(40)]
+    assert [len((tmp_path / str(number)).read_text()) for number in range(40)] == [2] * 40
 
 
 def test_async_tasks_run_in_batches(runner: TidepoolTaskRunner) -> None:

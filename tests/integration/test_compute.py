@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prefect import flow, task
+from prefect.context import FlowRunContext
 
+from tests.polling import until
 from tidepool import settings as settings_module
 from tidepool.compute import dask_client, dask_runner
 from tidepool.compute.clusters.local import local_cluster
 from tidepool.compute.clusters.preload.local_worker import NICENESS
+from tidepool.compute.progress import ItemProgress
 from tidepool.errors import UsageError
 from tidepool.settings import SizeSettings
 
@@ -64,6 +67,27 @@ def test_local_runs_mapped_tasks_in_other_processes_at_a_lower_priority(use: Cal
     assert {niceness for _, _, niceness in found} == {here + NICENESS}
 
 
+def test_what_threads_log_at_the_end_of_an_item_goes_to_the_runs_server(
+    use: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the thread alone, without the run's context, the log began a server of its own once."""
+    seen = []
+    monkeypatch.setattr(ItemProgress, "show", lambda _: seen.append(FlowRunContext.get()))
+    use(COMPUTE_PROVIDER="threads")
+
+    @task
+    def one(number: int) -> int:
+        return number
+
+    @flow(task_runner=dask_runner("small"))
+    def two() -> None:
+        one.map([1, 2]).wait()
+
+    two()
+    until(lambda: len(seen) == 2)
+    assert all(seen)
+
+
 def test_threads_runs_mapped_tasks_in_this_process_at_its_priority(use: Callable[..., None]) -> None:
     use(COMPUTE_PROVIDER="threads")
     here = os.getpriority(os.PRIO_PROCESS, 0)
@@ -109,6 +133,25 @@ def test_a_client_lives_for_its_block(
     assert (pids == {os.getpid()}) == (provider == "threads")
     steps = [record.message for record in caplog.records if record.message.startswith("Dask cluster")]
     assert [step.rsplit(": ", 1)[-1].split(" ")[0] for step in steps] == ["1", "closing", "closed"]
+
+
+@task
+def with_a_client(number: int) -> int:
+    """A Dask cluster inside a mapped task."""
+    with dask_client("small", workers=1) as client:
+        return client.submit(square, number).result()
+
+
+@flow(task_runner=dask_runner("small"))
+def mapped_clients() -> list[int]:
+    return with_a_client.map([7]).result()
+
+
+@pytest.mark.parametrize("provider", ["local", "threads"])
+def test_a_mapped_task_may_have_a_client(provider: str, use: Callable[..., None]) -> None:
+    """`daemonic processes are not allowed to have children`."""
+    use(COMPUTE_PROVIDER=provider)
+    assert mapped_clients() == [49]
 
 
 def test_an_unknown_size_fails_when_the_run_begins(use: Callable[..., None]) -> None:

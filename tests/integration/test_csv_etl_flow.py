@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-import botocore.exceptions
 import pytest
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from yarl import URL
 
 from flows.csv_etl import flow as csv_etl_module
 from flows.csv_etl.flow import csv_etl
@@ -74,7 +72,7 @@ def test_the_sample(storage_root: str) -> None:
     lines = Artifact.get("csv-etl-lines")
     assert lines is not None
     assert json.loads(str(lines.data))[0] == {"line": 1, "before": "1,2,3", "after": "-1,0,1"}
-    assert flow_run.name == f"add -2 to {SAMPLES / 'integers.csv'}"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d · add -2 to .*integers\.csv", flow_run.name)
 
 
 def test_an_empty_file_is_an_empty_output(storage_root: str, tmp_path: Path) -> None:
@@ -169,27 +167,6 @@ def test_only_transient_errors_are_retried(monkeypatch: pytest.MonkeyPatch) -> N
     state, flow_run = run(source=str(SAMPLES / "integers.csv"))
     assert state.is_failed()
     expect_task_runs(flow_run, extract=1)
-
-
-@pytest.mark.parametrize(
-    ("error", "passes"),
-    [
-        (ConnectionResetError(), True),
-        (TimeoutError(), True),
-        (OSError(5, "Input/output error"), True),
-        (aiohttp.ServerDisconnectedError(), True),
-        (botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3"), True),
-        (aiohttp.ClientResponseError(aiohttp.RequestInfo(URL("http://x"), "GET", None, None), (), status=503), True),
-        (aiohttp.ClientResponseError(aiohttp.RequestInfo(URL("http://x"), "GET", None, None), (), status=403), False),
-        (FileNotFoundError(), False),
-        (PermissionError(), False),
-        (StorageError("absent"), False),
-        (InputError("bad"), False),
-        (KeyError("a bug"), False),
-    ],
-)
-def test_is_transient(error: Exception, passes: bool) -> None:  # noqa: FBT001 - a column of the table above
-    assert storage.is_transient(error) is passes
 
 
 def test_the_source_is_updated_once_however_often_the_run_is_tried(storage_root: str, tmp_path: Path) -> None:

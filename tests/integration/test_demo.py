@@ -57,6 +57,7 @@ def test_every_deployment_runs_through_the_work_pool_and_nothing_is_left(tmp_pat
     assert processes_of(repository) == []
     assert not Home.of(repository).record.exists()
     with sqlite3.connect(repository / ".tidepool" / "prefect" / "prefect.db") as database:
+        assert {"good-run", "bad-run"} <= {row[0] for row in database.execute("select key from artifact")}
         rows = database.execute("select name, version is not null, path, pull_steps from deployment order by name")
         # The version is from Git; no path of this machine, no step that fetches code.
         assert rows.fetchall() == [("bad", 1, None, "[]"), ("good", 1, None, "[]")]

@@ -21,6 +21,8 @@ from tidepool.deploy.reconcile import comparison
 from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.integration.deploy_support import Proxy
 
 pytestmark = pytest.mark.timeout(290)
@@ -149,6 +151,24 @@ def test_validate_with_a_server_reports_a_missing_work_pool_without_naming_the_e
     shop.write()
     assert validate().stdout == "no problems: local, production\n"
     assert validate("-e", "local").returncode == 1
+
+
+def test_validate_warns_of_links_that_lead_nowhere_in_production(tmp_path: Path) -> None:
+    shop = Shop(tmp_path / "shop")
+    shop.deployment("one")
+    shop.write()
+
+    def warned(*arguments: str, url: str = "") -> str:
+        command = [sys.executable, "-m", "tidepool.cli", "validate", *arguments]
+        variables = {"TIDEPOOL_REPOSITORY_URL": url, "PREFECT_API_URL": "", "TIDEPOOL_DEPLOY_OWNER": shop.owner}
+        environment = {**settings_module.environment(), **variables}
+        done = subprocess.run(command, cwd=shop.root, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert warned("-e", "production").startswith("warning: TIDEPOOL_REPOSITORY_URL is empty")
+    assert warned("-e", "production", url="https://host/owner/name/blob/main") == ""
+    assert warned() == ""
 
 
 def test_a_renamed_schedule_without_replaces_does_not_lose_its_pause(shop: Shop, proxy: Proxy) -> None:

@@ -85,7 +85,7 @@ def test_the_steps_of_the_workflow_deploy_this_repository_and_run_the_canary(pre
     plan, deploy, prune, canary, drift = outputs
     assert "to create" in plan
     assert "created deployment csv-etl/csv-etl" in deploy
-    assert "created automation run-failed" in deploy
+    assert "created automation runs-late" in deploy
     assert prune.strip() == "local: 0 deleted"
     assert "Completed" in canary
     assert "local: as in Git" in drift

@@ -28,6 +28,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
+    FlowRunFilterState,
     LogFilter,
     LogFilterFlowRunId,
     TaskRunFilter,
@@ -146,7 +147,10 @@ def test_a_call_of_the_list_passes_with_the_servers_own_password(api: str) -> No
     headers = {name.lower(): value for name, value in got["headers"].items()}
     assert headers["authorization"] == basic(PASSWORD)
     assert headers["host"] == "tidepool-flow-run-api.flows.svc:4201"
-    assert headers["x-tidepool-flow-run"] == "0"
+    assert headers["x-tidepool-flow-run"] == "a+pool"
+    with client(api, TOKENS[1]) as run:
+        got = run.get(f"/flow_runs/{ID}").json()["headers"]
+    assert {name.lower(): value for name, value in got.items()}["x-tidepool-flow-run"] == "media"
     assert "x-forwarded-for" not in headers
 
 
@@ -347,6 +351,66 @@ def test_a_run_names_no_job(api: str) -> None:
         assert run.patch(f"/flow_runs/{ID}", json={"infrastructure_pid": "media:driver"}).status_code == 403
 
 
+def by(criteria: str) -> bytes:
+    """Return the body of a filter of deployments, as `tidepool drift` sends it, with these criteria."""
+    return ('{"deployments":{' + criteria + '},"limit":200,"offset":0}').encode()
+
+
+MANAGED = '"operator":"or_","tags":{"all_":["managed-by:shop"]},"name":{"any_":["one"]}'
+
+
+@pytest.mark.parametrize("path", ["/deployments/filter", "/flows/filter"])
+def test_deployments_are_found_by_owner_and_name_only(api: str, path: str) -> None:
+    with client(api) as run:
+        assert run.post(path, content=by(MANAGED)).status_code == 200
+        for body in (
+            by(MANAGED + ',"id":{"any_":[]}'),
+            by(MANAGED.replace('["one"]', "null")),
+            by(MANAGED.replace('["one"]', '[["one"]]')),
+            by('"name":{"any_":["one"]}'),
+            by(MANAGED).replace(b"managed-by:shop", b"tier:1"),
+            by(MANAGED).replace(b',"limit"', b',"flow_runs":{"state":{"name":{"any_":["x"]}}},"limit"'),
+            by(MANAGED).replace(b',"limit"', b',"task_runs":{},"limit"'),
+            b"{}",
+        ):
+            assert run.post(path, content=body).status_code == 403, body
+        for other in ("/v2/concurrency_limits/filter", "/automations/filter"):
+            assert run.post(other, json={"limit": 200, "offset": 0}).status_code == 200
+            assert run.post(other, json={"flow_runs": {}}).status_code == 403
+        assert run.post("/work_pools/filter", json={"work_pools": {"type": {"any_": ["x"]}}}).status_code == 403
+        every = b'{"work_pools":{"name":{"any_":null}},"limit":200,"offset":0}'
+        assert run.post("/work_pools/filter", content=every).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("state", "allowed"),
+    [
+        (FlowRunFilterState(type={"any_": ["CANCELLING"]}), True),
+        (FlowRunFilterState(type={"any_": ["CANCELLED"]}, name={"any_": ["Cancelling"]}), True),
+        (FlowRunFilterState(type={"any_": ["PAUSED"]}, name={"any_": ["Suspended"]}), True),
+        (FlowRunFilterState(type={"any_": ["COMPLETED"]}), False),
+        (FlowRunFilterState(name={"any_": ["Cancelling"]}), False),
+    ],
+)
+def test_a_run_asks_for_the_states_that_prefects_runner_asks_for(
+    api: str, state: FlowRunFilterState, *, allowed: bool
+) -> None:
+    flow_runs = FlowRunFilter(id=FlowRunFilterId(any_=[ID]), state=state).model_dump(mode="json", exclude_unset=True)
+    others = dict.fromkeys(("task_runs", "deployments", "work_pools", "work_pool_queues", "sort", "limit"))
+    with client(api) as run:
+        body = {"flows": None, "flow_runs": flow_runs, **others, "offset": 0}
+        assert run.post("/flow_runs/filter", json=body).status_code == (200 if allowed else 403)
+
+
+def test_a_run_has_the_label_that_prefect_sets(api: str) -> None:
+    with client(api) as run:
+        trace = {"__OTEL_TRACEPARENT": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+        assert run.patch(f"/flow_runs/{ID}/labels", json=trace).status_code == 200
+        others: list[dict[str, Any]] = [{"mine": "x"}, {"__OTEL_TRACEPARENT": "x" * 81}, {"__OTEL_TRACEPARENT": {}}]
+        for other in others:
+            assert run.patch(f"/flow_runs/{ID}/labels", json=other).status_code == 403
+
+
 def test_one_pod_cannot_take_all_connections(api: str) -> None:
     host, port = api.removeprefix("http://").removesuffix("/api").split(":")
 
@@ -467,14 +531,19 @@ class Restricted:
         with temporary_settings(settings), get_client(sync_client=True) as platform:
             yield platform
 
-    def create(self, name: str) -> FlowRun:
-        """Create a run of a flow of FLOWS."""
+    def create(self, name: str, pool: str = "a pool") -> FlowRun:
+        """Create a run of a flow of FLOWS, of the default team."""
         with self.platform() as platform:
             flow = client_flow(platform, name)
             with suppress(ObjectAlreadyExists):  # the events of a run name its work pool and queue
-                platform.create_work_pool(WorkPoolCreate(name="pool", type="process"))
+                platform.create_work_pool(WorkPoolCreate(name=pool, type="process"))
             deployment = platform.create_deployment(
-                flow_id=flow, name=name, entrypoint=f"flows.py:{name}", path=".", pull_steps=None, work_pool_name="pool"
+                flow_id=flow,
+                name=name if pool == "a pool" else pool,
+                entrypoint=f"flows.py:{name}",
+                path=".",
+                pull_steps=None,
+                work_pool_name=pool,
             )
             return platform.create_flow_run_from_deployment(deployment, state=Pending())
 
@@ -537,6 +606,114 @@ def test_a_flow_run_does_everything_through_the_proxy(restricted: Restricted) ->
         assert {each.id for each in run.read_task_runs(task_run_filter=wanted)} == {each.id for each in runs}
 
 
+def test_a_flow_run_writes_only_its_own_teams_runs(restricted: Restricted) -> None:
+    mine, theirs = restricted.create("below"), restricted.create("below", "media")
+    with client(restricted.proxy.api) as run, client(restricted.proxy.api, TOKENS[1]) as other:
+        for team, own, foreign in ((run, mine, theirs), (other, theirs, mine)):
+            running = {"state": {"type": "RUNNING", "name": "Running"}}
+            for path, body in (
+                (f"/deployments/{foreign.deployment_id}/create_flow_run", {}),
+                (f"/flow_runs/{foreign.id}/set_state", running),
+            ):
+                answer = team.post(path, json=body)
+                assert (answer.status_code, "is not of work pool" in answer.json()["detail"]) == (403, True)
+            assert team.patch(f"/flow_runs/{foreign.id}", json={"name": "x"}).status_code == 403
+            assert team.patch(f"/flow_runs/{foreign.id}/labels", json={}).status_code == 403
+            task_run = {"flow_run_id": str(own.id), "task_key": "t", "dynamic_key": "0", "state": running["state"]}
+            parent = team.post("/task_runs/", json=task_run).json()["id"]
+            assert team.post("/task_runs/", json=task_run | {"flow_run_id": str(foreign.id)}).status_code == 403
+            created = team.post(f"/deployments/{own.deployment_id}/create_flow_run", json={})
+            assert created.status_code == 201, created.text
+            # A subflow is of its parent's team, and its subflow, too.
+            flow = str(own.flow_id)
+            assert team.post("/flow_runs/", json={"flow_id": flow}).status_code == 403
+            subflow = team.post("/flow_runs/", json={"flow_id": flow, "parent_task_run_id": parent}).json()["id"]
+            assert team.post(f"/flow_runs/{subflow}/set_state", json=running).status_code == 201
+            assert (other if team is run else run).post(
+                f"/flow_runs/{subflow}/set_state", json=running
+            ).status_code == 403
+    for each in (mine, theirs):
+        assert restricted.read(each).name == each.name
+        assert restricted.read(each).state_type == StateType.PENDING
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "sentence"),
+    [
+        ("POST", "/set_state", {"state": {"type": "RUNNING", "data": json.loads("[" * 260 + "]" * 260)}}, "64 levels"),
+        ("POST", "/set_state", {"state": {"type": "RUNNING", "name": "Suspended"}}, "is not named Suspended"),
+        ("POST", "/set_state", {"state": {"type": "FAILED", "message": "ü" * (128 << 10)}}, "bytes; at most"),
+        ("POST", "/set_state", [], ""),
+        ("PATCH", "", {"name": "a\nb"}, "control character"),
+        ("PATCH", "", {"empirical_policy": {"retries": 10**6}}, "retries must be a number from 0 to 1000"),
+    ],
+)
+def test_a_body_that_harms_others_is_refused(
+    restricted: Restricted, method: str, path: str, body: Any, sentence: str
+) -> None:
+    flow_run = restricted.create("below")
+    with client(restricted.proxy.api) as run:
+        answer = run.request(method, f"/flow_runs/{flow_run.id}{path}", json=body)
+    assert answer.status_code == 422, answer.text
+    assert sentence in answer.text
+    assert restricted.read(flow_run).name == flow_run.name
+    with restricted.platform() as platform:
+        assert platform.read_flow_runs()
+
+
+def test_a_nul_in_an_event_or_a_message_is_replaced(restricted: Restricted) -> None:
+    flow_run = restricted.create("below")
+    event = {
+        "occurred": now().isoformat(), "event": "tidepool.test.nul", "id": str(UUID(int=8)),
+        "resource": {"prefect.resource.id": "tidepool.nul"}, "payload": {"a\0": "b\0"},
+    }  # fmt: skip
+    with websocket(restricted.proxy.api, "/events/in", TOKENS[0]) as connection:
+        connection.recv(10)
+        connection.send("[" * 100 + "]" * 100)
+        connection.send(json.dumps(event))
+    with client(restricted.proxy.api) as run:
+        state = {"state": {"type": "RUNNING", "message": "a\0b"}}
+        assert run.post(f"/flow_runs/{flow_run.id}/set_state", json=state).status_code == 201
+    found = restricted.read(flow_run).state
+    assert found is not None
+    assert found.message == "a\ufffdb"
+
+    def stored() -> list[Any]:
+        with restricted.platform() as platform:
+            criteria = {"filter": {"event": {"name": ["tidepool.test.nul"]}}}
+            found: list[Any] = platform._client.post("/events/filter", json=criteria).json()["events"]
+            return found
+
+    [one] = until(stored)
+    assert one["payload"] == {"a\ufffd": "b\ufffd"}
+
+
+def test_an_event_of_the_servers_own_is_dropped(restricted: Restricted) -> None:
+    """A driver that heard it ended its run, of whatever team, without asking the server."""
+    flow_run = restricted.create("below")
+
+    def event(name: str, resource: str, number: int) -> str:
+        return json.dumps(
+            {
+                "occurred": now().isoformat(), "event": name, "id": str(UUID(int=number)),
+                "resource": {"prefect.resource.id": resource}, "payload": {},
+            }
+        )  # fmt: skip
+
+    with websocket(restricted.proxy.api, "/events/in", TOKENS[0]) as connection:
+        connection.recv(10)
+        connection.send(event("prefect.flow-run.Cancelling", f"prefect.flow-run.{flow_run.id}", 21))
+        connection.send(event("tidepool.test.after", "tidepool.test", 22))
+
+    def stored() -> list[str]:
+        with restricted.platform() as platform:
+            criteria = {"filter": {"id": {"id": [str(UUID(int=21)), str(UUID(int=22))]}}}
+            found = platform._client.post("/events/filter", json=criteria).json()["events"]
+            return [each["event"] for each in found]
+
+    assert until(stored) == ["tidepool.test.after"]
+
+
 def test_a_flow_run_is_told_that_it_is_cancelled(restricted: Restricted) -> None:
     flow_run = restricted.create("is_cancelled")
     with restricted.start(flow_run) as process:
@@ -589,7 +766,14 @@ def test_a_flow_run_cannot_subscribe_to_the_events_of_others(restricted: Restric
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect.*")
 def test_the_drift_report_reads_only(restricted: Restricted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.flow_engine import run_flow
+
     from flows.operations.flow import drift_report
+
+    def find_drift() -> Any:
+        """As the run of a deployment: a flow run creates none without a parent."""
+        parameters = {"environment": "production", "end_pauses": True}
+        return run_flow(drift_report, flow_run=restricted.create("drift_report"), parameters=parameters)
 
     shop = Shop(tmp_path / "shop", monkeypatch)
     as_platform = {PREFECT_API_URL: restricted.api, PREFECT_API_AUTH_STRING: PASSWORD}
@@ -602,17 +786,22 @@ def test_the_drift_report_reads_only(restricted: Restricted, tmp_path: Path, mon
     monkeypatch.chdir(shop.root)
     monkeypatch.setenv("TIDEPOOL_COMPUTE_PROVIDER", "threads")
     before = len(restricted.proxy.refused())
+
+    def refused_calls() -> list[str]:
+        # A pod's process sends its token as a header of websockets, which this one does not.
+        return [each for each in restricted.proxy.refused()[before:] if "/api/events/" not in each]
+
     with temporary_settings(as_run):
-        assert drift_report() == {"differences": 0, "paused": 0, "resumed": 0}
-    assert restricted.proxy.refused()[before:] == []
+        assert find_drift() == {"differences": 0, "paused": 0, "resumed": 0}
+    assert refused_calls() == []
     with temporary_settings(as_platform), connect_to_server() as platform:
         at = now() - timedelta(hours=2)
         pauses.pause(
             platform, Pause(deployment="one", by="me", reason="why", at=at, until=at + timedelta(hours=1)), shop.owner
         )
     with temporary_settings(as_run):
-        assert drift_report() == {"differences": 0, "paused": 1, "resumed": 0}
-    [refused] = restricted.proxy.refused()[before:]
+        assert find_drift() == {"differences": 0, "paused": 1, "resumed": 0}
+    [refused] = refused_calls()
     assert '403 LR "PATCH /api/deployments/' in refused
     with temporary_settings(as_platform), connect_to_server() as platform:
         body = {"artifacts": {"key": {"any_": ["drift-report"]}}, "sort": "CREATED_DESC", "limit": 1}

@@ -129,6 +129,7 @@ def test_the_co2_series_on_a_dask_cluster(storage_root: str) -> None:
     assert [row["model"] for row in table] == sorted(mase, key=mase.__getitem__)
     assert {row["windows"] for row in table} == {"4 of 4"}
     page = str(found["weekly-forecast-report"].data)
+    assert "**Warning: stale data: the last week ended on 2001-12-30, " in page
     assert "data:image/png;base64," in page
     assert f"| {summary['winner']} | " in page
     assert {row["url"] for row in json.loads(str(found["weekly-forecast-outputs"].data))} == set(files)
@@ -240,6 +241,16 @@ def test_a_run_without_a_winner_fails_but_shows_why(tmp_path: Path) -> None:
     found = artifacts(run_id)
     assert str(found["weekly-forecast-models"].description).endswith("no model forecast every window")
     assert "next-week" not in found
+
+
+@pytest.mark.usefixtures("threads", "storage_root")
+def test_data_that_is_too_old_fails_the_run_if_the_deployment_says_how_old_it_may_be() -> None:
+    state, run_id = run(horizon=2, windows=2, models=["last-value"], max_age_weeks=52)
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, InputError)
+    assert "statsmodels:co2: stale data: the last week ended on 2001-12-30, " in str(error)
+    assert str(error).endswith("at most 52 weeks are allowed (max_age_weeks)")
+    assert "next-week" not in artifacts(run_id)
 
 
 @pytest.mark.parametrize(

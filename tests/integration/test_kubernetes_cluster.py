@@ -238,18 +238,48 @@ def test_a_cluster_whose_secret_cannot_be_created_is_deleted(
 def test_a_scheduler_with_another_key_is_not_believed(
     kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Secret was there before the cluster's own: its name can be foreseen, and a run may create Secrets."""
+    """The Secret was there before that of the shared cluster, whose name can be foreseen."""
     monkeypatch.setattr(manifest.names, "tls_secret", lambda _: "planted")
     planted = manifest.secret({"metadata": {"name": "c", "uid": "u", "labels": {}}}, certificate.own())
     objects["secrets"]["planted"] = planted
     with (
         pytest.raises(
-            ClusterError, match=r"^the scheduler of Dask cluster adhoc-.... does not have the cluster's key$"
+            ClusterError, match=r"^the scheduler of Dask cluster shared-warm-.{8} does not have the cluster's key$"
         ),
-        KubernetesCluster(SIZE),
+        KubernetesCluster(SIZE, "warm"),
     ):
         pass
     assert len(requests(kubernetes, "DELETE")) == 1
+
+
+@pytest.mark.usefixtures("dask_pods")
+def test_the_names_of_a_runs_cluster_have_the_uid_of_its_pod(
+    kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Admission refuses others: a run could take the name of another one's worker group beforehand."""
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_POD_NAME", "driver")
+    settings_module.settings.cache_clear()
+    containers = [{"name": "driver", "image": IMAGE}]
+    driver = {"metadata": {"name": "driver", "uid": "5f0c7a9e-1b2c"}, "spec": {"containers": containers}}
+    others: Any = kubernetes.answers
+    kubernetes.answers = lambda asked: (200, driver) if asked.rstrip().endswith("/pods/driver") else others(asked)
+    with KubernetesCluster(SIZE) as cluster:
+        assert cluster.name.endswith("-5f0c7a9e")
+        assert [*objects["daskclusters"]] == [cluster.name]
+        assert [*objects["secrets"]] == [f"{cluster.name}-dask-tls"]
+        assert [*objects["daskworkergroups"]] == [f"{cluster.name}-default"]
+
+
+def test_a_secret_that_was_there_before_fails_the_start_in_words(
+    kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest.names, "tls_secret", lambda _: "planted")
+    objects["secrets"]["planted"] = {}
+    message = r"^Dask cluster adhoc-.{4} cannot start: a Secret planted exists already, and this run did not create it$"
+    with pytest.raises(ClusterError, match=message), KubernetesCluster(SIZE):
+        pass
+    assert len(requests(kubernetes, "DELETE")) == 1
+    assert objects["daskclusters"] == {}
 
 
 def test_a_shared_cluster_needs_a_key_that_its_runs_share(

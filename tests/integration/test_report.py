@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import pytest
-from prefect import flow
+from prefect import flow, runtime, task
 from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import Artifact as ArtifactResponse
 
@@ -42,8 +44,41 @@ def test_outputs_lists_url_size_and_content(storage_root: str) -> None:
     found = _latest("report-test-outputs")
     assert isinstance(found.data, str)
     assert f"{storage_root}/a/1.txt" in found.data
-    assert storage.content_hash("a/1.txt") in found.data
+    (row,) = json.loads(found.data)
+    # The UI cuts off the columns on the right: first what a reader looks for.
+    assert list(row) == ["file", "size", "content", "url"]
+    assert (row["file"], row["size"]) == ("1.txt", "3 B")
+    assert storage.content_hash("a/1.txt").startswith(row["content"])
     assert found.description == "1 file written"
+
+
+def test_names_tell_runs_apart_and_stay_short() -> None:
+    long = f"s3://bucket/{'folder/' * 20}file.csv"
+
+    @task(task_run_name=report.task_name("get {source} and {other}"))
+    def get(source: str, other: str) -> None:
+        del source, other  # for the name
+        names.append(runtime.task_run.name)
+
+    @flow(flow_run_name=report.run_name("add {count} to {source}"))
+    def named(source: str, count: int = 1) -> None:
+        del count
+        names.append(runtime.flow_run.name)
+        get(source, source)
+
+    names: list[str] = []
+    named(long)
+    run, task_run = names
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d · add 1 to ….{31}file\.csv", run), run
+    assert len(task_run) == 60
+    assert task_run.endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (3 << 30, "3.0 GiB")]
+)
+def test_sizes_have_units(count: int, text: str) -> None:
+    assert report.size(count) == text
 
 
 def test_a_long_table_is_cut_and_its_description_reports_it() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import yaml
 
 from tests.integration.small_repository import command, make, processes_of, variables
 from tidepool.local.server import Home
@@ -46,7 +47,7 @@ def test_json_is_the_only_thing_on_standard_output(repository: Path, prefect_ser
         "state": "Completed",
         "result": {"total": 12, "word": "a"},
         "outputs": [f"file://{repository}/.tidepool/storage/good/total.txt"],
-        "artifacts": ["good-flow-outputs", "good-flow-rows"],
+        "artifacts": ["good-flow-outputs", "good-flow-rows", "good-flow-run"],
     }
     assert "printed by the flow" in done.stderr
     assert "printed by a child" in done.stderr
@@ -58,8 +59,30 @@ def test_a_failed_run_is_exit_code_1_and_one_sentence(repository: Path, prefect_
     done = _run(repository, "bad", "--json", PREFECT_API_URL=prefect_server)
     assert done.returncode == 1
     run = json.loads(done.stdout)
-    assert (run["state"], run["result"], run["outputs"], run["artifacts"]) == ("Failed", None, [], [])
+    assert (run["state"], run["result"], run["outputs"], run["artifacts"]) == ("Failed", None, [], ["bad-flow-run"])
     assert done.stderr.splitlines()[-1] == "tidepool: bad ended Failed: line 3, column 2: 'x7' is not an integer"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "result"),
+    [
+        ("variadic", ["-p", "others=[2, 3]"], [1, [2, 3], "a", {"x": 4}]),
+        ("variadic", ["-p", 'labels={"y": 5}'], [1, [2], "a", {"y": 5}]),
+        ("later", [], 2),
+        ("several", [], [0, 1, 2]),
+        ("several-later", [], None),
+    ],
+)
+def test_any_kind_of_flow_function_runs(
+    tmp_path: Path, prefect_server: str, name: str, arguments: list[str], result: object
+) -> None:
+    """`*args` and `**kwargs` were passed by name, and a coroutine was taken for a state."""
+    repository = make(tmp_path / "repository", name.replace("-", "_"))
+    done = _run(repository, name, *arguments, "--json", PREFECT_API_URL=prefect_server)
+    run = json.loads(done.stdout)
+    assert (run["result"], done.returncode) == (result, 0 if run["state"] == "Completed" else 1), done.stderr
+    if result is None:
+        assert done.stderr.splitlines()[-1] == "tidepool: several-later ended Failed: ValueError: no more"
 
 
 def test_without_json_it_prints_the_result_and_the_outputs(repository: Path, prefect_server: str) -> None:
@@ -88,6 +111,41 @@ def test_a_bad_parameter_runs_nothing(repository: Path, arguments: list[str], se
     assert not (repository / ".tidepool").exists()
 
 
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ({"entrypoint": "small_flows:good"}, "'small_flows:good' has a colon; name the function by its module"),
+        ({"entrypoint": None}, "deployments[good].entrypoint: must be a module's function, not None"),
+        ({"parameters": [3]}, "deployments[good].parameters: must be a mapping, not [3]"),
+        (
+            {"parameters": {"count": 3, "word": "{{ $SMALL_WORD | default('y') }}"}},
+            "parameter word: {{ $SMALL_WORD | default('y') }} has no value here; pass it with -p word=…",
+        ),
+        (
+            {"parameters": {"count": 3, "word": "{{ $SMALL_WORD }}"}},
+            "parameter word: {{ $SMALL_WORD }} has no value here; pass it with -p word=…",
+        ),
+    ],
+)
+def test_a_deployment_that_cannot_run_is_one_sentence(
+    repository: Path, entry: dict[str, object], sentence: str
+) -> None:
+    manifest = yaml.safe_load((repository / "prefect.yaml").read_text())
+    manifest["deployments"][0].update(entry)
+    (repository / "prefect.yaml").write_text(yaml.safe_dump(manifest))
+    done = _run(repository, "good", PREFECT_API_URL="http://127.0.0.1:1/api")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"tidepool: {sentence}")
+
+
+def test_environment_variables_are_filled_in_as_a_deploy_does(repository: Path, prefect_server: str) -> None:
+    manifest = yaml.safe_load((repository / "prefect.yaml").read_text())
+    manifest["deployments"][0]["parameters"]["word"] = "{{ $SMALL_WORD }}!"
+    (repository / "prefect.yaml").write_text(yaml.safe_dump(manifest))
+    done = _run(repository, "good", "--json", PREFECT_API_URL=prefect_server, SMALL_WORD="b")
+    assert json.loads(done.stdout)["result"]["word"] == "b!", done.stderr
+
+
 def test_a_flow_that_cannot_be_imported_is_named(repository: Path) -> None:
     (repository / "small_flows.py").write_text("import no_such_library\n")
     done = _run(repository, "good")
@@ -105,8 +163,9 @@ def test_without_a_server_it_starts_one_which_ends_and_whose_history_stays(
     repository: Path, migrated_database: Path
 ) -> None:
     shutil.copy(migrated_database, Home.of(repository).prefect / "prefect.db")
-    # PREFECT_HOME elsewhere: the user's own Prefect profile must have no effect.
-    done = _run(repository, "good", "--json", PREFECT_HOME=str(repository / "elsewhere"))
+    # PREFECT_HOME elsewhere: the user's own Prefect profile must have no effect. Neither has a proxy: this one is dead.
+    proxy = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "localhost"}
+    done = _run(repository, "good", "--json", PREFECT_HOME=str(repository / "elsewhere"), **proxy)
     assert done.returncode == 0, done.stderr
     identity = json.loads(done.stdout)["flow_run_id"].replace("-", "")
     assert processes_of(repository) == []

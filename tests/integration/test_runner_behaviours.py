@@ -1,12 +1,18 @@
-"""What the stock Dask task runner does, as tests of both: the stock one and ours. A difference is a failure here.
+"""What mapped tasks do, as tests of each runner: `tidepool` (ours, on Dask), `threads` and the stock one on Dask.
 
-Where the stock one does not do what Prefect documents, the test reports it and why: it must fail there, and pass here.
+A difference is a failure here, unless the test names it: `differs(runner="why")` must fail there. It must pass with the
+others. What would never end is not run there: `hangs(runner="why")`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import distributed
@@ -26,13 +32,17 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import MappingLengthMismatch, MappingMissingIterable
 from prefect.futures import as_completed
 from prefect.futures import wait as wait_for_futures
+from prefect.transactions import transaction
 from prefect.utilities.annotations import opaque, quote
 from prefect_dask import DaskTaskRunner
 
 from tests.polling import until
 from tidepool.compute.clusters.local import set_dask_defaults
+from tidepool.compute.limits import ArgumentRefusedError, refuse_hooks
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.worker_loss import ReportingNanny
+from tidepool.compute.threads import ThreadsTaskRunner
+from tidepool.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +51,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import TaskRun
 
 # On a loaded machine the first task of a cluster takes minutes: its workers import Prefect.
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 Run = "Callable[..., Any]"
 
@@ -59,15 +69,18 @@ def cluster() -> Iterator[distributed.LocalCluster]:
         yield running
 
 
-@pytest.fixture(params=[pytest.param("stock", marks=pytest.mark.stock), "tidepool"])
-def runner(request: pytest.FixtureRequest, cluster: distributed.LocalCluster) -> DaskTaskRunner:
-    not_by_stock = request.node.get_closest_marker("not_by_stock")
+@pytest.fixture(params=[pytest.param("stock", marks=pytest.mark.stock), "tidepool", "threads"])
+def runner(request: pytest.FixtureRequest) -> Any:
+    for name, runs in (("differs", True), ("hangs", False)):
+        marker = request.node.get_closest_marker(name)
+        if marker and request.param in marker.kwargs:
+            request.applymarker(pytest.mark.xfail(reason=marker.kwargs[request.param], strict=True, run=runs))
+    if request.param == "threads":
+        return ThreadsTaskRunner(max_workers=2)
+    cluster = request.getfixturevalue("cluster")
     cluster.wait_for_workers(2, timeout=120)
-    if request.param == "stock":
-        if not_by_stock:
-            request.applymarker(pytest.mark.xfail(reason=not_by_stock.args[0], strict=True))
-        return DaskTaskRunner(address=cluster.scheduler_address)
-    return TidepoolTaskRunner(address=cluster.scheduler_address)
+    kind = DaskTaskRunner if request.param == "stock" else TidepoolTaskRunner
+    return kind(address=cluster.scheduler_address)
 
 
 class Server:
@@ -153,6 +166,7 @@ def test_unmapped_is_passed_whole(runner: Any) -> None:
     assert state.result() == [31, 32]
 
 
+@pytest.mark.differs(threads="the task runs of a process share the value")
 def test_an_unmapped_value_that_a_task_changes_is_whole_for_the_next(runner: Any) -> None:
     @task
     def append(number: int, others: list[int]) -> int:
@@ -223,16 +237,18 @@ def test_async_flows(runner: Any) -> None:
     assert asyncio.run(state.aresult()) == [2, 4]
 
 
+@pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs' attempted to send logs:UserWarning")
 def test_no_flow_is_needed(runner: Any) -> None:
     with runner.duplicate() as started:
         assert started.submit(double, {"number": 3}).result() == 6
 
 
 def test_a_runner_that_has_not_begun_refuses(runner: Any) -> None:
-    with pytest.raises(RuntimeError, match="must be started"):
+    with pytest.raises(RuntimeError, match="started"):
         runner.duplicate().submit(double, {"number": 3})
 
 
+@pytest.mark.differs(threads="there is nothing to connect to")
 def test_a_flow_that_submits_nothing_connects_to_nothing(runner: Any) -> None:
     def body() -> bool:
         double(1)
@@ -308,6 +324,7 @@ def test_a_retry_condition_is_asked(runner: Any, tmp_path: Path) -> None:
     assert tries.read_text() == "x"
 
 
+@pytest.mark.differs(threads="the exit is the flow function's, too")
 def test_a_task_that_exits_is_crashed_and_its_worker_lives(runner: Any) -> None:
     @task
     def leave() -> None:
@@ -321,7 +338,7 @@ def test_a_task_that_exits_is_crashed_and_its_worker_lives(runner: Any) -> None:
     assert server.task_runs(1)[0].state.is_crashed()
 
 
-@pytest.mark.not_by_stock("Dask cannot read what the worker returns, and the future stays Pending in the flow's eyes")
+@pytest.mark.differs(stock="Dask cannot read what the worker returns, and the future stays Pending in the flow's eyes")
 def test_an_error_that_cannot_be_pickled_back_fails_the_task(runner: Any) -> None:
     class TwoArgumentsError(Exception):
         def __init__(self, one: str, two: str) -> None:
@@ -361,6 +378,145 @@ def test_a_flow_runs_again_with_a_runner_of_its_own(runner: Any) -> None:
 
     state, _ = run(runner, body, retries=1)
     assert state.result() == 4
+
+
+@pytest.mark.hangs(
+    stock="the function is waited for, however long its call takes",
+    threads="the function is waited for, however long its call takes; as Prefect's log reports",
+)
+def test_a_call_that_cannot_be_interrupted_ends_its_task_run_in_time(runner: Any, tmp_path: Path) -> None:
+    """A mapped `sleep(40)` with a timeout of 3 s ended after 46 s."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    begun = tmp_path / "begun"
+
+    @task(timeout_seconds=1, retries=1)
+    def read() -> bytes:
+        with begun.open("a") as file:
+            file.write("x")
+        return pipe.read_bytes()  # waits for a writer
+
+    def body() -> str:
+        future = read.submit()
+        try:
+            future.wait(timeout=30)
+            return f"{future.state.name} {begun.read_text()}"
+        finally:
+            for _ in range(2):  # one for each open: a writer that comes and goes
+                with suppress(OSError):
+                    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+
+    state, _ = run(runner, body)
+    # The function does not run twice at a time.
+    assert state.result() == "TimedOut x"
+
+
+def test_a_task_with_a_timeout_that_is_not_reached_is_like_any_other(runner: Any) -> None:
+    @task(timeout_seconds=60)
+    def quick(number: int) -> tuple[int, str]:
+        return double.submit(number).result(), str(runtime.task_run.name)
+
+    @task(timeout_seconds=60)
+    def fails() -> None:
+        raise ValueError("as it is")
+
+    state, _ = run(runner, lambda: [*quick.submit(3).result(), repr(fails.submit().result(raise_on_failure=False))])
+    number, name, error = state.result()
+    assert (number, name.split("-")[0], error) == (6, "quick", "ValueError('as it is')")
+
+
+@pytest.mark.differs(
+    stock="the worker commits each task run by itself: the hook silently does not run",
+    tidepool="refused, in a sentence that says what to do: see the next test",
+)
+def test_a_transaction_that_fails_rolls_its_task_runs_back(runner: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "undone"
+
+    @task
+    def write() -> int:
+        return 1
+
+    @write.on_rollback
+    def undo(_transaction: Any) -> None:
+        marker.touch()
+
+    def body() -> None:
+        with transaction():
+            write.submit().wait()
+            raise ValueError("the rest fails")
+
+    run(runner, body)
+    assert marker.exists()
+
+
+def test_hooks_of_a_transaction_that_would_not_run_are_refused() -> None:
+    @task
+    def write() -> int:
+        return 1
+
+    @write.on_rollback
+    def undo(_transaction: Any) -> None:
+        """Never called."""
+
+    sentence = "task `write` has on_rollback or on_commit hooks and is submitted inside a transaction"
+    with transaction(), pytest.raises(UsageError, match=sentence):
+        refuse_hooks(write)
+    refuse_hooks(write)
+    with transaction():
+        refuse_hooks(double)
+
+
+@pytest.mark.differs(
+    stock="the error is that of pickle, which names no argument", threads="it is the same process: nothing is pickled"
+)
+def test_an_argument_that_cannot_be_pickled_is_named(runner: Any) -> None:
+    @task
+    def take(number: int, options: Any) -> None:
+        """Never reached."""
+
+    def body() -> list[str]:
+        texts = []
+        for call in (
+            lambda: take.submit(1, {"a": [1, threading.Lock()]}),
+            lambda: take.map([1], unmapped({"a": [1, threading.Lock()]})),
+        ):
+            with pytest.raises(ArgumentRefusedError) as raised:
+                call()
+            texts.append(str(raised.value))
+        return texts
+
+    state, _ = run(runner, body)
+    first, second = state.result()
+    assert first == second
+    assert first.startswith(
+        "argument `options` of task `take` cannot be pickled at ['a'][1]: cannot pickle '_thread.lock"
+    )
+
+
+@pytest.mark.differs(threads="it is the same process: nothing is pickled")
+def test_a_task_that_refers_to_what_cannot_be_pickled_is_refused(runner: Any) -> None:
+    lock = threading.Lock()
+
+    @task
+    def take(number: int) -> bool:
+        return lock.locked() and number > 0
+
+    state, _ = run(runner, lambda: take.map([1, 2]).wait())
+    with pytest.raises((TypeError, ArgumentRefusedError), match=r"cannot pickle '_thread\.lock'"):
+        state.result()
+
+
+def test_a_task_may_use_a_process_pool(runner: Any) -> None:
+    """`daemonic processes are not allowed to have children`."""
+
+    @task
+    def compute(number: int) -> int:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(abs, -number).result()
+
+    state, _ = run(runner, lambda: compute.map([1]).result())
+    assert state.result() == [1]
 
 
 # --- what depends on what -------------------------------------------------------------------------
@@ -452,7 +608,7 @@ def test_what_gets_a_failure_as_argument_does_not_run(runner: Any) -> None:
     assert state.result() == "NotReady"
 
 
-@pytest.mark.not_by_stock("Dask takes the annotation for a plain tuple, so the task never runs")
+@pytest.mark.differs(stock="Dask takes the annotation for a plain tuple, so the task never runs")
 def test_a_failure_may_be_allowed(runner: Any) -> None:
     @task
     def look(value: Any) -> str:
@@ -462,7 +618,7 @@ def test_a_failure_may_be_allowed(runner: Any) -> None:
     assert state.result() == "ValueError('no 7')"
 
 
-@pytest.mark.not_by_stock("an annotation is a tuple, and comes back from pickle as a tuple in a tuple")
+@pytest.mark.differs(stock="an annotation is a tuple, and comes back from pickle as a tuple in a tuple")
 def test_quoted_and_opaque_arguments_arrive_as_they_are(runner: Any) -> None:
     @task
     def look(value: Any) -> Any:
@@ -489,6 +645,78 @@ def test_a_subflow_has_a_runner_of_its_own(runner: Any) -> None:
 
     state, _ = run(runner, lambda: double.map(inner()).result())
     assert state.result() == [4, 8]
+
+
+@pytest.mark.hangs(stock="the task runs that wait hold all threads of the workers")
+@pytest.mark.parametrize("way", ["result", "wait", "as_completed"])
+def test_task_runs_that_wait_for_their_own_do_not_hold_all_threads(runner: Any, way: str) -> None:
+    @task
+    def parent(number: int) -> int:
+        futures = double.map([number, number + 1])
+        if way == "wait":
+            futures.wait()
+        if way == "as_completed":
+            return sum(future.result() for future in as_completed(list(futures)))
+        return sum(futures.result())
+
+    state, server = run(runner, lambda: parent.map(range(5)).result())
+    assert state.result() == [4 * number + 2 for number in range(5)]
+    assert len(server.task_runs(15)) == 15
+
+
+@pytest.mark.hangs(stock="the task runs that wait hold all threads of the workers")
+def test_task_runs_may_wait_for_those_that_wait(runner: Any) -> None:
+    @task
+    def inner(number: int) -> int:
+        return double.submit(number).result()
+
+    @task
+    def outer(number: int) -> int:
+        return sum(inner.map([number, 1]).result())
+
+    state, _ = run(runner, lambda: outer.map(range(4)).result())
+    assert state.result() == [2 * number + 2 for number in range(4)]
+
+
+@pytest.mark.hangs(stock="the task runs that wait hold all threads of the workers")
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_task_runs_call_flows_that_map(runner: Any, kind: str) -> None:
+    @flow(task_runner=runner)
+    def inner(number: int) -> str:
+        double.map([number])  # nothing is awaited: the flow run is not over before
+        return "over"
+
+    @flow(task_runner=runner)
+    async def inner_later(number: int) -> str:
+        double.map([number])
+        return "over"
+
+    @task
+    def parent(number: int) -> str:
+        return asyncio.run(inner_later(number)) if kind == "async" else inner(number)
+
+    state, _ = run(runner, lambda: parent.map(range(3)).result())
+    assert state.result() == ["over"] * 3
+
+
+@pytest.mark.hangs(stock="the task runs that wait hold all threads of the workers")
+def test_no_more_task_runs_than_threads_go_on_after_a_wait(runner: Any, tmp_path: Path) -> None:
+    """What waited takes its place again before it goes on: else all of a map would compute at once."""
+
+    @task
+    def parent(number: int) -> int:
+        double.submit(number).wait()
+        (tmp_path / str(number)).touch()
+        working, deadline = 0, time.monotonic() + 4
+        # Time enough for others to come as far as this.
+        while working <= 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            working = max(working, len(list(tmp_path.iterdir())))
+        (tmp_path / str(number)).unlink()
+        return working
+
+    state, _ = run(runner, lambda: parent.map(range(5)).result())
+    assert max(state.result()) <= 2
 
 
 # --- futures --------------------------------------------------------------------------------------
@@ -531,6 +759,24 @@ def test_a_done_callback_is_called(runner: Any) -> None:
 
     state, _ = run(runner, body)
     assert state.result() == [2]
+
+
+@pytest.mark.differs(threads="a thread's future has no key")
+def test_a_future_keeps_its_dask_future(runner: Any) -> None:
+    """Once the task run was final, it was None."""
+
+    def body() -> list[Any]:
+        future = double.submit(1)
+        before = future.wrapped_future.key
+        future.wait()
+        after = future.wrapped_future
+        assert isinstance(after, distributed.Future)
+        assert (after.key, after.status, after.done(), after.cancelled()) == (before, "finished", True, False)
+        assert after.result().is_completed()
+        return [after.key]
+
+    state, _ = run(runner, body)
+    assert state.result()[0].startswith("double-")
 
 
 def test_a_future_knows_its_task_run(runner: Any) -> None:
@@ -652,7 +898,7 @@ def test_a_concurrency_limit_of_a_tag_holds(runner: Any, tmp_path: Path) -> None
 # --- what only ours does --------------------------------------------------------------------------
 
 
-@pytest.mark.not_by_stock("the Dask future is forgotten with Prefect's, so the task may never run")
+@pytest.mark.differs(stock="the Dask future is forgotten with Prefect's, so the task may never run")
 def test_what_was_submitted_runs_although_nobody_collects_it(runner: Any, tmp_path: Path) -> None:
     @task
     def leave_a_trace(number: int) -> None:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import subprocess
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import aiohttp
+import botocore.exceptions
+import hypothesis
 import pandas as pd
+import PIL
 import pytest
+from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from tidepool import settings as settings_module
 from tidepool import storage
-from tidepool.errors import StorageError
+from tidepool.errors import InputError, StorageError
 from tidepool.local.server import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 KEY, SECRET = "test-access-key", "test-secret-key"
 
@@ -187,6 +196,22 @@ def test_a_table_is_passed_by_reference(store: str) -> None:
     assert place == f"{store}/frames/x.parquet"
     pd.testing.assert_frame_equal(storage.get_frame(place), frame)
     assert list(storage.get_frame(place, columns=["tip"]).columns) == ["tip"]
+    storage.put_frame("frames/x.parquet", frame[frame.hour > 1])
+    pd.testing.assert_frame_equal(storage.get_frame(place), frame[frame.hour > 1].reset_index(drop=True))
+
+
+def test_a_listing_has_what_another_process_wrote_meanwhile(store: str) -> None:
+    storage.write("d/1", b"")
+    assert storage.listing("d/*") == storage.listing("d") == [f"{store}/d/1"]
+    other, path = storage._open("d/2")
+    if store.startswith("s3:"):
+        import s3fs
+
+        # Another process has another file system: it tells this one's nothing.
+        other = s3fs.S3FileSystem(skip_instance_cache=True)
+    other.pipe_file(path, b"")
+    assert storage.exists("d/2")
+    assert storage.listing("d/*") == storage.listing("d") == [f"{store}/d/1", f"{store}/d/2"]
 
 
 def test_a_reader_never_sees_a_partial_file(store: str) -> None:
@@ -213,6 +238,136 @@ def test_a_reader_never_sees_a_partial_file(store: str) -> None:
 def test_a_relative_key_stays_below_the_root() -> None:
     with pytest.raises(StorageError, match=r"^\.\./x: a key must stay below the storage root; remove '\.\.'$"):
         storage.write("../x", b"")
+
+
+# Characters and parts with a meaning for fsspec, a URL or a shell among them.
+KEYS = st.lists(
+    st.text(st.sampled_from("ab:?#%&=*[]~+@!$\\ .'\"é\n\x00\u2028"), max_size=6)
+    | st.sampled_from(["::", "?versionId=1", "s3:", "..", ".", "a?b=c", "#x", "%2F", "[a]", "~", "file:", "zip:"]),
+    min_size=1,
+    max_size=3,
+).map("/".join)
+
+
+@hypothesis.settings(max_examples=25, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(keys=st.lists(KEYS, min_size=2, max_size=5, unique=True))
+def test_each_key_is_one_object_or_is_refused(store: str, keys: list[str]) -> None:
+    for found in storage.listing(store):
+        storage.delete(found)
+    kept: dict[str, bytes] = {}
+    for number, key in enumerate(keys):
+        if Path(key).is_absolute() or "://" in key:  # a path or a URL, not a key
+            continue
+        try:
+            place = storage.write(key, str(number).encode())
+        except StorageError:
+            continue
+        except OSError as error:
+            if "ObjectParentIsFile" not in str(error):  # a store on a file system has no key that is a folder, too
+                raise
+            continue
+        assert place == f"{store}/{key}"
+        kept[key] = str(number).encode()
+    assert {key: storage.read(key) for key in kept} == kept, "another key's bytes"
+    assert {key: storage.read(f"{store}/{key}") for key in kept} == kept, "the URL names the same object"
+    assert storage.listing(store) == sorted(f"{store}/{key}" for key in kept)
+    assert all(storage.exists(key) and storage.size(key) == len(kept[key]) for key in kept)
+    for key in list(kept):
+        storage.delete(key)
+        kept.pop(key)
+        assert storage.listing(store) == sorted(f"{store}/{key}" for key in kept), f"deleted {key!r}"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("a//b", "'a//b': a part of a key between '/' must not be empty or '.'"),
+        ("a/", "'a/': a part of a key between '/' must not be empty or '.'"),
+        ("./a", "'./a': a part of a key between '/' must not be empty or '.'"),
+        ("a\n", "'a\\n': a key must not contain the character '\\n'"),
+        ("a?versionId=1", "a?versionId=1: a key must not contain '?versionId='"),
+    ],
+)
+def test_a_refused_key_names_why(key: str, message: str) -> None:
+    with pytest.raises(StorageError) as error:
+        storage.write(key, b"")
+    assert str(error.value) == message
+
+
+class _Forbidding(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815 - the base class's names
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture
+def forbidding(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 server that answers 403 to every request."""
+    import s3fs
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Forbidding) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        _s3_environment(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield
+        s3fs.S3FileSystem.clear_instance_cache()
+        storage._has_credentials.cache_clear()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("forbidding")
+@pytest.mark.parametrize(
+    "act",
+    [
+        storage.read,
+        storage.exists,
+        storage.size,
+        storage.delete,
+        storage.listing,
+        storage.content_hash,
+        lambda target: storage.write(target, b"x"),
+        lambda target: storage.create(target, b"x"),
+    ],
+)
+def test_a_forbidden_object_is_named_and_not_tried_again(act: Callable[[str], object]) -> None:
+    with pytest.raises(StorageError, match=r"^s3://bucket/secret: access denied: ") as error:
+        act("s3://bucket/secret")
+    assert not storage.is_transient(error.value)
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "x"
+    assert not storage.exists(str(below))
+    with pytest.raises(StorageError, match=f"^file://{below}: "):
+        storage.write(str(below), b"")
+    with pytest.raises(StorageError, match=f"^file://{tmp_path}: Is a directory"):
+        storage.write(str(tmp_path), b"")
+
+
+def test_data_that_is_not_what_it_claims_is_not_tried_again() -> None:
+    for error in (gzip.BadGzipFile("x"), PIL.UnidentifiedImageError("x"), OSError("Invalid data stream")):
+        assert not storage.is_transient(error)
+    for passing in (
+        ConnectionError("x"),
+        TimeoutError("x"),
+        OSError(5, "input/output error"),
+        OSError(16, "slow down"),
+    ):
+        assert storage.is_transient(passing)
 
 
 def test_an_unknown_scheme_names_the_known_ones() -> None:
@@ -247,3 +402,32 @@ def test_without_credentials_s3_is_read_anonymously(monkeypatch: pytest.MonkeyPa
     _s3_environment(monkeypatch, "http://127.0.0.1:9")
     assert storage.options("s3://bucket/x")["anon"] is False
     storage._has_credentials.cache_clear()
+
+
+def answer(status: int) -> aiohttp.ClientResponseError:
+    request = aiohttp.RequestInfo(URL("http://x"), "GET", CIMultiDictProxy(CIMultiDict()), URL("http://x"))
+    return aiohttp.ClientResponseError(request, (), status=status)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (OSError(5, "Input/output error"), True),
+        (aiohttp.ServerDisconnectedError(), True),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3"), True),
+        *((answer(status), True) for status in (408, 429, 500, 503)),
+        *((answer(status), False) for status in (400, 403, 404, 410)),
+        (answer(0), True),  # aiohttp's, for an answer that was not one
+        (IsADirectoryError(), False),
+        (NotADirectoryError(), False),
+        (FileNotFoundError(), False),
+        (PermissionError(), False),
+        (StorageError("absent"), False),
+        (InputError("bad"), False),
+        (KeyError("a bug"), False),
+    ],
+)
+def test_is_transient(error: Exception, passes: bool) -> None:  # noqa: FBT001 - a column of the table above
+    assert storage.is_transient(error) is passes

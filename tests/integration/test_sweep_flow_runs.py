@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import kr8s.asyncio
 import pytest
 
+from tests.integration.server_api import ask, make_unreadable
 from tests.polling import until
 from tidepool.errors import UsageError
 from tidepool.operate.sweep import flow_run_loop, prefect_api
@@ -49,13 +49,7 @@ class Server:
     pods: list[Object] = field(default_factory=list)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        # 503: its SQLite was locked for too long, and nothing was written.
-        busy = httpx.codes.SERVICE_UNAVAILABLE
-        answer = until(
-            lambda: httpx.request(method, f"{self.api}{path}", json=body, timeout=60),
-            lambda found: found.status_code != busy,
-        ).raise_for_status()
-        return answer.json() if answer.content else None
+        return ask(self.api, method, path, body)
 
     def make_pool(self, name: str = "", kind: str = "kubernetes", namespace: str = "ns") -> str:
         variables = {"on_crash": {"default": "none"}, "start_timeout_seconds": {"default": 600}}
@@ -169,6 +163,10 @@ def test_a_run_whose_driver_died_is_crashed_once_with_the_cause(server: Server) 
     assert server.state(run) == ("Crashed", "driver out of memory (limit 1Gi); raise memory_limit")
     server.look(20)
     assert server.history(run).count("Crashed") == 1, "who is notified of crashes is notified once"
+    (report,) = server.ask("POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    assert report["key"].startswith("sell-")
+    assert report["data"].startswith("# Crashed: driver out of memory (limit 1Gi); raise memory\\_limit\n")
+    assert f"`prefect flow-run retry {run}`" in report["data"]
 
 
 def test_a_run_that_completed_in_between_stays_completed(server: Server) -> None:
@@ -183,6 +181,30 @@ def test_a_run_whose_job_is_gone_is_crashed(server: Server) -> None:
     run = server.start(server.deployment(), "Pending", "Running")
     server.look(30)
     assert server.state(run) == ("Crashed", "its Job was deleted")
+
+
+def test_a_run_that_cannot_be_listed_hides_no_other(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    deployment = server.deployment()
+    runs = [server.start(deployment, "Pending", "Running") for _ in range(5)]
+    for number, run in enumerate(runs):
+        server.job(run, "Failed", name=f"job-{number}")
+    try:
+        make_unreadable(server.api, runs[2])
+        server.look(30)
+        assert [server.state(run)[0] for run in runs if run != runs[2]] == ["Crashed"] * 4
+        assert "cannot write out 1 of /flow_runs/filter" in caplog.text
+
+        async def once() -> list[str]:
+            async with connect([server.pool], ["ns"]) as client, one_pass():
+                await client.read(datetime.now(UTC))
+                await client.read(datetime.now(UTC))
+                return [each.id for each in await client.read_by_id(runs)]
+
+        caplog.clear()
+        assert set(asyncio.run(once())) == {*runs} - {runs[2]}
+        assert caplog.text.count("cannot write out") == 1, "once for each run, not for each reading"
+    finally:
+        server.ask("DELETE", f"/flow_runs/{runs[2]}")
 
 
 def test_runs_of_others_are_left_alone(server: Server) -> None:

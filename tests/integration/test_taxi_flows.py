@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +197,26 @@ def test_invalid_files_are_refused(tmp_path: Path) -> None:
         files.all_rows([f"{place}/gone.csv"], WANTED, 2**20)
 
 
+def test_files_of_another_encoding_or_compression_are_refused_and_not_tried_again(tmp_path: Path) -> None:
+    rows = b"passengers,tip\n" + b"1,2\n" * 1000
+    files_and_sentences = {
+        "latin.csv": (b"passengers,tip\n1,2\n1,2\xe9\n", "line 3: byte 4 of it is not UTF-8"),
+        "latin.csv.gz": (gzip.compress(b"passengers,tip\n1,\xe9\n"), "line 2: byte 3 of it is not UTF-8"),
+        "plain.csv.gz": (rows, "not readable as CSV in gzip: Not a gzipped file (b'pa')"),
+        "short.csv.gz": (
+            gzip.compress(rows)[:-12],
+            "not readable as CSV in gzip: Compressed file ended before the end-of-stream marker was reached",
+        ),
+    }
+    for name, (data, sentence) in files_and_sentences.items():
+        (tmp_path / name).write_bytes(data)
+        url = f"file://{tmp_path}/{name}"
+        with pytest.raises(InputError) as caught:
+            files.check_values([url], WANTED)
+        assert str(caught.value).startswith(f"{url}: {sentence}")
+        assert not storage.is_transient(caught.value)
+
+
 def test_files_whose_columns_are_named_differently_are_not_mixed(tmp_path: Path) -> None:
     yellow = f"file://{write(tmp_path, 'yellow.csv', 'passenger_count,tip_amount')}"
     sample = f"file://{write(tmp_path, 'sample.csv', 'passengers,tip')}"
@@ -336,8 +357,12 @@ def test_awkward_rides_of_a_green_file(storage_root: str, tmp_path: Path) -> Non
         ("pickup,tip,passengers\n", "no column for the total (total_amount or total); found: pickup, tip, passengers"),
         ("", "empty; expected a header line"),
         (HEADER, "no ride with a pickup time in its first 10,000 rows"),
+        (
+            f"{HEADER}2019-03-01 00:10:00,1,1,10\n2019-03-01 00:10:00-05:00,1,1,10\n",
+            "line 3, pickup: '2019-03-01 00:10:00-05:00' is not a local date and time",
+        ),
     ],
-    ids=["value", "column", "empty", "no rides"],
+    ids=["value", "column", "empty", "no rides", "offset"],
 )
 def test_bad_input_fails_the_run_and_leaves_nothing(
     storage_root: str, tmp_path: Path, text: str, sentence: str

@@ -151,24 +151,6 @@ def lines(*parts: str) -> str:
 # --- notify -----------------------------------------------------------------------------------------------------------
 
 
-def test_run_failed(alerts: Alerts, pod: Pod) -> None:
-    with alerts.on("run-failed"):
-        pod.execute("completes")
-        failed, crashed = pod.execute("fails").flow_run, pod.execute("is_killed").flow_run
-        alerts.evaluated()
-    assert alerts.messages() == [
-        (
-            f"{flow_name} is {run.state_name}",
-            lines(
-                f"{deployment}, run {run.name}: {run.state and run.state.message}",
-                alerts.link(run),
-                f"Runbooks: docs/runbooks/{deployment}.md, docs/runbooks/run-failed.md",
-            ),
-        )
-        for run, flow_name, deployment in ((failed, "fails", "fails"), (crashed, "is-killed", "is_killed"))
-    ]
-
-
 def test_crash_loop(alerts: Alerts, pod: Pod) -> None:
     """Two crashes of a deployment are not reported, a third one is, and the fourth is not again."""
     with alerts.on("crash-loop"):

@@ -48,6 +48,11 @@ def deliver(address: str) -> None:
     """Needs an address."""
 
 
+@flow
+def pack(box: int, *items: int, **labels: str) -> None:
+    """Takes any number of items and labels."""
+
+
 no_flow = 3
 '''
 STEPS = '''"""Steps of the test."""
@@ -138,6 +143,7 @@ PYPROJECT = """\
 [tool.tidepool]
 may_be_empty = ["SHOP_SUFFIX"]
 variables = ["SHOP_NAME"]
+runbooks = true
 """
 RUNBOOK = "# A page\n\n## Meaning\n\n## Impact\n"
 FILES = {

@@ -81,12 +81,13 @@ def test_the_table_counts_what_was_broken(tmp_path: Path) -> None:
     seconds = {"seconds_to_state": 4.0, "seconds_to_no_dask_pod": 9.0, "from_end": False, "twice": 0}
     for left in ([], ["Pod/x"]):
         of = figures(left=left, **seconds)
-        results.add({"row": "engine-sigkill", **of, "faults": faults(CRASHES, of)}, tmp_path)
+        results.add({"row": "engine-sigkill", "runner": "tidepool", **of, "faults": faults(CRASHES, of)}, tmp_path)
     results.write_table({"node-not-ready": "one node"}, ["engine-sigkill", "quota"], tmp_path)
     page = (tmp_path / "chaos.md").read_text()
-    assert "2 trials, left over after 60 s in 1, falsely green 0, stuck 0." in page
+    assert "tidepool: 2 trials, left over after 60 s in 1, falsely green 0, stuck 0." in page
     assert (
-        "| engine-sigkill | 2 | 1 | Crashed | 4 (4) | driver killed (SIGKILL) | 9 (9) | 8 of 60 | 0 | 1 Pod |" in page
+        "| engine-sigkill | tidepool | 2 | 1 | Crashed | 4 (4) | driver killed (SIGKILL) | 9 (9) | 8 of 60 | 0 "
+        "| 1 Pod |" in page
     )
     assert "- engine-sigkill, 1 times: left over after 60 s: Pod/x" in page
     assert "Without a trial in this table: quota." in page

@@ -56,11 +56,14 @@ def variables(container: dict[str, Any]) -> dict[str, str]:
 
 def test_a_name_holds_flow_run_and_attempt() -> None:
     assert manifest.name_for(RUN, "abcd") == "weekly-forecast-0d9e1c1e-2-abcd"
+    # Of the pod's uid, which admission compares.
+    assert manifest.name_for(RUN, "abcd", "5f0c7a9e-1b2c") == "weekly-fore-0d9e1c1e-2-abcd-5f0c7a9e"
 
 
 @given(flow=st.text(min_size=1), attempt=st.integers(1, 9999), inside=st.booleans())
 def test_every_name_is_valid_for_the_operator(flow: str, attempt: int, *, inside: bool) -> None:
-    name = manifest.name_for(Run(id=RUN.id if inside else "", flow=flow, attempt=attempt), "0f3a")
+    name = manifest.name_for(Run(id=RUN.id if inside else "", flow=flow, attempt=attempt), "0f3a", "5f0c7a9e-1b2c")
+    assert name.endswith("-5f0c7a9e")
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
     assert len(f"{name}-default-worker-0123456789") <= 63
 
@@ -113,6 +116,14 @@ def test_a_cluster_is_owned_by_its_runs_job() -> None:
     assert owner["blockOwnerDeletion"] is False, "the driver may not set a finalizer on Jobs"
 
 
+def test_the_parts_of_a_shared_cluster_have_no_annotations_of_the_operator() -> None:
+    """Another run had made it: admission refused the worker group of the run that joined."""
+    cluster = rendered(shared="warm")
+    own = dict(cluster["metadata"]["annotations"])
+    cluster["metadata"] |= {"uid": "uid-c", "annotations": own | {"kopf.zalando.org/daskcluster_create": "{}"}}
+    assert manifest.worker_group(cluster)["metadata"]["annotations"] == own
+
+
 def test_a_shared_cluster_has_neither_owner_nor_run() -> None:
     metadata = rendered(driver=Driver(IMAGE, owner=("job-x", "uid-x")), shared="Warm one")["metadata"]
     assert metadata["labels"]["tidepool.dev/shared-cluster"] == "warm-one"
@@ -123,6 +134,20 @@ def test_a_shared_cluster_has_neither_owner_nor_run() -> None:
 def test_a_cluster_names_its_driver_for_admission() -> None:
     assert rendered(pod_name="blue-heron-x")["metadata"]["annotations"]["tidepool.dev/driver"] == "blue-heron-x"
     assert "tidepool.dev/driver" not in rendered()["metadata"]["annotations"]
+
+
+def test_an_abandoned_cluster_ends_when_it_has_been_idle() -> None:
+    assert rendered()["spec"]["idleTimeout"] > 0, "0 is without end"
+    assert rendered(idle_timeout_seconds=77)["spec"]["idleTimeout"] == 77
+
+
+def test_workers_reach_a_scheduler_that_is_not_ready_yet() -> None:
+    service = rendered()["spec"]["scheduler"]["service"]
+    assert service["publishNotReadyAddresses"] is True
+    assert [(each["name"], each["port"], each["targetPort"]) for each in service["ports"]] == [
+        ("tcp-comm", 8786, "tcp-comm"),
+        ("http-dashboard", 8787, "http-dashboard"),
+    ]
 
 
 def test_a_cluster_tells_its_deadline() -> None:

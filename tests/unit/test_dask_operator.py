@@ -8,11 +8,13 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import kopf
 import pytest
 from dask_kubernetes.operator.controller import controller
 
-from tidepool.operate import dask_operator, idle_clusters, refusals
+from tidepool.local.server import free_port
+from tidepool.operate import allocation, dask_operator, idle_clusters, refusals
 from tidepool.operate.sweep import flow_run_loop
 from tidepool.operate.sweep import loop as sweep
 from tidepool.settings import settings as tidepool_settings
@@ -42,11 +44,16 @@ async def forever(*_: object) -> None:
 
 
 async def start(
-    monkeypatch: pytest.MonkeyPatch, idle: Watch = forever, left: Watch = forever, runs: Watch = forever
+    monkeypatch: pytest.MonkeyPatch,
+    idle: Watch = forever,
+    left: Watch = forever,
+    runs: Watch = forever,
+    counted: Watch = forever,
 ) -> kopf.Memo:
     monkeypatch.setattr(idle_clusters, "watch", idle)
     monkeypatch.setattr(sweep, "watch", left)
     monkeypatch.setattr(flow_run_loop, "watch", runs)
+    monkeypatch.setattr(allocation, "watch", counted)
     memo = kopf.Memo()
     settings = kopf.OperatorSettings()
     await dask_operator.prepare(settings=settings, memo=memo)
@@ -70,7 +77,7 @@ def test_loops_replace_the_timer(registry: kopf.OperatorRegistry, monkeypatch: p
         idle, left, runs = watched
         assert idle == (["runs", "media"],)
         exchange = left[1]
-        assert left == (["runs", "media"], exchange)
+        assert left[:2] == (["runs", "media"], exchange)
         assert runs == (["runs", "media"], ["kubernetes", "gpu"], exchange), "the two loops tell each other"
         await dask_operator.end(memo=memo)
         await asyncio.wait(memo.loops, timeout=30)
@@ -112,6 +119,7 @@ def test_no_step_of_the_controller_comes_before_the_check(
         ("idle", "watch over idle clusters"),
         ("left", "sweep of what runs leave behind"),
         ("runs", "watch over flow runs"),
+        ("counted", "count of what runs have requested"),
     ],
 )
 def test_the_operator_ends_with_its_loops(
@@ -137,3 +145,21 @@ def test_the_operator_ends_with_its_loops(
     assert terminated.is_set()
     assert f"the {name} has ended" in caplog.text
     assert "no credentials" in caplog.text
+
+
+@pytest.mark.usefixtures("registry")
+def test_metrics_are_served_at_their_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("TIDEPOOL_OPERATOR_METRICS_PORT", str(port))
+    monkeypatch.setenv("TIDEPOOL_OPERATOR_NAMESPACES", "runs")
+    tidepool_settings.cache_clear()
+
+    async def scenario() -> str:
+        memo = await start(monkeypatch)
+        answer = await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{port}/metrics", timeout=60)
+        await dask_operator.end(memo=memo)
+        return answer.text
+
+    assert (
+        'tidepool_reaper_last_sweep_timestamp_seconds{run_namespace="runs"} 0.0' in asyncio.run(scenario()).splitlines()
+    )

@@ -296,3 +296,10 @@ def test_the_summary_is_json_and_the_table_has_what_was_forecast() -> None:
     assert table["model"].to_list() == ["drift"] * 4
     assert table["forecast"].to_list() == [4, 5, 6, 7]
     np.testing.assert_equal(table["actual"].to_numpy(), [4, 5, 6, np.nan])
+
+
+@pytest.mark.parametrize(("last", "most", "weeks"), [(22, 2, 0), (8, 2, 0), (1, 2, 3), (1, 3, 0), (1, 0, 3)])
+def test_a_series_is_stale_if_its_last_week_is_too_many_weeks_old(last: int, most: int, weeks: int) -> None:
+    """On Wednesday 25 March 2026, the latest week has ended on Sunday the 22nd."""
+    text = transform.stale(dt.date(2026, 3, last), dt.date(2026, 3, 25), most)
+    assert (f", {weeks} weeks before the latest one" in text) if weeks else not text

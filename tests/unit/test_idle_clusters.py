@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import kr8s.asyncio
 
+from tidepool.compute.clusters.kubernetes.names import LABEL_SHARED
 from tidepool.operate import idle_clusters
+from tidepool.settings import settings
 
 if TYPE_CHECKING:
     import pytest
@@ -51,6 +54,34 @@ def test_only_clusters_that_are_idle_for_longer_than_their_timeout_are_deleted(k
 
     asyncio.run(check())
     assert kubernetes.requests[1:] == [f'DELETE {DASK}/short {{"propagationPolicy": "Background"}}']
+
+
+def test_a_shared_cluster_is_deleted_at_its_age_whatever_its_scheduler_reports(
+    kubernetes: KubernetesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's code can let its scheduler report that it is never idle; no run's end deletes a shared cluster."""
+    monkeypatch.setenv("TIDEPOOL_OPERATOR_SHARED_CLUSTER_SECONDS", "3600")
+    settings.cache_clear()
+
+    def born(seconds: int, **labels: str) -> dict[str, Any]:
+        when = (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        made = cluster("busy", 60, creationTimestamp=when)
+        made["metadata"] |= {"name": "-".join(("busy", str(seconds), *labels.values())), "labels": labels}
+        return made
+
+    listed = [born(4000), born(3000, **{LABEL_SHARED: "warm"}), born(4000, **{LABEL_SHARED: "warm"})]
+    kubernetes.answers = [(200, {"items": listed}), (200, {})]
+
+    def busy(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"idle_since": 0.0})
+
+    async def check() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(busy)) as http:
+            await idle_clusters.delete_idle(await kr8s.asyncio.api(), http, "ns")
+
+    asyncio.run(check())
+    settings.cache_clear()
+    assert kubernetes.requests[1:] == [f'DELETE {DASK}/busy-4000-warm {{"propagationPolicy": "Background"}}']
 
 
 def test_a_cluster_that_is_deleted_meanwhile_is_not_an_error(kubernetes: KubernetesServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,11 +63,20 @@ async def test_a_name_that_exists_creates_nothing(kubernetes: KubernetesServer, 
     assert await api.create(CLUSTER) is None
 
 
-async def test_an_unavailable_api_is_asked_again(kubernetes: KubernetesServer, api: KubernetesApi) -> None:
+async def test_an_unavailable_api_is_asked_again(
+    kubernetes: KubernetesServer, api: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(kubernetes_api, "asyncio", SimpleNamespace(sleep=sleep))
     kubernetes.answers = [(kubernetes.DISCONNECT, {}), (503, ""), refused(429, "too many"), (200, {"items": []})]
     api.retry_for(60)
     assert await api.pods("c") == []
     assert kubernetes.requests == [f"GET {CORE}/pods?labelSelector=dask.org%2Fcluster-name%3Dc"] * 4
+    assert pauses == [0.001] * 3
 
 
 async def test_it_is_not_asked_again_when_the_time_is_over(kubernetes: KubernetesServer, api: KubernetesApi) -> None:
@@ -123,6 +133,23 @@ async def test_warnings_are_those_of_the_cluster_newest_last(kubernetes: Kuberne
     events = [event("c-x", "B", "2"), event("c-x", "Unhealthy", "3"), event("other", "C", "3"), event("c-y", "A", "1")]
     kubernetes.answers = [(200, {"items": events})]
     assert await api.warnings("c") == ["A: m", "B: m"]
+    newer = {**event("c-z", "D", "0"), "lastTimestamp": None, "eventTime": "1.5"}  # of the newer API of events
+    kubernetes.answers = [(200, {"items": [newer, *events]})]
+    assert await api.warnings("c") == ["A: m", "D: m", "B: m"]
+
+
+async def test_a_refusal_by_the_operator_is_that_of_what_was_created_here(
+    kubernetes: KubernetesServer, api: KubernetesApi
+) -> None:
+    def event(uid: str) -> dict[str, Any]:
+        return {"involvedObject": {"uid": uid}, "message": f"about {uid}"}
+
+    created = {**CLUSTER, "metadata": {**CLUSTER["metadata"], "uid": "ours"}}
+    kubernetes.answers = [(201, created), (200, {"items": [event("predecessor")]})]
+    await api.create(CLUSTER)
+    assert await api.refusal() == ""
+    kubernetes.answers = [(200, {"items": [event("predecessor"), event("ours")]})]
+    assert await api.refusal() == "the Dask operator refused it: about ours"
 
 
 async def test_a_log_is_its_last_lines(kubernetes: KubernetesServer, api: KubernetesApi) -> None:

@@ -44,5 +44,16 @@ def test_a_worker_that_left_still_counts() -> None:
     plugin.remove_worker(scheduler, "tcp://w:1", stimulus_id="s")
     told = plugin.usage()
     assert told["busy_seconds"] == 1.5
-    assert told["workers"][0]["memory_peak"] == 7
+    assert {**told["workers"][0], "seconds": 1} == {
+        "name": "w", "seconds": 1, "threads": 1, "memory_limit": 10, "memory_peak": 7, "cpu_seconds": 2.0,
+    }  # fmt: skip
     json.dumps(told)
+
+
+def test_a_worker_that_sent_nothing_yet_has_used_nothing() -> None:
+    state = SimpleNamespace(name="w", nthreads=1, memory_limit=None, metrics=None)
+    scheduler: Any = SimpleNamespace(workers={"tcp://w:1": state}, task_prefixes={})
+    plugin = ClusterPlugin(scheduler)
+    plugin.add_worker(scheduler, "tcp://w:1")
+    (told,) = plugin.usage()["workers"]
+    assert (told["memory_limit"], told["memory_peak"], told["cpu_seconds"]) == (0, 0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import kopf
@@ -76,6 +77,59 @@ def test_a_cluster_that_asks_for_too_much_is_refused_in_words(told: list[str]) -
     checked(cluster)
 
 
+def test_an_object_is_refused_once_until_it_changes(
+    kubernetes: KubernetesServer, objects: Objects, told: list[str]
+) -> None:
+    """Kopf calls the timer of an autoscaler every five seconds: each time an event and a line of log."""
+    autoscaler = copy.deepcopy(LEGITIMATE["DaskAutoscaler"])
+    autoscaler["metadata"] |= {"uid": "uid-once", "generation": 1}
+    autoscaler["spec"]["maximum"] = 6
+
+    def check() -> bool:
+        return asyncio.run(refusals.check(body=kopf.Body(autoscaler), namespace="ns", patch=kopf.Patch()))
+
+    with pytest.raises(kopf.PermanentError, match=r"spec\.maximum"):
+        check()
+    asked = len(kubernetes.requests)
+    assert [check(), check()] == [False, False], "the handler is not called"
+    assert len(told) == 1
+    assert len(kubernetes.requests) == asked
+    autoscaler["metadata"]["generation"] = 2
+    with pytest.raises(kopf.PermanentError):
+        check()
+    autoscaler["spec"]["maximum"] = 5
+    autoscaler["metadata"]["generation"] = 3
+    assert check()
+    assert objects
+
+
+def test_the_memory_of_refusals_is_bounded(objects: Objects, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "_REMEMBERED", 2)
+    monkeypatch.setattr(refusals, "_refused", OrderedDict())
+    cluster = copy.deepcopy(LEGITIMATE["DaskCluster"])
+    cluster["spec"]["idleTimeout"] = 0
+    for uid in "abc":
+        cluster["metadata"]["uid"] = uid
+        with pytest.raises(kopf.PermanentError):
+            asyncio.run(refusals.check(body=kopf.Body(cluster), namespace="ns", patch=kopf.Patch()))
+    assert list(refusals._refused) == ["b", "c"]
+    assert len(told) == 3
+    assert objects
+
+
+@pytest.mark.usefixtures("objects")
+def test_a_refusal_is_one_line_that_an_event_can_hold(told: list[str]) -> None:
+    cluster = copy.deepcopy(LEGITIMATE["DaskCluster"])
+    pod = cluster["spec"]["worker"]["spec"]
+    pod |= {f"a\n{n}{'b' * 200}": True for n in range(100)}
+    pod["containers"][0]["env"] = [{"name": "a" * 300, "value": 1}] * 100
+    with pytest.raises(kopf.PermanentError):
+        asyncio.run(refusals.check(body=kopf.Body(cluster), namespace="ns", patch=kopf.Patch()))
+    [event] = told
+    assert event.isprintable()
+    assert len(event) <= 1024
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "sentence"),
     [
@@ -130,6 +184,18 @@ def test_the_workers_of_a_cluster_that_is_gone_are_not_made(objects: Objects, to
     with pytest.raises(kopf.PermanentError, match="its DaskCluster is gone"):
         checked(LEGITIMATE["DaskWorkerGroup"])
     assert not told, "an ordinary end"
+
+
+def test_an_autoscaler_without_a_cluster_is_looked_at_once(objects: Objects, kubernetes: KubernetesServer) -> None:
+    """Its timer asked for the cluster every five seconds, with a line of the log each time."""
+    del objects[f"daskclusters/{CLUSTER}"]
+    alone = copy.deepcopy(LEGITIMATE["DaskAutoscaler"])
+    alone["metadata"] |= {"uid": "uid-alone", "generation": 1}
+    with pytest.raises(kopf.PermanentError, match="its DaskCluster is gone"):
+        checked(alone)
+    asked = len(kubernetes.requests)
+    assert not asyncio.run(refusals.check(body=kopf.Body(alone), namespace="ns", patch=kopf.Patch()))
+    assert len(kubernetes.requests) == asked
 
 
 def test_without_rules_everything_is_refused(objects: Objects, told: list[str]) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import cloudpickle
@@ -23,6 +25,7 @@ from prefect.context import FlowRunContext
 from prefect.results import ResultRecord, ResultRecordMetadata
 from prefect.serializers import PickleSerializer
 from prefect.states import Completed
+from prefect.task_engine import TaskRunTimeoutError
 from prefect.utilities.annotations import opaque, quote
 
 from tidepool.compute.batches import BatchOutcome, _Batches, _delay
@@ -31,6 +34,8 @@ from tidepool.compute.limits import (
     ArgumentRefusedError,
     ResultRefusedError,
     pickle_argument,
+    pickle_arguments,
+    readable_error,
     refuse_arguments,
     refuse_result,
 )
@@ -39,6 +44,8 @@ from tidepool.compute.runner.submission import _assets
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.tracker import Tracker
 from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLostError, describe_exit
+from tidepool.compute.worker import entry
+from tidepool.compute.worker.engine import _SyncEngine
 from tidepool.compute.worker.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -100,6 +107,37 @@ def test_results_are_refused_by_size_and_when_they_cannot_be_pickled() -> None:
         refuse_result("score", b"x" * 2 * 1024**2, 1000)
     with pytest.raises(ResultRefusedError, match="the result of task `score` cannot be pickled"):
         refuse_result("score", (number for number in range(3)), 1000)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (threading.Lock(), ""),
+        ([1, threading.Lock()], " at [1]"),
+        ({"a": (1, {"b": threading.Lock()})}, " at ['a'][1]['b']"),
+    ],
+)
+def test_the_place_of_what_cannot_be_pickled_is_named(value: Any, place: str) -> None:
+    message = (
+        rf"^argument `x` of task `score` cannot be pickled{re.escape(place)}: cannot pickle '_thread.lock' object; "
+    )
+    with pytest.raises(ArgumentRefusedError, match=message):
+        pickle_arguments("score", {"number": 1, "x": value})
+
+
+class StubbornError(Exception):
+    """Cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise OSError("no")
+
+
+def test_errors_travel_as_what_they_are_or_as_text() -> None:
+    error = ValueError("as it is")
+    assert readable_error(error, 1000) is error
+    assert str(readable_error(StubbornError("x"), 1000)) == "StubbornError: x (unpicklable: no)"
+    shortened = str(readable_error(ValueError("x" * 5000), 4000))
+    assert shortened == f"ValueError: {'x' * 1000} (shortened: 5.0 KiB)"
 
 
 def test_annotations_travel_as_what_they_are() -> None:
@@ -183,9 +221,9 @@ def nothing(item: int) -> int:
     return item
 
 
-def _measured(*runs: tuple[float, float, str], items: int) -> int:
+def _measured(*runs: tuple[float, float, str], items: int, size: int = 5) -> int:
     batches = _Batches(nothing, list(range(items)), {}, [], None)
-    batches._seen = [BatchOutcome([0], begun, ended, worker) for begun, ended, worker in runs]
+    batches._seen = [BatchOutcome([0], size, begun, ended, worker) for begun, ended, worker in runs]
     batches._done = len(runs)
     return batches.measured_size()
 
@@ -208,6 +246,11 @@ def test_auto_leaves_batches_for_each_worker_and_none_too_long() -> None:
     assert _measured(*quick, items=802) == 100
     slow = [(0.0, 30.0, "a"), (31.0, 61.0, "a")]
     assert _measured(*slow, items=1000) == 2
+
+
+def test_auto_leaves_room_for_the_results_of_each_batch() -> None:
+    quick = [(0.0, 0.0001, "a"), (0.0, 0.0001, "b")]
+    assert _measured(*quick, items=802, size=200_000) == 20
 
 
 def test_items_wait_for_their_retry_as_task_runs_do() -> None:
@@ -274,8 +317,11 @@ class ClosedClient:
     """A Dask client whose scheduler went away while nothing was on its way."""
 
     status = "running"
-    scheduler = SimpleNamespace(address="tcp://127.0.0.1:1")
+    scheduler = SimpleNamespace(address="tcp://127.0.0.1:1", identity=None)
     loop = None
+
+    def sync(self, *_args: Any, **_options: Any) -> None:
+        raise OSError("the connection is closed")
 
     def subscribe_topic(self, _topic: str, _handler: Any) -> None:
         """Nothing is heard."""
@@ -301,6 +347,26 @@ def test_what_cannot_be_sent_is_not_waited_for() -> None:
     tracker.stop("over", 5)
 
 
+@pytest.mark.parametrize("refusals", [0, 3, 4])
+def test_a_scheduler_that_accepts_no_connection_is_asked_again(monkeypatch: pytest.MonkeyPatch, refusals: int) -> None:
+    """Ten clusters starting on two cores: a connection took longer than Dask's 30 s, and the task failed."""
+    left = iter(range(refusals))
+
+    def sync(_loop: Any, function: Any, **arguments: Any) -> Any:
+        if next(left, None) is not None:
+            raise OSError("Timed out trying to connect")
+        return function, arguments
+
+    worker = SimpleNamespace(loop=None, scheduler=SimpleNamespace(get_metadata="get"))
+    monkeypatch.setattr(entry, "get_worker", lambda: worker)
+    monkeypatch.setattr(entry, "sync", sync)
+    if refusals < 4:
+        assert entry.ask_scheduler("get_metadata", keys=["a"]) == ("get", {"keys": ["a"]})
+    else:
+        with pytest.raises(OSError, match="Timed out"):
+            entry.ask_scheduler("get_metadata", keys=["a"])
+
+
 def test_an_outcome_without_data_is_small() -> None:
     state = Completed(data=b"x" * 100_000, message="done")
     kept = Outcome.of(state).without_data()
@@ -319,3 +385,41 @@ get_logger("test").warning("one [bold]line[/bold] :smile: " + 50 * "long ")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.endswith(f"| WARNING | prefect.test - one [bold]line[/bold] :smile: {50 * 'long '}\n")
+
+
+def test_a_wait_for_a_call_ends_without_prefects_exception() -> None:
+    """Once in CI it came half a minute late, and the task run was still Retrying."""
+    hung = threading.Event()
+    engine = _SyncEngine.__new__(_SyncEngine)
+    engine.task = cast("Any", SimpleNamespace(fn=hung.wait))
+    engine.parameters = {}
+    try:
+        for _ in range(2):  # waits for the call, then for the one before it
+            with pytest.raises(TaskRunTimeoutError, match=r"after 0\.1 second"):
+                engine._call_in_time(0.1)
+    finally:
+        hung.set()
+
+
+def test_a_hung_call_does_not_stop_a_traced_process() -> None:
+    """As under a debugger or coverage: on CPython 3.11 the process stood still until the call returned."""
+    script = """
+import sys, threading, time
+from types import SimpleNamespace
+from prefect.task_engine import TaskRunTimeoutError
+from tidepool.compute.worker.engine import _SyncEngine
+
+threading.settrace(lambda *_: None)
+sys.settrace(lambda *_: None)
+engine = _SyncEngine.__new__(_SyncEngine)
+engine.task, engine.parameters = SimpleNamespace(fn=lambda: time.sleep(60)), {}
+try:
+    engine._call_in_time(0.1)
+except TaskRunTimeoutError as error:
+    print(error)
+other = threading.Thread(target=lambda: print("another thread goes on"))
+other.start()
+other.join(20)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=40)
+    assert done.stdout == "Scope timed out after 0.1 second(s).\nanother thread goes on\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,13 +15,17 @@ import pytest
 from typer.testing import CliRunner
 
 from tidepool import cli
+from tidepool.operate.metrics import OPERATOR, Metrics
 from tidepool.operate.sweep import loop
+from tidepool.operate.sweep.figures import SweepFigures
 from tidepool.operate.sweep.leftovers import Leftover
 from tidepool.operate.sweep.observation import ReadingError, observe
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from prometheus_client import CollectorRegistry
 
     from tests.conftest import KubernetesServer
 
@@ -206,11 +212,12 @@ def test_a_deletion_names_the_uid(kind: str, path: str, kubernetes: KubernetesSe
     assert kubernetes.requests == [by_uid(f"{path}/x", "uid-x")] * 3
 
 
-def watched(kubernetes: KubernetesServer, *namespaces: str, until: Callable[[], bool]) -> None:
-    """Let the loop run until something has happened."""
+def watched(kubernetes: KubernetesServer, *namespaces: str, until: Callable[[], bool]) -> CollectorRegistry:
+    """Let the loop run until something has happened; return its metrics."""
+    metrics = Metrics(OPERATOR)
 
     async def check() -> None:
-        watch = asyncio.create_task(loop.watch(namespaces, loop.Exchange()))
+        watch = asyncio.create_task(loop.watch(namespaces, loop.Exchange(), SweepFigures(metrics, namespaces)))
         async with asyncio.timeout(60):
             while not until():  # noqa: ASYNC110 - the server is another thread
                 await asyncio.sleep(0.001)
@@ -219,6 +226,7 @@ def watched(kubernetes: KubernetesServer, *namespaces: str, until: Callable[[], 
 
     kubernetes.requests.clear()
     asyncio.run(check())
+    return metrics.registry
 
 
 @pytest.fixture
@@ -290,9 +298,36 @@ def test_an_object_that_is_not_understood_stops_neither_loop_nor_operator(
 ) -> None:
     namespace.objects[f"{DASK}/daskclusters"].append({"metadata": {"name": "x", "uid": "x", "labels": OURS}})
     watched(kubernetes, "ns", until=lambda: sum(READINGS[-1] in each for each in kubernetes.requests) > 3)
-    [problem] = [each for each in fast.records if each.name == loop.__name__]
-    assert problem.getMessage() == "Dask clusters of namespace ns: KeyError: 'creationTimestamp'"
-    assert problem.exc_info, "with its traceback"
+    found = [each for each in fast.records if each.name == loop.__name__]
+    parts = [f"{each} of namespace ns: KeyError: 'creationTimestamp'" for each in ("Dask clusters", "figures")]
+    assert [each.getMessage() for each in found] == parts
+    assert all(each.exc_info for each in found), "with its traceback"
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_sweep_exports_what_it_found_and_deleted(kubernetes: KubernetesServer, namespace: Namespace) -> None:
+    namespace.objects[f"{CORE}/pods"] = []
+    namespace.failing = {f"{DASK}/daskclusters/alive": (403, {"message": "a policy forbids it"})}
+    before = time.time()
+    found = watched(kubernetes, "ns", until=lambda: sum(READINGS[-1] in each for each in kubernetes.requests) > 3)
+    ns = {"run_namespace": "ns"}
+    assert found.get_sample_value("tidepool_dask_clusters", ns | {"kind": "run"}) == 2
+    assert found.get_sample_value("tidepool_dask_clusters", ns | {"kind": "shared"}) == 0
+    age = before - datetime.fromisoformat(LONG_AGO).timestamp()
+    assert found.get_sample_value("tidepool_dask_cluster_oldest_seconds", ns | {"kind": "run"}) >= age
+    # Since the sweep first found it, not since it was made.
+    assert 0 < found.get_sample_value("tidepool_dask_orphan_oldest_seconds", ns) <= time.time() - before
+    assert found.get_sample_value("tidepool_reaper_last_sweep_timestamp_seconds", ns) >= before
+    # The API of this test keeps what it says it deleted: once or more.
+    assert found.get_sample_value("tidepool_reaper_deleted_total", ns | {"kind": "DaskCluster"}) >= 1
+    assert found.get_sample_value("tidepool_reaper_deleted_total", ns | {"kind": "Service"}) == 0
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_sweep_that_fails_is_not_a_sweep(kubernetes: KubernetesServer, namespace: Namespace) -> None:
+    namespace.failing = {READINGS[-1]: (503, {})}
+    found = watched(kubernetes, "ns", until=lambda: sum(READINGS[-1] in each for each in kubernetes.requests) > 3)
+    assert found.get_sample_value("tidepool_reaper_last_sweep_timestamp_seconds", {"run_namespace": "ns"}) == 0
 
 
 # --- tidepool reap ----------------------------------------------------------------------------------------------------

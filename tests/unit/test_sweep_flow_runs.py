@@ -400,6 +400,31 @@ def test_a_run_is_ended_at_its_maximum_runtime() -> None:
     assert decide(limited, job(), running(98)) == []
 
 
+@pytest.mark.parametrize(
+    ("of", "fails"),
+    [
+        (state("RUNNING", "Suspended"), True),
+        (state("RUNNING", "Completed"), True),
+        (state("PAUSED"), True),
+        (state("PAUSED", "Suspended"), False),
+        (state("SCHEDULED", "AwaitingRetry"), False),
+        (state("COMPLETED"), False),
+        (state("COMPLETED", "Suspended"), False),
+    ],
+)
+def test_no_state_that_a_flow_sets_lets_its_driver_run_longer(of: State, *, fails: bool) -> None:
+    limited = run(of, policy=Policy(max_runtime=timedelta(seconds=99)))
+    [decision] = decide(limited, job(), running(100))
+    assert (decision.state is not None) is fails
+    assert decision.jobs == OURS
+    assert decide(limited, job(), running(98)) == []
+
+
+def test_a_run_is_not_taken_for_suspended_because_its_state_is_named_so() -> None:
+    [decision] = decide(run(state("RUNNING", "Suspended")), job("Failed"), OOM)
+    assert said([decision])[0].startswith("Crashed: ")
+
+
 LATEST, NONE = Policy(after_outage="latest"), Policy(after_outage="none")
 LATE = state("SCHEDULED", "Late")
 

@@ -53,11 +53,17 @@ def test_text_becomes_typed_columns_and_missing_values_stay_missing() -> None:
     assert table["pickup"].isna().tolist() == [False, True]
 
 
+LOCAL = "a local date and time (ISO 8601, no offset)"
+
+
 @pytest.mark.parametrize(
     ("row", "column", "value", "meaning"),
     [
         (1, "tip", "x7", "a number"),
-        (2, "pickup", "23rd of March", "a date and time"),
+        (2, "pickup", "23rd of March", LOCAL),
+        (1, "pickup", "2019-03-23T20:21:09Z", LOCAL),
+        (1, "pickup", "2019-03-23 20:21:09-04:00", LOCAL),
+        (1, "pickup", "2019-03-23 20:21:09.5+0100", LOCAL),
         (0, "passengers", "1.5", "a whole number"),
     ],
 )
@@ -69,6 +75,27 @@ def test_a_wrong_value_is_named_with_its_line(row: int, column: str, value: str,
     assert str(caught.value) == f"x.csv: line {row + 2}, {column}: {value!r} is not {meaning}"
     with pytest.raises(InputError, match=f"x.parquet: row {row + 1}, {column}: "):
         transform.typed(raw, "x.parquet")
+
+
+def test_mixed_offsets_are_refused_at_the_first() -> None:
+    raw = pd.DataFrame({"pickup": ["2019-03-01 20:21", "2019-03-01 20:21-05:00", "2019-03-23 20:21-04:00"]})
+    with pytest.raises(InputError, match=r"^x\.csv: line 3, pickup: '2019-03-01 20:21-05:00' is not a local date"):
+        transform.typed(raw, "x.csv", first_line=2)
+
+
+def test_local_times_of_every_precision_are_read() -> None:
+    raw = pd.DataFrame({"pickup": ["2019-03-23", "2019-03-23 20:21", "2019-03-23T20:21:09.25", None]})
+    assert transform.typed(raw, "x")["pickup"].dt.strftime("%d %H:%M:%S.%f").tolist()[:3] == [
+        "23 00:00:00.000000",
+        "23 20:21:00.000000",
+        "23 20:21:09.250000",
+    ]
+
+
+@pytest.mark.parametrize("values", [pd.to_datetime(["2019-03-23 20:21"], utc=True), [1553372469]])
+def test_times_of_parquet_with_a_zone_and_numbers_are_refused(values: object) -> None:
+    with pytest.raises(InputError, match=r"^x\.parquet: row 1, pickup: .* is not a local date and time"):
+        transform.typed(pd.DataFrame({"pickup": values}), "x.parquet")
 
 
 def test_typed_leaves_its_input_alone() -> None:

@@ -225,6 +225,7 @@ def test_the_history_is_bounded_newest_first_and_has_each_trial_once() -> None:
 def test_the_history_is_read_from_its_own_table() -> None:
     history = [trial("b"), trial("a")]
     assert transform.read_history(pd.DataFrame(transform.rows(history)).to_json(orient="records")) == history
+    assert list(transform.rows(history)[0])[-2:] == ["source", "trial"]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '[{"time": "x"}]', "# a page"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.unit.rule_files import PYPROJECT, problems, write
+from tests.unit.rule_files import FLOWS, PREFECT, PYPROJECT, problems, write
 from tidepool.deploy.config import automations, checks, deployments, environments, house_rules, models, schedules, scope
 
 if TYPE_CHECKING:
@@ -42,9 +42,25 @@ ROWS = [
     Row("no name does not hide what is next to it", "  - name: sell\n    description: Sells. docs/runbooks/sell.md\n", "  - description: Sells.\n", ("prefect.yaml:18: deployments[0].description: no link to a runbook, such as docs/runbooks/<name>.md", "prefect.yaml:18: deployments[0].name: missing")),
     Row("own build", "    parameters: {count: 2}\n", "    build: null\n", ("prefect.yaml:25: deployments[sell].build: not allowed here: a deployment with its own `build` skips the checks of the top-level one",)),
     Row("sla", "    parameters: {count: 2}\n", "    sla: []\n", ("prefect.yaml:25: deployments[sell].sla: not allowed here: self-hosted Prefect refuses it after it has written the deployment; write an automation",)),
-    Row("active", "      slug: nightly\n", "      slug: nightly\n      active: false\n", ("prefect.yaml:15: deployments[sell].schedules[0].active: not allowed here: a deploy would undo a pause made by on-call; use `tidepool pause`",)),
-    Row("name of another form", "  - name: sell\n", "  - name: Sell_it\n", ("prefect.yaml:18: deployments[Sell_it].name: 'Sell_it' must be lower-case words joined by hyphens",)),
-    Row("duplicate name", "  - name: deliver\n", "  - name: sell\n", ("prefect.yaml:32: deployments[sell].name: duplicate name: the second deployment would overwrite the first",)),
+    Row("active", "      slug: nightly\n", "      slug: nightly\n      active: false\n", ("prefect.yaml:15: deployments[sell].schedules[0].active: not allowed here: a deploy would undo a pause made by on-call; remove it, and to pause use `tidepool pause`",)),
+    Row("name that Prefect refuses", "  - name: sell\n", "  - name: sell/it\n", ("prefect.yaml:18: deployments[sell/it].name: 'sell/it' must be without / % & < >, and not empty",)),
+    Row("name without a value", "  - name: sell\n", "  - name:\n", ("prefect.yaml:18: deployments[0].name: missing: it has no value",)),
+    Row("names", "", "", ("prefect.yaml:14: deployments[sell].schedules[0].slug: 'nightly' does not match [a-m]+, `names` of [tool.tidepool]", "prefect.yaml:18: deployments[sell].name: 'sell' does not match [a-m]+, `names` of [tool.tidepool]", "prefect.yaml:32: deployments[deliver].name: 'deliver' does not match [a-m]+, `names` of [tool.tidepool]"), house_rule='names = "[a-m]+"'),
+    Row("names that are not a pattern", "variables =", 'names = "["\nvariables =', ("pyproject.toml:3: tool.tidepool.names: '[' is not a regular expression: unterminated character set at position 0",), file="pyproject.toml"),
+    Row("timezones", "      timezone: Europe/Paris\n", "", ("prefect.yaml:13: deployments[sell].schedules[0].timezone: missing: `timezones` of [tool.tidepool] asks for it",), house_rule="timezones = true"),
+    Row("schedule of Prefect 2", "    parameters: {count: 2}\n", "    schedule: {cron: '0 1 * * *'}\n", ("prefect.yaml:25: deployments[sell].schedule: not allowed here: write `schedules`, a list, each with a slug",)),
+    Row("work queue in the wrong place", "    parameters: {count: 2}\n", "    work_queue_name: default\n", ("prefect.yaml:25: deployments[sell].work_queue_name: unknown key; it is written below `work_pool`",)),
+    Row("pull without a value", "pull: []\n", "pull:\n", ("prefect.yaml:10: pull: missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`",)),
+    Row("step of an installed package that lacks it", "prefect.deployments.steps.run_shell_script:\n      id: commit\n", "prefect.deployments.steps.run_shel_script:\n      id: commit\n      requires: prefect\n", ("prefect.yaml:4: build[1].prefect.deployments.steps.run_shel_script: unknown step prefect.deployments.steps.run_shel_script; did you mean run_shell_script?",)),
+    Row("pull step of a deployment", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    pull: [{prefect.deployments.steps.git_clone: {repositry: x, branch: '{{ nowhere.stdout }}'}}]\n", ("prefect.yaml:26: deployments[sell].pull[0].prefect.deployments.steps.git_clone.branch: {{ nowhere.stdout }}: unknown step 'nowhere'; known: add, commit, pin-image", "prefect.yaml:26: deployments[sell].pull[0].prefect.deployments.steps.git_clone.repositry: unknown input of this step; did you mean repository?")),
+    Row("pull of a deployment without a value", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    pull:\n", ("prefect.yaml:26: deployments[sell].pull: missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`",)),
+    Row("key of a schedule in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    timezone: Europe/Paris\n    active: true\n", ("prefect.yaml:26: deployments[sell].timezone: unknown key; it is one of a schedule: indent it below `schedules`", "prefect.yaml:27: deployments[sell].active: unknown key; it is one of a schedule: indent it below `schedules`")),
+    Row("entrypoint with backslashes", "entrypoint: rule_flows.deliver", "entrypoint: flows\\m.py:a", ("prefect.yaml:34: deployments[deliver].entrypoint: 'flows\\\\m.py:a' is a file; name the function by its module, with dots, as Dask workers import it: flows.m.a",)),
+    Row("secret of an environment variable under another name", "GREETING: hello", 'GREETING: "{{ $SHOP_PASSWORD }}"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.GREETING: the value of $SHOP_PASSWORD would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
+    Row("secret under a name of its own", "GREETING: hello", "TS_AUTHKEY: abc", ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.TS_AUTHKEY: looks like a secret in plain text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
+    Row("step of Prefect 2", "prefect.deployments.steps.run_shell_script", "prefect.projects.steps.run_shell_script", ("prefect.yaml:4: build[1].prefect.projects.steps.run_shell_script: cannot import step prefect.projects.steps.run_shell_script: ModuleNotFoundError: No module named 'prefect.projects'; the steps of Prefect 3 are in prefect.deployments.steps",)),
+    Row("secret of an environment variable", "GREETING: hello", 'SHOP_PASSWORD: "{{ $SHOP_PASSWORD }}"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.SHOP_PASSWORD: the value of $SHOP_PASSWORD would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
+    Row("duplicate name", "  - name: deliver\n", "  - name: sell\n", ("prefect.yaml:32: deployments[sell].name: duplicate name: overlays and commands find a deployment by it, so each is unique",)),
     Row("duplicate key", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    parameters: {count: 2}\n", ("prefect.yaml:26: deployments[sell].parameters: duplicate key (first at line 25)",)),
     Row("no pull", "pull: []\n", "", ("prefect.yaml:1: pull: missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`",)),
     Row("no validation step", "  - tidepool.deploy.steps.validate: {}\n", "", ("prefect.yaml:2: build: the first step must be tidepool.deploy.steps.validate: it refuses an invalid file before the first write",)),
@@ -61,7 +77,7 @@ ROWS = [
     Row("cron that never fires", '      cron: "15 3 * * *"\n', '      cron: "0 0 30 2 *"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: '0 0 30 2 *': failed to find next date",)),
     Row("random cron", '      cron: "15 3 * * *"\n', '      cron: "R R * * *"\n', ("prefect.yaml:15: deployments[sell].schedules[0].cron: 'R R * * *': minute 'R' is not accepted: 0 to 59",)),
     Row("timezone", "timezone: Europe/Paris", "timezone: Europe/Pari", ("prefect.yaml:16: deployments[sell].schedules[0].timezone: unknown timezone 'Europe/Pari'; did you mean Europe/Paris?",)),
-    Row("no slug", "      slug: nightly\n", "", ("prefect.yaml:13: deployments[sell].schedules[0].slug: missing",)),
+    Row("no slug", "      slug: nightly\n", "", ("prefect.yaml:13: deployments[sell].schedules[0].slug: missing: by its slug a schedule keeps its pause when it is changed; write for example `slug: daily`",)),
     Row("duplicate slug", "schedules: [*nightly]", "schedules: [*nightly, *nightly]", ("prefect.yaml:14: deployments[sell].schedules[1].slug: duplicate slug 'nightly'",)),
     Row("replaced schedule still exists", "      slug: nightly\n", "      slug: nightly\n      replaces: nightly\n", ("prefect.yaml:15: deployments[sell].schedules[0].replaces: schedule 'nightly' still exists",)),
     Row("replaced twice", "    schedules: [*nightly]\n", "    schedules:\n      - {slug: a, cron: '0 1 * * *', timezone: UTC, replaces: old}\n      - {slug: b, cron: '0 2 * * *', timezone: UTC, replaces: old}\n", ("prefect.yaml:25: deployments[sell].schedules[1].replaces: schedule 'old' is replaced more than once",)),
@@ -92,8 +108,11 @@ ROWS = [
     Row("step without inputs", "validate: {}", "validate:", ("prefect.yaml:3: build[0].tidepool.deploy.steps.validate: inputs must be a mapping; write {} for none",)),
     Row("two steps in one", "validate: {}", "validate: {}\n    rule_steps.undeclared: {}", ("prefect.yaml:3: build[0].tidepool.deploy.steps.validate: a step is one key with its inputs below it, not also rule_steps.undeclared",)),
     Row("flow that is not there", "rule_flows.sell", "rule_flows.sel", ("prefect.yaml:20: deployments[sell].entrypoint: cannot import flow rule_flows.sel: MissingFlowError: Flow function with name 'sel' not found in 'rule_flows'.",)),
-    Row("entrypoint of a file", "rule_flows.sell", "./shop/rule_flows.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: './shop/rule_flows.py:sell' is a file; name the function by its module, with dots: shop.rule_flows.sell",)),
-    Row("entrypoint with a colon", "rule_flows.sell", "rule_flows:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows:sell' has a colon; name the function by its module, with dots: rule_flows.sell",)),
+    Row("entrypoint of a file", "rule_flows.sell", "./shop/rule_flows.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: './shop/rule_flows.py:sell' is a file; name the function by its module, with dots, as Dask workers import it: shop.rule_flows.sell",)),
+    Row("name of a limit", "automations:\n", "concurrency_limits: [{name: tidepool-Down_loads, limit: 2}]\nautomations:\n", ("automations.yaml:5: concurrency_limits[tidepool-Down_loads].name: 'tidepool-Down_loads' must be lower-case words joined by hyphens",), file="automations.yaml"),
+    Row("key at the top that belongs into a deployment", "name: shop\n", "variables: {a: b}\nname: shop\n", ("prefect.yaml:1: variables: unknown key; known: build, definitions, deployments, name, prefect-version, pull, push",)),
+    Row("entrypoint of a file outside of the repository", "rule_flows.sell", "lib/python3.11/shop.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'lib/python3.11/shop.py:sell' is a file; name the function by its module, with dots, as Dask workers import it: flows.<domain>.flow.<function>",)),
+    Row("entrypoint with a colon", "rule_flows.sell", "rule_flows:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows:sell' has a colon; name the function by its module, with dots, as Dask workers import it: rule_flows.sell",)),
     Row("parameter of another type", "count: 2", "count: many", ("prefect.yaml:25: deployments[sell].parameters.count: input should be a valid integer, unable to parse string as an integer, not 'many'",)),
     Row("parameter that the flow would convert and the server does not", "count: 2", "count: '2'", ("prefect.yaml:25: deployments[sell].parameters.count: '2' is not of type 'integer'; the server converts nothing",)),
     Row("yes as a text", "count: 2", "open: 'yes'", ("prefect.yaml:25: deployments[sell].parameters.open: 'yes' is not of type 'boolean'; the server converts nothing",)),
@@ -101,6 +120,11 @@ ROWS = [
     Row("values of a set twice", "count: 2", "kinds: [a, a]", ("prefect.yaml:25: deployments[sell].parameters.kinds: ['a', 'a'] has non-unique elements",)),
     Row("not a number", "count: 2", "rate: .nan", ("prefect.yaml:25: deployments[sell].parameters.rate: nan is not a value of JSON",)),
     Row("parameter of a class", "count: 2", "frame: {a: 1}", ("prefect.yaml:25: deployments[sell].parameters.frame: input should be an instance of Frame",)),
+    Row("item of another type", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.pack\n    parameters: {box: 1, items: [1, two]}\n", ("prefect.yaml:35: deployments[deliver].parameters.items[1]: input should be a valid integer, unable to parse string as an integer, not 'two'",)),
+    Row("one item that is not a list", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.pack\n    parameters: {box: 1, items: 2}\n", ("prefect.yaml:35: deployments[deliver].parameters.items: input should be a valid list, not 2",)),
+    Row("label of another type", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.pack\n    parameters: {box: 1, labels: {to: [1]}}\n", ("prefect.yaml:35: deployments[deliver].parameters.labels.to: input should be a valid string, not [1]",)),
+    Row("parameter among the others", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.pack\n    parameters: {box: 1, labels: {box: a}}\n", ("prefect.yaml:35: deployments[deliver].parameters.labels.box: is a parameter of its own: write it beside `labels`",)),
+    Row("parameter outside of the others", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.pack\n    parameters: {box: 1, colour: red}\n", ("prefect.yaml:35: deployments[deliver].parameters.colour: the flow has no such parameter; write it as a key of `labels`",)),
     Row("unknown parameter", "count: 2", "cuont: 2", ("prefect.yaml:25: deployments[sell].parameters.cuont: the flow has no such parameter; did you mean count?",)),
     Row("item of a parameter", "    parameters: {count: 2}\n", "    parameters:\n      sizes:\n        - 1\n        - big\n", ("prefect.yaml:28: deployments[sell].parameters.sizes[1]: input should be a valid integer, unable to parse string as an integer, not 'big'",)),
     Row("parameter of a schedule", '      cron: "15 3 * * *"\n', '      cron: "15 3 * * *"\n      parameters: {count: 0}\n', ("prefect.yaml:16: deployments[sell].schedules[0].parameters.count: input should be greater than or equal to 1, not 0",)),
@@ -120,6 +144,7 @@ ROWS = [
     Row("secret by value", "GREETING: hello", 'DATABASE: "postgresql://shop:hunter2@db/shop"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.DATABASE: looks like a secret in plain text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
     Row("access key by value", "GREETING: hello", "ACCOUNT: AKIAABCDEFGHIJKLMNOP", ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.ACCOUNT: looks like a secret in plain text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
     Row("secret in a parameter", "count: 2", "shop: ghp_0123456789012345678901234567890123", ("prefect.yaml:25: deployments[sell].parameters.shop: looks like a secret in plain text, which would be stored in the deployment's record",)),
+    Row("secret inside of a parameter", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.pack\n    parameters: {box: 1, items: [], labels: {to: ghp_0123456789012345678901234567890123}}\n", ("prefect.yaml:35: deployments[deliver].parameters.labels.to: looks like a secret in plain text, which would be stored in the deployment's record",)),
     Row("secret of a block", "GREETING: hello", 'API: "{{ prefect.blocks.secret.shop }}"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.API: Prefect would store the secret's value in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
     Row("misspelt setting", "GREETING: hello", 'TIDEPOOL_STORAGE_ROT: "s3://b"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env: unknown setting TIDEPOOL_STORAGE_ROT; did you mean TIDEPOOL_STORAGE_ROOT?",)),
     Row("parameters above the server's limit", "count: 2", "shop: " + "x" * 600_000, ("prefect.yaml:25: deployments[sell].parameters: the server refuses it: flow run parameters must be less than 524,288 bytes when serialized (got 600,011 bytes).",)),
@@ -186,6 +211,69 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("environment", ["production", "staging"])
 def test_good_files_have_no_problem(tmp_path: Path, environment: str) -> None:
     assert problems(write(tmp_path), environment) == []
+
+
+def test_parameters_of_a_variadic_flow_are_accepted(tmp_path: Path) -> None:
+    parameters = "    parameters: {box: 1, items: [1, 2], labels: {to: Ann}}\n"
+    entrypoint = "    entrypoint: rule_flows.deliver\n"
+    assert problems(write(tmp_path, "prefect.yaml", entrypoint, "    entrypoint: rule_flows.pack\n" + parameters)) == []
+
+
+NULLS = """
+    description:
+    version:
+    tags: [managed-by:tidepool]
+    schedule: {}
+    flow_name:
+    triggers:
+    concurrency_limit:
+    parameters:
+    schedules:
+"""
+
+
+def test_keys_without_a_value_are_those_of_prefects_own_files(tmp_path: Path) -> None:
+    text = PREFECT.replace("description: Delivers. docs/runbooks/deliver.md", "enforce_parameter_schema: true")
+    text = text.replace("    tags: [managed-by:tidepool]\n    work_pool", f"{NULLS}    work_pool")
+    write(tmp_path, "prefect.yaml", "", text.replace("definitions:\n  schedules", "definitions:\n  x:\n  schedules"))
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT.replace("runbooks = true\n", ""))
+    assert problems(tmp_path) == []
+
+
+BY_MODULE = "name the function by its module, with dots, as Dask workers import it"
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "sentence"),
+    [
+        (
+            "prefect/shop_flows.py:sell",
+            f"'prefect/shop_flows.py:sell' is a file; {BY_MODULE}: prefect.shop_flows.sell",
+        ),
+        (
+            "prefect.shop_flows.sell",
+            "cannot import flow prefect.shop_flows.sell: ModuleNotFoundError: No module named 'prefect.shop_flows'",
+        ),
+    ],
+)
+def test_a_folder_with_the_name_of_a_package_is_named(tmp_path: Path, entrypoint: str, sentence: str) -> None:
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "shop_flows.py").write_text(FLOWS)
+    advice = "the folder needs another name, or an __init__.py if the other is not needed"
+    assert problems(write(tmp_path, "prefect.yaml", "rule_flows.sell", entrypoint)) == [
+        f"prefect.yaml:20: deployments[sell].entrypoint: {sentence}; another package is called prefect: {advice}"
+    ]
+
+
+def test_names_are_the_authors(tmp_path: Path) -> None:
+    """What Prefect accepts is accepted: without a timezone a schedule is in UTC."""
+    text = PREFECT.replace("name: sell\n", "name: 01 Sell_It\n").replace("slug: nightly", "slug: Every_Night")
+    assert problems(write(tmp_path, "prefect.yaml", "", text.replace("      timezone: Europe/Paris\n", ""))) == []
+
+
+def test_pull_steps_of_each_deployment_are_enough(tmp_path: Path) -> None:
+    text = PREFECT.replace("pull: []\n", "").replace("    entrypoint:", "    pull: []\n    entrypoint:")
+    assert problems(write(tmp_path, "prefect.yaml", "", text)) == []
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)

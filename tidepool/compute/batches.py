@@ -15,9 +15,10 @@ import statistics
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+import cloudpickle
 from prefect import Task, unmapped
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -26,10 +27,17 @@ from prefect.futures import as_completed
 from prefect.states import Failed
 from prefect.utilities.math import clamped_poisson_interval
 
-from tidepool.compute.limits import ResultRefusedError, refuse_result
+from tidepool.compute.limits import (
+    TOGETHER_BYTES,
+    ResultRefusedError,
+    readable_error,
+    refuse_result,
+    refuse_unreadable,
+)
+from tidepool.compute.progress import ItemProgress
 from tidepool.compute.run_log import run_log
 from tidepool.errors import TidepoolError, UsageError
-from tidepool.report import show_progress
+from tidepool.report import run_record, show_progress
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -105,7 +113,8 @@ def map_batched(
 
     The task's `retries`, `retry_delay_seconds`, `retry_jitter_factor` and `retry_condition_fn` apply to each item,
     its tags and timeout to each task run. A batch whose worker is lost is retried; then it is split, until the item
-    that kills its worker is alone.
+    that kills its worker is alone. An item whose result or error cannot travel fails alone; results that are too large
+    to travel together come in more task runs. No other item runs twice.
 
     Args:
         task: The task; its first parameter takes the item.
@@ -176,6 +185,8 @@ class _Batches:
 
     def __post_init__(self) -> None:
         self.results: list[Any] = [None] * len(self.items)
+        self.log = ItemProgress(run_log(), lambda: None)
+        self.log.submit(len(self.items))
         self._done = 0
         self._seen: list[BatchOutcome] = []
 
@@ -200,23 +211,42 @@ class _Batches:
                 todo += self._take(batches[future], future.result(raise_on_failure=False))
         if self.progress:
             self.progress.show(self._done, len(self.items), last=not self.left())
+        if not self.left():
+            self.log.finish()
 
     def _take(self, batch: Sequence[int], outcome: Any) -> list[Sequence[int]]:
         """Take the results of a batch; return the batches to run again."""
+        again: list[Sequence[int]] = []
         if isinstance(outcome, BatchOutcome):
             self._seen.append(outcome)
-            for index, value in zip(batch, outcome.values, strict=True):
+            ran = len(outcome.values)
+            each = (outcome.ended - outcome.begun) / max(ran, 1)
+            for at, (index, value) in enumerate(zip(batch[:ran], outcome.values, strict=True)):
                 self.results[index] = value
+                self._note(index, value, outcome.begun + at * each, each, outcome.worker)
+            batch, rest = batch[:ran], batch[ran:]
+            # As many as had room this time.
+            again = [rest[start : start + ran] for start in range(0, len(rest), ran)]
         elif len(batch) > 1:
             # The item at fault shows when they are apart.
             size = math.isqrt(len(batch))
             return [batch[start : start + size] for start in range(0, len(batch), size)]
         else:
-            self.results[batch[0]] = FailedItem(batch[0], _shown(self.items[batch[0]]), outcome)
+            failed = self.results[batch[0]] = FailedItem(batch[0], _shown(self.items[batch[0]]), outcome)
+            self._note(batch[0], failed, 0.0, 0.0, "")
         self._done += len(batch)
         if self.progress:
             self.progress.show(self._done, len(self.items))
-        return []
+        self.log.show()
+        return again
+
+    def _note(self, index: int, value: Any, begun: float, seconds: float, worker: str) -> None:
+        """Note an item's end for log and report; how long each one took is not known, only the batch."""
+        failed = value if isinstance(value, FailedItem) else None
+        error = f"{type(failed.error).__name__}: {failed.error}".splitlines()[0] if failed else ""
+        tries = failed.tries if failed else 1
+        name = f"{self.task.name} {index} ({_shown(self.items[index])})" if failed else f"{self.task.name} {index}"
+        self.log.end(run_record.Item(name, begun, seconds, worker, tries, error))
 
     def measured_size(self) -> int:
         """Return the batch size that keeps overhead below its share, from the items that ran one by one."""
@@ -232,7 +262,8 @@ class _Batches:
         wanted = math.ceil(overhead * (1 / _OVERHEAD_SHARE - 1) / each)
         workers = len(by_worker)
         balanced = self.left() // (_BATCHES_PER_WORKER * workers)
-        size = max(1, min(wanted, balanced, int(_LONGEST_BATCH_SECONDS / each), _LARGEST_BATCH))
+        fitting = TOGETHER_BYTES // max(1, *(outcome.bytes for outcome in self._seen))
+        size = max(1, min(wanted, balanced, fitting, int(_LONGEST_BATCH_SECONDS / each), _LARGEST_BATCH))
         # The same number for each worker, so that all end at about the same time.
         rounds = math.ceil(self.left() / (size * workers))
         return max(1, math.ceil(self.left() / (rounds * workers)) if rounds else 1)
@@ -266,13 +297,16 @@ class BatchOutcome:
     """The results of a batch.
 
     Attributes:
-        values: The result of each item, or its `FailedItem`.
+        values: The result of each item, or its `FailedItem`; of the first items only, where more would be too large to
+            travel together.
+        bytes: Size of the values, pickled one by one.
         begun: Start time, in seconds since the epoch.
         ended: End time, in seconds since the epoch.
         worker: The node, process and thread that ran it.
     """
 
-    values: list[Any]
+    values: list[Any] = field(default_factory=list)
+    bytes: int = 0
     begun: float = field(default_factory=time.time)
     ended: float = 0.0
     worker: str = field(default_factory=lambda: f"{os.uname().nodename}/{os.getpid()}/{threading.get_ident()}")
@@ -281,37 +315,63 @@ class BatchOutcome:
 def _run_batch(items: list[Any], first: int, count: int, fixed: dict[str, Any]) -> BatchOutcome | State[Any]:  # noqa: ARG001 - `count` is for the task run's name
     context = TaskRunContext.get()
     assert context is not None  # noqa: S101 - Prefect runs it
-    task = cast("BatchTask", context.task).item_task
-    outcome = BatchOutcome([None] * len(items))
-    values = outcome.values
+    task, limit = cast("BatchTask", context.task).item_task, settings().compute.argument_limit_bytes
+    outcome = BatchOutcome()
+    values, sizes, todo = outcome.values, list[int](), list[int]()
+    total = largest = 0
     with asyncio.Runner() as loop:
-        todo: Sequence[int] = range(len(items))
-        for tries in range(1, task.retries + 2):
-            for at in todo:
-                try:
-                    values[at] = _value(task, items[at], fixed, loop)
-                except Exception as error:  # noqa: BLE001 - any exception of the author's function is the item's outcome
-                    values[at] = FailedItem(first + at, _shown(items[at]), error, tries)
-            tried = [(at, values[at]) for at in todo]
-            todo = [
-                at for at, value in tried if isinstance(value, FailedItem) and _may_retry(task, context, value, loop)
-            ]
+        for at, item in enumerate(items):
+            # The next one may be as large as the largest so far. The first one runs anyway.
+            if values and total + largest > TOGETHER_BYTES:
+                break
+            value, size = _value(task, item, first + at, 1, fixed, limit, loop)
+            if isinstance(value, FailedItem) and _may_retry(task, context, value, loop):
+                todo.append(at)
+                size = limit  # room for what it may become
+            values.append(value)
+            sizes.append(size)
+            total, largest = total + size, max(largest, size)
+        for tries in range(2, task.retries + 2):
             if not todo:
                 break
             # Once for all that failed, not once for each.
-            time.sleep(_delay(task, tries))
+            time.sleep(_delay(task, tries - 1))
+            for at in todo:
+                values[at], sizes[at] = _value(task, items[at], first + at, tries, fixed, limit, loop)
+            failed = [(at, values[at]) for at in todo]
+            todo = [at for at, each in failed if isinstance(each, FailedItem) and _may_retry(task, context, each, loop)]
+    # What cannot travel costs its item, and not the results of the others.
+    values[:] = [
+        replace(each, error=readable_error(each.error, limit)) if isinstance(each, FailedItem) else each
+        for each in values
+    ]
+    outcome.bytes = sum(sizes)
     outcome.ended = time.time()
-    if failed := _failed(values):
-        return Failed(message=f"{len(failed)} of {len(items)} items failed: {_listed(failed)}", data=outcome)
+    if failures := _failed(values):
+        return Failed(message=f"{len(failures)} of {len(values)} items failed: {_listed(failures)}", data=outcome)
     return outcome
 
 
-def _value(task: Task[..., Any], item: Any, fixed: dict[str, Any], loop: asyncio.Runner) -> Any:
-    value = task.fn(item, **fixed)
-    if inspect.iscoroutine(value):
-        value = loop.run(value)
-    refuse_result(task.name, value, settings().compute.argument_limit_bytes)
-    return value
+def _value(
+    task: Task[..., Any],
+    item: Any,
+    index: int,
+    tries: int,
+    fixed: dict[str, Any],
+    limit: int,
+    loop: asyncio.Runner,
+) -> tuple[Any, int]:
+    """Return the result of an item, or its `FailedItem`, and how many bytes travel."""
+    try:
+        value = task.fn(item, **fixed)
+        if inspect.iscoroutine(value):
+            value = loop.run(value)
+        pickled = refuse_result(task.name, value, limit)
+        refuse_unreadable(task.name, pickled)
+    except Exception as error:  # noqa: BLE001 - any exception of the author's function is the item's outcome
+        failed = FailedItem(index, _shown(item), error, tries)
+        return failed, len(cloudpickle.dumps(replace(failed, error=readable_error(error, limit))))
+    return value, len(pickled)
 
 
 def _may_retry(task: Task[..., Any], context: TaskRunContext, failed: FailedItem, loop: asyncio.Runner) -> bool:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect.futures import PrefectFuture
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner
 
 from tidepool.errors import UsageError
 from tidepool.settings import settings
@@ -60,7 +60,9 @@ class DeferredTaskRunner(TaskRunner[PrefectFuture[Any]]):
         """
         size, provider = settings().size(self.size), settings().compute.provider
         if provider == "threads":
-            return ThreadPoolTaskRunner(max_workers=size.workers * size.threads)
+            from tidepool.compute.threads import ThreadsTaskRunner
+
+            return ThreadsTaskRunner(max_workers=size.workers * size.threads)
 
         from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 

@@ -1,8 +1,9 @@
-"""The logger of the current run, and how a worker prints its lines."""
+"""The logger of the current run, and which lines of mapped task runs it gets."""
 
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -14,7 +15,15 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
+from tidepool.settings import settings
+
 _log = get_logger("tidepool.compute")
+
+mapped: ContextVar[bool] = ContextVar("mapped", default=False)
+"""The current code belongs to a mapped task run."""
+
+# The module whose lines about a task run are Prefect's own; those of a flow's author come from the author's modules.
+_ENGINE = "task_engine"
 
 
 def run_log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
@@ -49,3 +58,19 @@ def print_plainly() -> None:
                 plain.addFilter(each)
             logger.removeHandler(handler)  # type: ignore[union-attr] # what has handlers is a logger
             logger.addHandler(plain)  # type: ignore[union-attr]
+
+
+class _OwnLines(logging.Filter):
+    """Leaves out Prefect's own lines about mapped task runs below the level of the settings."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the line is logged."""
+        if not mapped.get() or record.module != _ENGINE:
+            return True
+        return record.levelno >= logging.getLevelNamesMapping()[settings().compute.tasks_log_level]
+
+
+@cache
+def quiet_mapped_task_runs() -> None:
+    """Have this process log Prefect's lines about mapped task runs from `TIDEPOOL_COMPUTE_TASKS_LOG_LEVEL` on."""
+    get_logger("prefect.task_runs").addFilter(_OwnLines())

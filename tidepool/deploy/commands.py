@@ -63,7 +63,8 @@ def validate(environment: Environment = None) -> None:
     """Check prefect.yaml, automations.yaml and the environments: report all problems at once, with their lines.
 
     Without --environment, all of them. Works offline; with PREFECT_API_URL, also against the server's work pools,
-    variables and blocks: those of TIDEPOOL_DEPLOY_ENVIRONMENT, or of --environment, must exist.
+    variables and blocks: those of TIDEPOOL_DEPLOY_ENVIRONMENT, or of --environment, must exist. With --environment
+    production, a warning if the links to runbooks will lead nowhere.
 
     Exit code: 0 no problem, 1 problems.
     """
@@ -82,6 +83,9 @@ def validate(environment: Environment = None) -> None:
             found.update(comparison.check(client, root, name, deploy.owner, served=served))
     raise_if_any(sorted(found))
     typer.echo(f"no problems: {', '.join(names)}")
+    if environment == environments.PRODUCTION and not settings().repository.url:
+        advice = "set it to the web address of the repository's files, https://host/owner/name/blob/main"
+        typer.echo(f"warning: TIDEPOOL_REPOSITORY_URL is empty, links to runbooks lead nowhere; {advice}", err=True)
 
 
 def plan(

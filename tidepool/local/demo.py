@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -35,6 +36,7 @@ _USUAL_PORT = 4200
 _DEPLOY_SECONDS = 300
 # From the trigger to the end of the last run; the slowest flow has its own, shorter timeout.
 _RUN_SECONDS = 1800
+_REPORT_SECONDS = 30
 _STYLES = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "cyan"}
 
 
@@ -98,6 +100,10 @@ def _run(repository: Path, server: Server, processes: Processes, out: Console) -
     from prefect.workers.process import ProcessWorker
 
     template = ProcessWorker.get_default_base_job_template()
+    # As in a driver pod: each run reports its end.
+    template["variables"]["properties"]["command"]["default"] = shlex.join(
+        [sys.executable, "-m", "tidepool.operate.engine"]
+    )
     with get_client(sync_client=True) as client:
         for pool in {deployment["work_pool"]["name"] for deployment in manifest["deployments"]}:
             client.create_work_pool(
@@ -120,6 +126,7 @@ def _run(repository: Path, server: Server, processes: Processes, out: Console) -
                 (found,) = client.read_deployments(deployment_filter=called)
                 runs[name] = client.create_flow_run_from_deployment(found.id, tags=["demo"])
             done = _follow(client, processes, runs, server.url, out)
+            _wait_for_reports(client, done, out)
         except (KeyboardInterrupt, TidepoolError):
             processes.stop("worker")
             # The processes of these runs are stopped: the history must not show them as running.
@@ -157,6 +164,23 @@ def _follow(
                 listed = ", ".join(f"{name} is {states[name]}" for name in late)
                 raise TidepoolError(f"runs not finished after {_RUN_SECONDS} s: {listed}")
             time.sleep(0.5)
+
+
+def _wait_for_reports(client: SyncPrefectClient, runs: Mapping[str, FlowRun], out: Console) -> None:
+    """Wait for the reports of the runs: a process writes its own after its final state, and the demo may end it."""
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    missing = {run.id: name for name, run in runs.items() if run.state_type in {"COMPLETED", "FAILED"}}
+    deadline = time.monotonic() + _REPORT_SECONDS
+    while settings().report.enabled and missing:
+        only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=list(missing)))
+        for each in client.read_artifacts(artifact_filter=only):
+            if each.flow_run_id and str(each.key).endswith("-run"):
+                missing.pop(each.flow_run_id, None)
+        if time.monotonic() > deadline:
+            out.print(f"[yellow]no report after {_REPORT_SECONDS} s of: {', '.join(sorted(missing.values()))}[/]")
+            return
+        time.sleep(0.5)
 
 
 def _read(client: SyncPrefectClient, runs: Mapping[str, FlowRun]) -> dict[str, FlowRun]:

@@ -67,10 +67,10 @@ class Processes:
         try:
             code = self._started[name].wait(seconds)
         except subprocess.TimeoutExpired:
-            raise TidepoolError(f"{name} still runs after {seconds:.0f} s; its output:\n{self._tail(name)}") from None
+            raise TidepoolError(f"{name} still runs after {seconds:.0f} s; its output:\n{self.output(name)}") from None
         del self._started[name]
         if code != 0:
-            raise TidepoolError(f"{name} failed with exit code {code}; its output:\n{self._tail(name)}")
+            raise TidepoolError(f"{name} failed with exit code {code}; its output:\n{self.output(name)}")
 
     def check(self) -> None:
         """Check that all of them still run.
@@ -80,7 +80,7 @@ class Processes:
         """
         for name, process in self._started.items():
             if (code := process.poll()) is not None:
-                raise TidepoolError(f"{name} ended with exit code {code}; its output:\n{self._tail(name)}")
+                raise TidepoolError(f"{name} ended with exit code {code}; its output:\n{self.output(name)}")
 
     def stop(self, name: str) -> None:
         """Terminate a process and wait for its end; kill it when that takes too long."""
@@ -100,7 +100,8 @@ class Processes:
         finally:
             end_marked(self.mark)
 
-    def _tail(self, name: str) -> str:
+    def output(self, name: str) -> str:
+        """Return the end of a process's log."""
         return (self._logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")[-3000:].strip()
 
 

@@ -5,7 +5,10 @@ Standard output carries the result only; whatever the flow, Prefect or Dask prin
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
+import math
 import os
 import sys
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,11 +19,12 @@ from pydantic import ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_jsonable_python
 
-from tidepool.deploy.config import environments, flows
+from tidepool.deploy.config import deployments, environments, flows, placeholders
 from tidepool.deploy.config.yaml_source import path
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.local.processes import signals_interrupt
 from tidepool.local.server import Home, running_server
+from tidepool.report import run_report
 from tidepool.settings import set_prefect_variables, set_variables, settings
 
 if TYPE_CHECKING:
@@ -52,25 +56,84 @@ def run(
     settings()
     os.chdir(repository)
     with _only_result_on_stdout():
-        flow = flows.load(repository, deployment["entrypoint"])
-        values = bind(flow, deployment.get("parameters") or {}, assignments(parameters))
+        flow = deployments.flow_of(repository, _entrypoint(name, deployment))
+        given = assignments(parameters)
+        values = bind(flow, _base(name, deployment, given), given)
         with _api(repository):
-            # Prefect's overloads know no flow of any parameters and any result.
-            state = cast("State[Any]", cast("Any", flow)(**values, return_state=True))
-            result = state.result(raise_on_failure=False)
+            run_report.install()
+            state, result = execute(flow, values)
             outcome = _outcome(flow.name, state, result)
     if as_json:
-        typer.echo(json.dumps(outcome))
+        typer.echo(json.dumps(outcome, allow_nan=False))
     else:
         typer.echo(f"{name}: {state.name} (flow run {outcome['flow_run_id']})")
         if outcome["result"] is not None:
-            typer.echo(json.dumps(outcome["result"], indent=2))
+            typer.echo(json.dumps(outcome["result"], indent=2, allow_nan=False))
         for url in outcome["outputs"]:
             typer.echo(f"output: {url}")
     if state.is_completed():
         return 0
     typer.echo(f"tidepool: {name} ended {state.name}: {_reason(state, result)}", err=True)
     return 1
+
+
+def execute(flow: Flow[..., Any], values: dict[str, Any]) -> tuple[State[Any], Any]:
+    """Run a flow function of any kind, as Prefect's engine does for a deployment.
+
+    Args:
+        flow: The flow; its function may be a coroutine, a generator or both.
+        values: Its parameters, as a deployment has them: `*args` as a list, `**kwargs` as a mapping.
+
+    Returns:
+        The final state, and the result (of a generator a list of what it yields) or the exception.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+    from prefect.utilities.callables import get_parameter_defaults
+
+    values = {**get_parameter_defaults(flow.fn), **values}
+    # Prefect's overloads know no flow of any parameters and any result.
+    any_flow = cast("Any", flow)
+    if not flow.isgenerator:
+        state: Any = run_flow(any_flow, parameters=values, return_type="state")
+        state = asyncio.run(state) if inspect.iscoroutine(state) else state
+        return state, state.result(raise_on_failure=False)
+    # The engine gives a generator's items, and its state to the server only.
+    with get_client(sync_client=True) as client:
+        flow_run = client.create_flow_run(any_flow, parameters=values)
+        try:
+            result: Any = asyncio.run(_items(run_flow(any_flow, flow_run=flow_run, parameters=values)))
+        except Exception as error:  # noqa: BLE001 - the flow's own, which is the outcome
+            result = error
+        return cast("State[Any]", client.read_flow_run(flow_run.id).state), result
+
+
+async def _items(generator: Any) -> list[Any]:
+    return [item async for item in generator] if inspect.isasyncgen(generator) else list(generator)
+
+
+def _entrypoint(name: str, deployment: Mapping[str, Any]) -> str:
+    entrypoint = deployment.get("entrypoint")
+    if not isinstance(entrypoint, str):
+        raise UsageError(f"deployments[{name}].entrypoint: must be a module's function, not {entrypoint!r}")
+    return entrypoint
+
+
+def _base(name: str, deployment: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parameters of a deployment that are not given on the command line, with environment variables.
+
+    Raises:
+        UsageError: they are not a mapping, or one needs a step, a server or a variable that is not set.
+    """
+    base = deployment.get("parameters") or {}
+    if not isinstance(base, dict):
+        raise UsageError(f"deployments[{name}].parameters: must be a mapping, not {base!r}")
+    filled = placeholders.fill_from_environment({key: value for key, value in base.items() if key not in given})
+    for key, value in filled.items():
+        unfilled = [name for _, text in placeholders.texts(value) for name in placeholders.in_braces(text)]
+        if names := [name for name in unfilled if name.startswith("$") or name in placeholders.find(value)]:
+            raise UsageError(f"parameter {key}: {{{{ {names[0]} }}}} has no value here; pass it with -p {key}=…")
+    return filled
 
 
 def assignments(given: Sequence[str]) -> dict[str, str]:
@@ -169,10 +232,31 @@ def _outcome(flow: str, state: State[Any], result: object) -> dict[str, Any]:
     return {
         "flow_run_id": str(run_id),
         "state": state.name,
-        "result": to_jsonable_python(result, bytes_mode="base64", fallback=str) if state.is_completed() else None,
+        "result": _as_json(result) if state.is_completed() else None,
         "outputs": [row["url"] for row in json.loads(str(outputs or "[]"))],
         "artifacts": sorted({each.key for each in found if each.key}),
     }
+
+
+def _as_json(result: object) -> Any:
+    """Return a result as values of JSON: null for NaN and infinities, the name of its type if it has no such form.
+
+    The run is Completed: whatever it returned, the outcome is printed.
+    """
+    try:
+        return _finite(to_jsonable_python(result, bytes_mode="base64", fallback=str))
+    except Exception:  # noqa: BLE001 - the classes of a result have methods of their own, which may raise anything
+        return f"{type(result).__qualname__}, which has no form in JSON"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _reason(state: State[Any], result: object) -> str:

@@ -17,6 +17,7 @@ import httpx
 
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.local.processes import Processes, end_marked, file_lock
+from tidepool.settings import environment, repository
 
 if TYPE_CHECKING:
     import subprocess
@@ -34,6 +35,7 @@ RECORD_IN_BATCHES = {
     },
 }
 _START_SECONDS = 180
+_HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,17 @@ class Home:
                 self.record.unlink(missing_ok=True)
 
 
+def demo_api() -> str:
+    """Return the URL of the API of this repository's running demo; empty without one."""
+    try:
+        path = repository() / ".tidepool"
+    except UsageError:
+        return ""
+    # Asked first: `Home` would create the folders.
+    server = Home(path).demo_server() if (path / "demo.json").is_file() else None
+    return server.api if server else ""
+
+
 @dataclass(frozen=True)
 class Server:
     """A Prefect server that only this machine can reach."""
@@ -105,7 +118,7 @@ class Server:
     @property
     def url(self) -> str:
         """The URL of the user interface."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{_HOST}:{self.port}"
 
     @property
     def api(self) -> str:
@@ -127,12 +140,15 @@ class Server:
             **RECORD_IN_BATCHES,
             # A run must not crash because the machine is loaded.
             "PREFECT_CLIENT_MAX_RETRIES": "15",
+            # Both spellings: whichever is set, the lower-case one wins where a library reads both.
+            **dict.fromkeys(("NO_PROXY", "no_proxy"), _not_by_proxy(_HOST)),
         }
 
     def is_healthy(self) -> bool:
         """Ask the server whether it is healthy; False when nothing answers."""
         try:
-            return httpx.get(f"{self.api}/health", timeout=5).status_code == httpx.codes.OK
+            with httpx.Client(trust_env=False, timeout=5) as client:  # no proxy
+                return client.get(f"{self.api}/health").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
@@ -144,15 +160,15 @@ class Server:
         Raises:
             TidepoolError: it ended, or did not answer in time.
         """
-        command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port), *options)
+        command = ("prefect", "server", "start", "--host", _HOST, "--port", str(self.port), *options)
         with file_lock(self.home.path / "start.lock", wait=True):
             process = processes.start("server", *command, cwd=self.home.path)
             deadline = time.monotonic() + _START_SECONDS
             while not self.is_healthy():
                 processes.check()
                 if time.monotonic() > deadline:
-                    log = self.home.logs / "server.log"
-                    raise TidepoolError(f"the Prefect server did not answer within {_START_SECONDS} s; see {log}")
+                    said = processes.output("server") or "none"
+                    raise TidepoolError(f"no answer from {self.api} within {_START_SECONDS} s; its output: {said}")
                 time.sleep(0.1)
         return process
 
@@ -171,6 +187,14 @@ def running_server(home: Home) -> Iterator[Server]:
         yield server
     finally:
         processes.stop_all()
+
+
+def _not_by_proxy(host: str) -> str:
+    """Return the hosts that this machine reaches without its proxy, with one more."""
+    variables = environment()
+    listed = variables.get("no_proxy") or variables.get("NO_PROXY") or ""
+    known = [each.strip() for each in listed.split(",")]
+    return listed if "*" in known or host in known else f"{listed},{host}".lstrip(",")
 
 
 def free_port(usual: int = 0) -> int:

@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kopf
 
-from tidepool.operate import idle_clusters, refusals, schedulers
+from tidepool.operate import allocation, idle_clusters, log_lines, refusals, schedulers
+from tidepool.operate.metrics import OPERATOR, Metrics
 from tidepool.operate.sweep import flow_run_loop
 from tidepool.operate.sweep import loop as sweep
+from tidepool.operate.sweep.figures import SweepFigures
 from tidepool.settings import settings as tidepool_settings
 from tidepool.upstream import dask_kubernetes
 from tidepool.upstream import kopf as kopf_internals
+
+if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
 
 
 @kopf.on.startup()
@@ -40,12 +45,16 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     kopf_internals.check_first(kopf.get_default_registry(), refusals.check)
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_lines.install()
     operator = tidepool_settings().operator
     namespaces, pools = operator.namespaces.split(), operator.work_pools.split()
-    exchange = sweep.Exchange()
+    exchange, metrics = sweep.Exchange(), Metrics(OPERATOR)
+    memo.metrics = _serve(metrics, operator.metrics_port) if operator.metrics_port else None
+    sweeping = sweep.watch(namespaces, exchange, SweepFigures(metrics, namespaces))
     memo.loops = [
         asyncio.create_task(idle_clusters.watch(namespaces), name="watch over idle clusters"),
-        asyncio.create_task(sweep.watch(namespaces, exchange), name="sweep of what runs leave behind"),
+        asyncio.create_task(sweeping, name="sweep of what runs leave behind"),
+        asyncio.create_task(allocation.watch(namespaces, metrics), name="count of what runs have requested"),
     ]
     if pools:
         watch = flow_run_loop.watch(namespaces, pools, exchange)
@@ -59,6 +68,17 @@ async def end(memo: kopf.Memo, **_: Any) -> None:
     """End what `prepare` has begun."""
     for each in memo.loops:
         each.cancel()
+    if memo.metrics:
+        memo.metrics.shutdown()
+        memo.metrics.server_close()
+
+
+def _serve(metrics: Metrics, port: int) -> WSGIServer:
+    """Serve the operator's metrics to Prometheus."""
+    from prometheus_client import start_http_server
+
+    server, _ = start_http_server(port, registry=metrics.registry)
+    return server
 
 
 def _stop_operator(loop: asyncio.Task[None]) -> None:

@@ -8,17 +8,21 @@ code, and so the state of pod and Job, is the run's. All else is Prefect's: canc
 | the run | exit code |
 |---|---|
 | Completed, Cancelled, to be executed again (Scheduled, Paused) | 0 |
-| Failed; Crashed, as its own process or Prefect reported; told to end by SIGTERM | 1 |
+| Failed; Crashed, as its own process or Prefect reported | 1 |
+| told to end by SIGTERM, and not to be executed again | 143 |
 | Crashed, because its process was killed by signal N (9: also out of memory) | 128 + N |
 | Crashed, because its process ended with exit code N and no report | N |
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import signal
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidepool.errors import UsageError
@@ -29,6 +33,11 @@ if TYPE_CHECKING:
 
     from tidepool.operate.memory import Memory
     from tidepool.upstream.prefect_runner import Ending
+
+
+_TOLD = 128 + signal.SIGTERM
+_FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+_ENGINE = "tidepool.operate.engine"
 
 
 def authenticate_handshakes() -> None:
@@ -52,10 +61,8 @@ async def is_in_image(flow_run: FlowRun) -> bool:
     return deployment is not None and not deployment.pull_steps and not deployment.storage_document_id
 
 
-async def delete_clusters(flow_run: FlowRun, ending: Ending) -> None:
-    """Delete the Dask clusters of a flow run whose process ended badly; outside of a pod it has none."""
-    if not ending.status:
-        return
+async def delete_clusters(flow_run: FlowRun) -> None:
+    """Delete the Dask clusters of a flow run whose process has not closed them; outside of a pod it has none."""
     try:
         kubernetes = settings().kubernetes
     except UsageError:
@@ -82,6 +89,49 @@ def cause(ending: Ending, memory: Memory | None) -> str:
     return f"driver out of memory ({limit}); raise memory_limit"
 
 
+def report_end(flow_run: FlowRun, ending: Ending, words: str, record_file: str) -> None:
+    """Write the report of a flow run whose own process could not: it was killed, cancelled, or is not of ours.
+
+    Args:
+        flow_run: The flow run.
+        ending: The end of its process.
+        words: Why a signal ended the process, if that is known.
+        record_file: File in which the process has kept figures of the run.
+    """
+    from prefect.logging.loggers import flow_run_logger
+
+    from tidepool.report import run_record, run_report
+
+    record, published = run_record.load(record_file)
+    if published or (not ending.state and not ending.status):
+        return
+    try:
+        if not settings().report.enabled:
+            return
+        if not ending.state:
+            kind = "CANCELLED" if _is_cancelled(flow_run) else "CRASHED"
+            message = "cancelled" if kind == "CANCELLED" else words or _without_words(ending)
+            run_report.publish(flow_run.id, record, kind=kind, message=message)
+        elif ending.state in _FINAL:
+            run_report.publish(flow_run.id, record)
+    except Exception as error:  # noqa: BLE001 - a missing report must not keep the state from being reported
+        flow_run_logger(flow_run).warning("the report of the run was not published: %r", error)
+
+
+def _is_cancelled(flow_run: FlowRun) -> bool:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def _without_words(ending: Ending) -> str:
+    code = ending.status or 0
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"driver's process {how} and reported no state"
+
+
 def exit_code(ending: Ending) -> int:
     """Return the exit code for the end of a flow run's process; the module's docstring has the table."""
     if ending.state:
@@ -100,17 +150,28 @@ def main() -> None:
     from tidepool.upstream.prefect_runner import supervise
 
     endings: list[Ending] = []
+    folder = tempfile.TemporaryDirectory(prefix="tidepool-")
+    record_file = str(Path(folder.name) / "run.json")
 
     async def ended(flow_run: FlowRun, ending: Ending) -> str:
         endings.append(ending)
-        await delete_clusters(flow_run, ending)
-        return cause(ending, memory.read())
+        # Told to end, the process may have exited with 0 from wherever it was.
+        if ending.status or told():
+            await delete_clusters(flow_run)
+        words = cause(ending, memory.read())
+        if not told():  # of one that was, whoever gives it its state writes the report
+            await asyncio.to_thread(report_end, flow_run, ending, words, record_file)
+        return words or (_without_words(ending) if ending.status and not ending.state else "")
 
-    supervise(is_in_image, ended)
+    told = supervise(is_in_image, ended, _ENGINE)
+    set_prefect_variables({"TIDEPOOL_REPORT_RECORD": record_file})
     sys.argv = ["prefect", "flow-run", "execute"]
     try:
         app()
     except SystemExit as command:
+        if command.code and told():
+            # Prefect's 1, and its last line "relinquished to infrastructure retry", say nothing of a signal.
+            raise SystemExit(_TOLD) from None
         if command.code:
             raise
     sys.exit(exit_code(endings[-1]) if endings else 0)

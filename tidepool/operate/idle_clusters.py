@@ -1,6 +1,8 @@
 """Deletion of Dask clusters that have been idle for longer than their `spec.idleTimeout` (seconds; 0: never).
 
-It runs in the Dask operator, one loop for all clusters of all namespaces.
+And of shared ones that have existed for longer than a setting: no run's end deletes them, and a scheduler, which runs
+what flows give it, can report that it is busy forever. It runs in the Dask operator, one loop for all clusters of all
+namespaces.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,8 +19,9 @@ import kr8s
 import kr8s.asyncio
 from kr8s.asyncio.objects import new_class
 
-from tidepool.compute.clusters.kubernetes.names import GROUP, scheduler_url
+from tidepool.compute.clusters.kubernetes.names import GROUP, LABEL_SHARED, scheduler_url
 from tidepool.operate.schedulers import client, idle_since
+from tidepool.settings import settings
 
 _POLL_SECONDS = 5.0
 _REQUEST_SECONDS = 10
@@ -50,13 +54,30 @@ async def watch(namespaces: Sequence[str]) -> None:
 
 
 async def delete_idle(api: kr8s.asyncio.Api, http: httpx.AsyncClient, namespace: str) -> None:
-    """Delete the clusters of a namespace whose idle timeout has passed."""
+    """Delete the clusters of a namespace whose idle timeout has passed, and shared ones that are too old."""
     clusters: list[Any] = [each async for each in DaskCluster.list(api=api, namespace=namespace)]
-    limited = [each for each in clusters if each.spec.get("idleTimeout") and "deletionTimestamp" not in each.metadata]
+    clusters = [each for each in clusters if "deletionTimestamp" not in each.metadata]
+    old = [each for each in clusters if _too_old(each)]
+    for cluster in old:
+        text = "shared DaskCluster %s is older than TIDEPOOL_OPERATOR_SHARED_CLUSTER_SECONDS: deleted"
+        _log.info(text, cluster.name)
+        await _delete(cluster)
+    limited = [each for each in clusters if each.spec.get("idleTimeout") and each not in old]
     since = await asyncio.gather(*(idle_since(http, scheduler_url(each.name, each.namespace)) for each in limited))
     for cluster, began in zip(limited, since, strict=True):
         if began is None or time.time() <= began + cluster.spec.idleTimeout:
             continue
         _log.info("DaskCluster %s has been idle for %.0f s: deleted", cluster.name, time.time() - began)
-        with suppress(kr8s.NotFoundError):  # its run has ended just now
-            await cluster.delete(propagation_policy="Background")
+        await _delete(cluster)
+
+
+def _too_old(cluster: Any) -> bool:
+    if LABEL_SHARED not in cluster.metadata.get("labels", {}):
+        return False
+    created = datetime.fromisoformat(cluster.metadata["creationTimestamp"])
+    return (datetime.now(UTC) - created).total_seconds() > settings().operator.shared_cluster_seconds
+
+
+async def _delete(cluster: Any) -> None:
+    with suppress(kr8s.NotFoundError):  # its run has ended just now
+        await cluster.delete(propagation_policy="Background")

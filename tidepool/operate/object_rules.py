@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tidepool.compute.clusters.kubernetes.names import OURS, TLS_TYPE, tls_secret
+from tidepool.compute.clusters.kubernetes.names import OURS, OWN_ANNOTATIONS, TLS_TYPE, tls_secret
 from tidepool.operate.pod_rules import DASK_POD, DASK_TEMPLATE, DRIVER_POD, DRIVER_TEMPLATE
 from tidepool.operate.rules import (
     CLUSTER,
@@ -17,13 +17,15 @@ from tidepool.operate.rules import (
     Between,
     Fields,
     Items,
+    Matching,
     Named,
     Rule,
+    Scalar,
     Total,
-    anything,
     broken,
     one_of,
     quantity,
+    scalars,
 )
 
 if TYPE_CHECKING:
@@ -42,12 +44,15 @@ DRIVER = "Driver"  # a Pod that the base job template makes
 
 # --- metadata: NetworkPolicies select pods by labels, and agents on the nodes act on annotations ---------------------
 
-_OURS = "tidepool.dev/"
+# Copies of the object, by kopf and kubectl.
+COPIES = ("kopf.zalando.org/last-handled-configuration", "kubectl.kubernetes.io/last-applied-configuration")
 _ANNOTATIONS = Fields(
-    {},
+    dict.fromkeys(COPIES, Scalar(262144)),
+    others=Scalar(4096),
     parameter="annotations",
     prefixes=(
-        _OURS, "batch.kubernetes.io/", "deployment.kubernetes.io/", "kopf.zalando.org/", "kubectl.kubernetes.io/",
+        OWN_ANNOTATIONS, "batch.kubernetes.io/", "deployment.kubernetes.io/",
+        "kopf.zalando.org/", "kubectl.kubernetes.io/",
         "kubernetes.dask.org/", "kubernetes.io/limit-ranger", "prefect.io/",
     ),
 )  # fmt: skip
@@ -55,17 +60,19 @@ _OF_TIDEPOOL: dict[str, Rule] = {name: one_of(value) for name, value in OURS.ite
 
 
 def _labels(*needed: str, **known: Rule) -> Fields:
-    return Fields({**_OF_TIDEPOOL, **known}, needed=needed, prefixes=(_OURS,), parameter="labels")
+    return Fields({**_OF_TIDEPOOL, **known}, needed=needed, prefixes=(OWN_ANNOTATIONS,), parameter="labels")
 
 
 def _job_labels(*needed: str) -> Fields:
     known = {
-        **anything("app.kubernetes.io/name", "app.kubernetes.io/version", "controller-uid", "job-name"),
+        **scalars("app.kubernetes.io/name", "app.kubernetes.io/version", "controller-uid", "job-name"),
         "app.kubernetes.io/managed-by": one_of("prefect"),
         "app.kubernetes.io/part-of": one_of("prefect"),
         COMPONENT: one_of("flow-run"),
     }
-    return Fields(known, needed=needed, prefixes=(_OURS, "prefect.io/", "batch.kubernetes.io/"), parameter="labels")
+    return Fields(
+        known, needed=needed, prefixes=(OWN_ANNOTATIONS, "prefect.io/", "batch.kubernetes.io/"), parameter="labels"
+    )
 
 
 _GROUP_LABELS = _labels(**{"dask.org/cluster-name": Named("{}"), "dask.org/component": one_of("workergroup")})
@@ -73,7 +80,7 @@ _GROUP_LABELS = _labels(**{"dask.org/cluster-name": Named("{}"), "dask.org/compo
 _DASK_LABELS = _labels(
     "dask.org/cluster-name",
     "dask.org/component",
-    **anything("dask.org/workergroup-name", "pod-template-hash"),
+    **scalars("dask.org/workergroup-name", "pod-template-hash"),
     **{
         "dask.org/cluster-name": Named("{}"),
         "dask.org/component": one_of("scheduler", "worker"),
@@ -91,29 +98,46 @@ def _metadata(labels: Fields, *needed: str, **others: Rule) -> Fields:
     return Fields({**known, **others}, needed=needed, open=True)
 
 
+def _template(labels: Fields) -> Fields:
+    known = {
+        **scalars("creationTimestamp", "name", "namespace"),
+        "labels": labels,
+        "annotations": _ANNOTATIONS,
+        # The operator gives them to a Deployment and its template alike; no pod gets a template's.
+        "ownerReferences": Items(
+            Fields(scalars("apiVersion", "blockOwnerDeletion", "controller", "kind", "name", "uid")), high=2
+        ),
+    }
+    return Fields(known, needed=("labels",))
+
+
 def _owner(kind: str, name: Rule, low: int, high: int = 1, **others: Rule) -> Items:
-    known: dict[str, Rule] = {"kind": one_of(kind), "name": name, **others}
-    return Items(Fields(known, needed=("kind", "name"), open=True), low=low, high=high)
+    known: dict[str, Rule] = {**scalars("apiVersion", "blockOwnerDeletion", "controller", "uid"), **others}
+    return Items(Fields(known | {"kind": one_of(kind), "name": name}, needed=("kind", "name")), low=low, high=high)
 
 
 # Twice, if the operator adopts what the driver has made.
 _OF_ITS_CLUSTER = _owner("DaskCluster", Named("{}"), 1, 2)
 # A Job whose deletion waits for the cluster could be another run's.
-_OF_A_JOB = _owner("Job", Anything(), 0, blockOwnerDeletion=NO)
+_OF_A_JOB = _owner("Job", Scalar(), 0, blockOwnerDeletion=NO)
+# Of a Service's, which begins with a letter and has 63 characters at most, `-scheduler` among them.
+_CLUSTER_NAME = Matching("[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 # --- objects ----------------------------------------------------------------------------------------------------------
 
 _SERVICE: dict[str, Rule] = {
-    **anything("publishNotReadyAddresses"),
+    **scalars("publishNotReadyAddresses"),
     "type": one_of("ClusterIP"),
     "selector": Fields(
         {"dask.org/cluster-name": Named("{}"), "dask.org/component": one_of("scheduler")},
         needed=("dask.org/cluster-name", "dask.org/component"),
     ),
-    "ports": Items(Fields(anything("name", "protocol", "port", "targetPort")), low=1),
+    "ports": Items(Fields(scalars("name", "protocol", "port", "targetPort")), low=1),
 }
+# Of pods, in an object whose schema lets everything through.
+_BELOW = Fields({"labels": _labels(), "annotations": _ANNOTATIONS})
 _WORKERS = Fields(
     {
-        "metadata": _metadata(_labels()),
+        "metadata": _BELOW,
         "replicas": Between(0, "maxWorkers"),
         "spec": DASK_TEMPLATE,
     },
@@ -123,7 +147,8 @@ _WORKERS = Fields(
 
 
 def _shell(metadata: Fields, *needed: str, **parts: Rule) -> Fields:
-    known = {**anything("apiVersion", "kind", "status"), "metadata": metadata, **parts}
+    # The API server takes a status from controllers only.
+    known = {**scalars("apiVersion", "kind"), "status": Anything(), "metadata": metadata, **parts}
     return Fields(known, needed=("metadata", *needed))
 
 
@@ -131,13 +156,14 @@ def _kind(metadata: Fields, spec: Mapping[str, Rule], *needed: str) -> Fields:
     return _shell(metadata, "spec", spec=Fields(spec, needed))
 
 
+_KEY = Scalar(16384)
 RULES: dict[str, Fields] = {
     "DaskCluster": _kind(
-        _metadata(_labels(), ownerReferences=_OF_A_JOB),
+        _metadata(_labels(), name=_CLUSTER_NAME, ownerReferences=_OF_A_JOB),
         {
             "idleTimeout": Between(60, 86400),
             "scheduler": Fields(
-                {"metadata": _metadata(_labels()), "spec": DASK_TEMPLATE, "service": Fields(_SERVICE, ("selector",))},
+                {"metadata": _BELOW, "spec": DASK_TEMPLATE, "service": Fields(_SERVICE, ("selector",))},
                 needed=("spec", "service"),
             ),
             "worker": _WORKERS,
@@ -146,12 +172,12 @@ RULES: dict[str, Fields] = {
     ),
     "DaskWorkerGroup": _kind(
         _metadata(_GROUP_LABELS, "ownerReferences", name=Named("{}-default"), ownerReferences=_OF_ITS_CLUSTER),
-        {**anything("cluster"), "worker": _WORKERS},
+        {**scalars("cluster"), "worker": _WORKERS},
         "cluster", "worker",
     ),
     "DaskAutoscaler": _kind(
         _metadata(_labels(), "ownerReferences", name=Named("{}"), ownerReferences=_OF_ITS_CLUSTER),
-        {**anything("cluster"), "minimum": Between(0, "maxWorkers"), "maximum": Between(1, "maxWorkers")},
+        {**scalars("cluster"), "minimum": Between(0, "maxWorkers"), "maximum": Between(1, "maxWorkers")},
         "cluster", "minimum", "maximum",
     ),
     # tidepool makes none, and their pods are not a cluster's.
@@ -159,7 +185,8 @@ RULES: dict[str, Fields] = {
     "Job": _kind(
         _metadata(_job_labels(), finalizers=_JOB_FINALIZERS),
         {
-            **anything("podReplacementPolicy", "selector"),
+            **scalars("podReplacementPolicy"),
+            "selector": Fields({"matchLabels": _job_labels()}),
             "activeDeadlineSeconds": Between(1, 604800),
             "backoffLimit": one_of(0),
             "completionMode": one_of("NonIndexed"),
@@ -169,7 +196,7 @@ RULES: dict[str, Fields] = {
             "suspend": NO,
             "ttlSecondsAfterFinished": Between(0, 604800),
             "template": Fields(
-                {"metadata": _metadata(_job_labels(COMPONENT), "labels"), "spec": DRIVER_TEMPLATE},
+                {"metadata": _template(_job_labels(COMPONENT)), "spec": DRIVER_TEMPLATE},
                 needed=("metadata", "spec"),
             ),
         },
@@ -178,11 +205,14 @@ RULES: dict[str, Fields] = {
     "Deployment": _kind(
         _metadata(_DASK_LABELS, "labels"),
         {
-            **anything("progressDeadlineSeconds", "revisionHistoryLimit", "strategy"),
+            **scalars("progressDeadlineSeconds", "revisionHistoryLimit"),
+            "strategy": Fields(
+                {**scalars("type"), "rollingUpdate": Fields(scalars("maxSurge", "maxUnavailable"))}
+            ),
             "replicas": Between(0, 1),
             "selector": Fields({"matchLabels": _DASK_LABELS}, needed=("matchLabels",)),
             "template": Fields(
-                {"metadata": _metadata(_DASK_LABELS, "labels"), "spec": DASK_TEMPLATE}, needed=("metadata", "spec")
+                {"metadata": _template(_DASK_LABELS), "spec": DASK_TEMPLATE}, needed=("metadata", "spec")
             ),
         },
         "selector", "template",
@@ -191,7 +221,8 @@ RULES: dict[str, Fields] = {
         _metadata(_DASK_LABELS, "labels"),
         {
             **_SERVICE,
-            **anything("clusterIP", "clusterIPs", "internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy"),
+            **scalars("clusterIP", "internalTrafficPolicy", "ipFamilyPolicy"),
+            **dict.fromkeys(("clusterIPs", "ipFamilies"), Items(Scalar())),
             "sessionAffinity": one_of("None"),
         },
         "selector",
@@ -204,10 +235,12 @@ RULES: dict[str, Fields] = {
     "Secret": _shell(
         _metadata(
             _labels(), "ownerReferences", name=Named(tls_secret("{}")),
-            ownerReferences=_owner("DaskCluster", Anything(), 1),
+            ownerReferences=_owner("DaskCluster", Scalar(), 1),
         ),
         "type",
-        **anything("data", "immutable", "stringData"),
+        **scalars("immutable"),
+        # Bytes in base64, which the API server makes of the texts.
+        **dict.fromkeys(("data", "stringData"), Fields({"tls.crt": _KEY, "tls.key": _KEY})),
         type=one_of(TLS_TYPE),
     ),
 }  # fmt: skip

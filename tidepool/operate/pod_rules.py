@@ -10,7 +10,6 @@ from tidepool.compute.clusters.kubernetes.names import tls_secret
 from tidepool.operate.rules import (
     NO,
     YES,
-    Anything,
     Between,
     Fields,
     Image,
@@ -20,36 +19,46 @@ from tidepool.operate.rules import (
     Named,
     Quantity,
     Rule,
-    anything,
+    Scalar,
+    Texts,
     one_of,
+    scalars,
 )
 
 _USER = 10001
+# Characters. Dask pods have the variables of their driver; a driver's command may be a script (`python -c`).
+_VARIABLES = 16384
+_DASK_COMMAND, _DRIVER_COMMAND = Texts(4096), Texts(65536)
+# Seconds between SIGTERM and SIGKILL. What a run leaves behind counts in the namespace's quota for as long.
+_DASK_GRACE, _DRIVER_GRACE = Between(0, 120), Between(0, 600)
 _SECRET, _CONFIG_MAP = Listed("secrets"), Listed("configMaps")
 # Never a field of the node or of another container.
 _OWN_FIELD = Matching(r"metadata\.[a-z]+(\['[A-Za-z0-9./_-]+'\])?|status\.podIP")
-_REFERENCE = anything("key", "optional")
+_REFERENCE = scalars("key", "optional")
 _ENV = Items(
     Fields(
         {
-            **anything("name", "value"),
+            **scalars("name"),
+            "value": Scalar(_VARIABLES),
             "valueFrom": Fields(
                 {
-                    "fieldRef": Fields({**anything("apiVersion"), "fieldPath": _OWN_FIELD}),
+                    "fieldRef": Fields({**scalars("apiVersion"), "fieldPath": _OWN_FIELD}),
                     "secretKeyRef": Fields({**_REFERENCE, "name": _SECRET}, needed=("name",)),
                     "configMapKeyRef": Fields({**_REFERENCE, "name": _CONFIG_MAP}, needed=("name",)),
                 }
             ),
         }
     ),
-    high=500,
+    high=200,
+    field="value",
+    most=_VARIABLES,
 )
 _ENV_FROM = Items(
     Fields(
         {
-            **anything("prefix"),
-            "secretRef": Fields({**anything("optional"), "name": _SECRET}, needed=("name",)),
-            "configMapRef": Fields({**anything("optional"), "name": _CONFIG_MAP}, needed=("name",)),
+            **scalars("prefix"),
+            "secretRef": Fields({**scalars("optional"), "name": _SECRET}, needed=("name",)),
+            "configMapRef": Fields({**scalars("optional"), "name": _CONFIG_MAP}, needed=("name",)),
         }
     )
 )
@@ -58,59 +67,65 @@ _AMOUNTS: dict[str, Rule] = {
     "memory": Quantity("maxMemory"),
     "ephemeral-storage": Quantity("maxDisk"),
 }
-_CONTAINER = Fields(
-    {
-        **anything("name", "command", "args", "workingDir", "imagePullPolicy", "resizePolicy"),
-        "image": Image(),
-        "env": _ENV,
-        "envFrom": _ENV_FROM,
-        "ports": Items(Fields(anything("name", "containerPort", "protocol"))),
-        # Neither a command nor another host: the kubelet would call it from the node.
-        "readinessProbe": Fields(
-            {
-                **anything("failureThreshold", "initialDelaySeconds", "periodSeconds"),
-                **anything("successThreshold", "timeoutSeconds"),
-                "httpGet": Fields(anything("path", "port", "scheme")),
-            }
-        ),
-        "resources": Fields(
-            {"requests": Fields(_AMOUNTS, needed=("cpu",)), "limits": Fields(_AMOUNTS, needed=("memory",))},
-            needed=("requests", "limits"),
-        ),
-        "securityContext": Fields(
-            {
-                "allowPrivilegeEscalation": NO,
-                "readOnlyRootFilesystem": YES,
-                "capabilities": Fields({"drop": Items(one_of("ALL"), low=1)}, needed=("drop",)),
-            },
-            needed=("allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"),
-        ),
-        "terminationMessagePath": one_of("/dev/termination-log"),
-        "terminationMessagePolicy": Anything(),
-        "volumeMounts": Items(Fields(anything("name", "mountPath", "readOnly"))),
-    },
-    needed=("image", "resources", "securityContext"),
-)
+_CONTAINER: dict[str, Rule] = {
+    **scalars("name", "workingDir", "imagePullPolicy"),
+    "resizePolicy": Items(Fields(scalars("resourceName", "restartPolicy"))),
+    "image": Image(),
+    "env": _ENV,
+    "envFrom": _ENV_FROM,
+    "ports": Items(Fields(scalars("name", "containerPort", "protocol"))),
+    # Neither a command nor another host: the kubelet would call it from the node.
+    "readinessProbe": Fields(
+        {
+            **scalars("failureThreshold", "initialDelaySeconds", "periodSeconds"),
+            **scalars("successThreshold", "timeoutSeconds"),
+            "httpGet": Fields(scalars("path", "port", "scheme")),
+        }
+    ),
+    "resources": Fields(
+        {"requests": Fields(_AMOUNTS, needed=("cpu",)), "limits": Fields(_AMOUNTS, needed=("memory",))},
+        needed=("requests", "limits"),
+    ),
+    "securityContext": Fields(
+        {
+            "allowPrivilegeEscalation": NO,
+            "readOnlyRootFilesystem": YES,
+            "capabilities": Fields({"drop": Items(one_of("ALL"), low=1)}, needed=("drop",)),
+        },
+        needed=("allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"),
+    ),
+    "terminationMessagePath": one_of("/dev/termination-log"),
+    "terminationMessagePolicy": Scalar(),
+    "volumeMounts": Items(Fields(scalars("name", "mountPath", "readOnly"))),
+}
+
+
+def _one_container(command: Rule) -> Items:
+    known = {**_CONTAINER, "command": command, "args": command}
+    return Items(Fields(known, needed=("image", "resources", "securityContext")), low=1, high=1)
+
+
 _EMPTY_DIR = Fields({"sizeLimit": Quantity("maxDisk")}, needed=("sizeLimit",))
-_TLS = Fields({**anything("defaultMode", "items", "optional"), "secretName": Named(tls_secret("{}"))},
+_KEYS = Items(Fields(scalars("key", "mode", "path")))
+_TLS = Fields({**scalars("defaultMode", "optional"), "items": _KEYS, "secretName": Named(tls_secret("{}"))},
               needed=("secretName",))  # fmt: skip
 # The token of the pod's own account for the Kubernetes API, as Kubernetes mounts it: no other audience.
 _TOKEN = Fields(
     {
-        **anything("defaultMode"),
+        **scalars("defaultMode"),
         "sources": Items(
             Fields(
                 {
-                    "serviceAccountToken": Fields({**anything("expirationSeconds"), "path": one_of("token")}),
-                    "configMap": Fields({**anything("items"), "name": one_of("kube-root-ca.crt")}),
+                    "serviceAccountToken": Fields({**scalars("expirationSeconds"), "path": one_of("token")}),
+                    "configMap": Fields({"items": _KEYS, "name": one_of("kube-root-ca.crt")}),
                     "downwardAPI": Fields(
                         {
                             "items": Items(
                                 Fields(
                                     {
-                                        **anything("path"),
+                                        **scalars("path"),
                                         "fieldRef": Fields(
-                                            {**anything("apiVersion"), "fieldPath": one_of("metadata.namespace")}
+                                            {**scalars("apiVersion"), "fieldPath": one_of("metadata.namespace")}
                                         ),
                                     }
                                 )
@@ -125,7 +140,7 @@ _TOKEN = Fields(
 _TOLERATIONS = Items(
     Fields(
         {
-            **anything("operator", "value", "effect", "tolerationSeconds"),
+            **scalars("operator", "value", "effect", "tolerationSeconds"),
             "key": Listed(
                 "tolerations",
                 also=tuple(
@@ -138,8 +153,7 @@ _TOLERATIONS = Items(
     )
 )
 _POD: dict[str, Rule] = {
-    **anything("enableServiceLinks", "restartPolicy"),
-    "containers": Items(_CONTAINER, low=1, high=1),
+    **scalars("enableServiceLinks", "restartPolicy"),
     "dnsPolicy": one_of("ClusterFirst"),
     "imagePullSecrets": Items(Fields({"name": Listed("pullSecrets")}, needed=("name",))),
     "nodeSelector": Fields({}, parameter="nodeSelectors"),
@@ -155,23 +169,30 @@ _POD: dict[str, Rule] = {
         },
         needed=("runAsNonRoot", "runAsUser", "seccompProfile"),
     ),
-    "terminationGracePeriodSeconds": Between(0, 3600),
     "tolerations": _TOLERATIONS,
 }
 _NEEDED = ("containers", "securityContext")
 # What admission adds to a pod; Kubernetes itself checks it against the PriorityClass.
-_ADDED = anything("preemptionPolicy", "priority")
+_ADDED = scalars("preemptionPolicy", "priority")
 
 
 def _volumes(**sources: Rule) -> Items:
-    return Items(Fields({**anything("name"), "emptyDir": _EMPTY_DIR, **sources}))
+    return Items(Fields({**scalars("name"), "emptyDir": _EMPTY_DIR, **sources}))
 
 
-_DASK: dict[str, Rule] = {**_POD, "automountServiceAccountToken": NO, "volumes": _volumes(secret=_TLS)}
+_DASK: dict[str, Rule] = {
+    **_POD,
+    "automountServiceAccountToken": NO,
+    "containers": _one_container(_DASK_COMMAND),
+    "terminationGracePeriodSeconds": _DASK_GRACE,
+    "volumes": _volumes(secret=_TLS),
+}
 _DASK_NEEDED = (*_NEEDED, "automountServiceAccountToken")
 _DRIVER: dict[str, Rule] = {
     **_POD,
-    **anything("automountServiceAccountToken"),
+    **scalars("automountServiceAccountToken"),
+    "containers": _one_container(_DRIVER_COMMAND),
+    "terminationGracePeriodSeconds": _DRIVER_GRACE,
     "serviceAccountName": Listed("serviceAccounts"),
     "serviceAccount": Listed("serviceAccounts"),
     "volumes": _volumes(),

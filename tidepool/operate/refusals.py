@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from http import HTTPStatus
 from typing import Any
 
@@ -12,34 +13,58 @@ import kr8s
 import kr8s.asyncio
 
 from tidepool.compute.clusters.kubernetes.names import ANNOTATION_DRIVER, GROUP, LABEL_SHARED, REFUSED
+from tidepool.operate.log_lines import escaped
 from tidepool.operate.object_rules import violations
 from tidepool.settings import settings
 
 _KINDS = {"DaskCluster", "DaskWorkerGroup", "DaskAutoscaler", "DaskJob"}
 _TIMEOUT_SECONDS = 10.0
 _RETRY_SECONDS = 2.0
+_MESSAGE = 1000  # characters: an Event has at most 1,024
+_REMEMBERED = 10_000
+# uid -> generation of objects that were refused, the latest last.
+_refused: OrderedDict[str, int] = OrderedDict()
 
 
-async def check(body: kopf.Body, namespace: str, patch: kopf.Patch, **_: Any) -> None:
+async def check(body: kopf.Body, namespace: str, patch: kopf.Patch, **_: Any) -> bool:
     """Refuse an object that breaks a rule: a Warning event says which, and a cluster's phase becomes Refused.
+
+    Returns:
+        False for one that was refused before, or whose cluster is gone, and that has not changed since. It costs no
+        request, event or line of log any more: kopf calls the timer of an autoscaler again and again.
 
     Raises:
         kopf.PermanentError: it is refused, or its cluster is gone.
         kopf.TemporaryError: the Kubernetes API did not answer.
     """
     if body["kind"] not in _KINDS or "deletionTimestamp" in body["metadata"]:
-        return
+        return True
+    uid, generation = body["metadata"].get("uid", ""), body["metadata"].get("generation", 0)
+    if uid in _refused and _refused[uid] == generation:
+        _refused.move_to_end(uid)
+        return False
     try:
         reasons = await _reasons(dict(body), namespace)
+    except kopf.PermanentError:
+        _remember(uid, generation)
+        raise
     except (httpx.TransportError, kr8s.APITimeoutError, kr8s.ServerError) as error:
         raise kopf.TemporaryError(f"the Kubernetes API does not answer: {error}", delay=_RETRY_SECONDS) from error
     if not reasons:
-        return
-    message = "; ".join(reasons)
+        return True
+    message = escaped("; ".join(reasons))[:_MESSAGE]
+    _remember(uid, generation)
     kopf.warn(body, reason=REFUSED, message=message)
     if body["kind"] == "DaskCluster":
         patch.status["phase"] = REFUSED
     raise kopf.PermanentError(f"refused: {message}")
+
+
+def _remember(uid: str, generation: int) -> None:
+    if uid:
+        _refused[uid] = generation
+        if len(_refused) > _REMEMBERED:
+            _refused.popitem(last=False)
 
 
 async def _reasons(manifest: dict[str, Any], namespace: str) -> list[str]:

@@ -23,6 +23,9 @@ _UNITS = {
     "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
     "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40,
 }  # fmt: skip
+_TEXTS = 100
+_QUOTED = 200  # characters of a refused value in the sentence about it
+_FIELDS, _NAME = 60, 317  # a name of Kubernetes has a prefix of at most 253 characters, a slash, and at most 63
 _DIGEST = r"[^@]+@sha256:[0-9a-f]{64}"
 
 
@@ -63,6 +66,50 @@ class Anything(Rule):
     def cel(self, at: str) -> str:  # noqa: ARG002 - as all rules
         """Return nothing: there is nothing to check."""
         return ""
+
+
+@dataclass(frozen=True)
+class Scalar(Rule):
+    """A number, a truth value or a text of at most `most` characters; null, which the API server fills in, too.
+
+    Characters, of at most four bytes each: CEL counts code points, as Python does.
+    """
+
+    most: int = 253  # a name of Kubernetes
+
+    def demand(self) -> str:
+        """Return the bound."""
+        return f"must be a number, true, false or a text of at most {self.most} characters"
+
+    def keeps(self, value: Any, parameters: Mapping[str, str]) -> bool:  # noqa: ARG002 - as all rules
+        """Measure it."""
+        return len(value) <= self.most if isinstance(value, str) else value is None or isinstance(value, int | float)
+
+    def cel(self, at: str) -> str:
+        """Return a measurement."""
+        numbers = " || ".join(f"type({at}) == {kind}" for kind in ("int", "double", "bool", "null_type"))
+        return f"{numbers} || type({at}) == string && size({at}) <= {self.most}"
+
+
+@dataclass(frozen=True)
+class Texts(Rule):
+    """A list of at most 100 texts, of at most `most` characters together."""
+
+    most: int
+
+    def demand(self) -> str:
+        """Return the bounds."""
+        return f"must be a list of at most 100 texts, of at most {self.most} characters together"
+
+    def keeps(self, value: Any, parameters: Mapping[str, str]) -> bool:  # noqa: ARG002 - as all rules
+        """Add up."""
+        texts = isinstance(value, list) and len(value) <= _TEXTS and all(isinstance(each, str) for each in value)
+        return texts and sum(map(len, value)) <= self.most
+
+    def cel(self, at: str) -> str:
+        """Return a sum."""
+        texts = f"size({at}) <= {_TEXTS} && {at}.all(t, type(t) == string)"
+        return f"{texts} && {at}.map(t, size(t)).sum() <= {self.most}"
 
 
 @dataclass(frozen=True)
@@ -243,23 +290,39 @@ class Total(Rule):
 
 @dataclass(frozen=True)
 class Items(Rule):
-    """A list of `low` to `high` items, each of which keeps a rule."""
+    """A list of `low` to `high` items, each of which keeps a rule.
+
+    Attributes:
+        rule: For each item.
+        low: Least number of items.
+        high: Largest number of items.
+        field: A text of each item, of which all together have at most `most` characters; none if empty.
+        most: That bound.
+    """
 
     rule: Rule
     low: int = 0
-    high: int = 500
+    high: int = 40
+    field: str = ""
+    most: int = 0
 
     def demand(self) -> str:
         """Return the length."""
-        return f"must be a list of {self.low} to {self.high} items"
+        sum_ = f", with at most {self.most} characters in all as {self.field}" if self.field else ""
+        return f"must be a list of {self.low} to {self.high} items{sum_}"
 
     def keeps(self, value: Any, parameters: Mapping[str, str]) -> bool:  # noqa: ARG002 - as all rules
         """Count; `broken` looks into the items."""
-        return isinstance(value, list) and self.low <= len(value) <= self.high
+        if not isinstance(value, list) or not self.low <= len(value) <= self.high:
+            return False
+        items = (each for each in value if self.field and isinstance(each, dict))
+        return sum(len(str(each.get(self.field) or "")) for each in items) <= self.most
 
     def cel(self, at: str) -> str:
         """Return the count."""
-        return f"size({at}) >= {self.low} && size({at}) <= {self.high}"
+        count = f"size({at}) >= {self.low} && size({at}) <= {self.high}"
+        text = f'size(dyn(i[?{literal(self.field)}].orValue("")))'
+        return f"{count} && {at}.map(i, {text}).sum() <= {self.most}" if self.field else count
 
 
 @dataclass(frozen=True)
@@ -269,8 +332,9 @@ class Fields(Rule):
     Attributes:
         known: Its fields, with the rules for their values.
         needed: Fields that must be there.
-        prefixes: A field whose name begins with one of these may have any value.
-        parameter: A field that this list of the parameters has may have any value.
+        prefixes: A field whose name begins with one of these may have a value that keeps `others`.
+        parameter: A field that this list of the parameters has may have one, too.
+        others: The rule for the values of such fields, of which there are at most 60.
         open: Further fields are allowed.
         totals: Rules over several fields.
     """
@@ -279,17 +343,40 @@ class Fields(Rule):
     needed: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     parameter: str = ""
+    others: Rule = Scalar()
     open: bool = False
     totals: tuple[Total, ...] = ()
 
     def demand(self) -> str:
         """Return the fields."""
         names = sorted([*self.known, *(f"{each}*" for each in self.prefixes)])
-        return f"may have only {', '.join(names)}{f'; {self.parameter}: {{}}' if self.parameter else ''}"
+        most = f", at most {_FIELDS}" if self.extensible else ""
+        return f"may have only {', '.join(names)}{f'; {self.parameter}: {{}}' if self.parameter else ''}{most}"
+
+    def values_keep(self, value: Mapping[str, Any], parameters: Mapping[str, str]) -> bool:
+        """Return whether the values of fields that it does not list itself are as they may be."""
+        rest = (each for name, each in value.items() if name not in self.known)
+        return not self.extensible or all(self.others.keeps(each, parameters) for each in rest)
+
+    def values_demand(self, path: str) -> str:
+        """Return the sentence about the values of fields that it does not list itself."""
+        return f"{path}: each {self.others.demand()}"
+
+    def values_cel(self, at: str) -> str:
+        """Return the same as an expression."""
+        listed = f"k in [{', '.join(literal(each) for each in sorted(self.known))}] || " if self.known else ""
+        return f"{at}.all(k, {listed}{self.others.cel(f'{at}[k]')})"
+
+    @property
+    def extensible(self) -> bool:
+        """Return whether it allows names that it does not list itself."""
+        return bool(self.prefixes or self.parameter)
 
     def keeps(self, value: Any, parameters: Mapping[str, str]) -> bool:
         """Look at the names; `broken` looks at the values."""
-        return isinstance(value, dict) and not self.unknown(value, parameters)
+        if not isinstance(value, dict) or self.unknown(value, parameters):
+            return False
+        return not self.extensible or (len(value) <= _FIELDS and all(len(name) <= _NAME for name in value))
 
     def unknown(self, value: Mapping[str, Any], parameters: Mapping[str, str]) -> list[str]:
         """Return the names of fields that are not allowed."""
@@ -304,7 +391,8 @@ class Fields(Rule):
         allowed = [f"k in [{', '.join(literal(each) for each in sorted(self.known))}]"] if self.known else []
         allowed += [f"k.startsWith({literal(each)})" for each in self.prefixes]
         allowed += [f"k in variables.{self.parameter}"] if self.parameter else []
-        return f"{at}.all(k, {' || '.join(allowed) or 'false'})"
+        names = f"{at}.all(k, {' || '.join(allowed) or 'false'})"
+        return f"size({at}) <= {_FIELDS} && {at}.all(k, size(k) <= {_NAME}) && {names}" if self.extensible else names
 
 
 YES, NO = Only((True,)), Only((False,))
@@ -315,9 +403,9 @@ def one_of(*values: str | int) -> Only:
     return Only(values)
 
 
-def anything(*names: str) -> dict[str, Rule]:
-    """Return fields that may have any value."""
-    return dict.fromkeys(names, Anything())
+def scalars(*names: str) -> dict[str, Rule]:
+    """Return fields that may have any value of a few bytes: a number, a truth value or a short text."""
+    return dict.fromkeys(names, Scalar())
 
 
 def broken(rule: Rule, value: Any, path: str, parameters: Mapping[str, str]) -> Iterator[str]:
@@ -339,6 +427,8 @@ def broken(rule: Rule, value: Any, path: str, parameters: Mapping[str, str]) -> 
         for name, inner in rule.known.items():
             if name in value:
                 yield from broken(inner, value[name], f"{path}.{name}".strip("."), parameters)
+        if not rule.values_keep(value, parameters):
+            yield rule.values_demand(path)
         for total in rule.totals:
             if not total.keeps(value, parameters):
                 yield f"{path} {said(total, parameters)}".strip()
@@ -351,9 +441,9 @@ def said(rule: Rule, parameters: Mapping[str, str]) -> str:
 
 def _wrong(rule: Rule, value: Any, parameters: Mapping[str, str]) -> str:
     """Return what a rule demands, and what there is instead; first what a long list of fields would hide."""
-    if isinstance(rule, Fields) and isinstance(value, dict):
-        return f"must not have {', '.join(rule.unknown(value, parameters))}: it {said(rule, parameters)}"
-    given = "" if isinstance(value, dict | list) else f", not {json.dumps(value)}"
+    if isinstance(rule, Fields) and isinstance(value, dict) and (unknown := rule.unknown(value, parameters)):
+        return f"must not have {', '.join(unknown)[:_QUOTED]}: it {said(rule, parameters)}"
+    given = "" if isinstance(value, dict | list) else f", not {json.dumps(value)[:_QUOTED]}"
     return said(rule, parameters) + given
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from distributed import Nanny, Status
+from distributed import Nanny, Status, get_worker
+from distributed.threadpoolexecutor import thread_state, threads_lock
+from distributed.worker import thread_state as task_state  # type: ignore[attr-defined] # imported there
+from distributed.worker_state_machine import SecedeEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from distributed import Future
 
@@ -91,3 +97,68 @@ class PersistentNanny(Nanny):
         if self.status == Status.running:
             self.worker_exited(exitcode)
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call] # distributed leaves it unannotated
+
+
+class WorkerSlot:
+    """The place that the current Dask task has among the threads of its worker; created on the task's own thread.
+
+    Why: a task that waits for tasks of its own has to let them have its place. `distributed.secede` and `rejoin` do
+    that only on the task's thread, while an asynchronous flow and a task with a timeout wait in other threads.
+    Watch: `distributed.threadpoolexecutor.secede` and `rejoin`, `distributed.worker.secede`.
+    Delete when: both take a task or a thread, or Dask's futures leave and come back by themselves in any thread.
+
+    Attributes:
+        awaited: What the task may still wait for, by waiter: the place is not taken back before all are empty.
+    """
+
+    def __init__(self) -> None:
+        self.awaited: list[Collection[Any]] = []
+        self._thread = threading.current_thread()
+        self._executor: Any = thread_state.executor
+        self._key, self._begun = task_state.key, task_state.start_time
+        self._worker = get_worker()
+        self._lock = threading.Lock()
+        self._left = self._reported = False
+
+    @property
+    def priority(self) -> int:
+        """The priority that the client gave this task."""
+        priority: Any = self._worker.state.tasks[self._key].priority
+        return -int(priority[0])
+
+    def leave(self) -> None:
+        """Let another task run in this one's place, until `take_back`; nothing happens if it does already."""
+        with self._lock:
+            if self._left:
+                return
+            self._left = True
+            with threads_lock:
+                self._executor._threads.discard(self._thread)
+                self._executor._adjust_thread_count()
+            if not self._reported:
+                self._reported = True
+                event = SecedeEvent(
+                    key=self._key, compute_duration=time.time() - self._begun, stimulus_id=f"slot-{time.time()}"
+                )
+                self._worker.loop.add_callback(self._worker.handle_stimulus, event)
+
+    def take_back(self) -> None:
+        """Wait for a place, if this task's was left and nothing is awaited any more."""
+        with self._lock:
+            if not self._left or any(self.awaited):
+                return
+            free = threading.Event()
+            with self._executor._rejoin_lock:
+                self._executor._rejoin_list.append((self._thread, free))
+            with suppress(RuntimeError):  # the worker closes
+                self._executor.submit(int)
+            while not free.wait(1):
+                if self._executor._shutdown:
+                    return
+            self._left = False
+
+    def close(self) -> None:
+        """End the task's thread with the task, on that thread, if its place is another one's."""
+        with self._lock:
+            if self._left:
+                thread_state.proceed = False

@@ -23,8 +23,10 @@ def remove_timer(registry: kopf.OperatorRegistry, function: Callable[..., Any]) 
     spawning._handlers = [each for each in spawning._handlers if each.fn is not function]
 
 
-def check_first(registry: kopf.OperatorRegistry, check: Callable[..., Awaitable[None]]) -> None:
-    """Await `check`, with a handler's arguments, before each handler of an imported operator: what it raises ends both.
+def check_first(registry: kopf.OperatorRegistry, check: Callable[..., Awaitable[bool]]) -> None:
+    """Await `check`, with a handler's arguments, before each handler of an imported operator.
+
+    What it raises ends both; if it returns False, the handler is not called, and kopf takes it for done.
 
     Why: kopf has no step before the handlers, and a handler that is added runs beside the others.
     Watch: `kopf._core.intents.registries.OperatorRegistry`: handlers of changes in `_changing`, timers in `_spawning`.
@@ -37,10 +39,9 @@ def check_first(registry: kopf.OperatorRegistry, check: Callable[..., Awaitable[
         ]
 
 
-def _checked(function: Callable[..., Awaitable[Any]], check: Callable[..., Awaitable[None]]) -> Callable[..., Any]:
+def _checked(function: Callable[..., Awaitable[Any]], check: Callable[..., Awaitable[bool]]) -> Callable[..., Any]:
     @functools.wraps(function)
     async def checked(**arguments: Any) -> Any:
-        await check(**arguments)
-        return await function(**arguments)
+        return await function(**arguments) if await check(**arguments) else None
 
     return checked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 # Delete when: both names can be imported from a public module.
 from prefect._flow_run_suspension import FlowRunSuspensionRequest, raise_if_flow_run_suspension_requested
 from prefect.blocks.core import Block
+from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
 from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 from prefect.task_engine import _create_task_run_locally
 from prefect.utilities.dispatch import lookup_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from uuid import UUID
 
     from prefect import Task
-    from prefect.client.schemas.objects import TaskRun
-    from prefect.context import FlowRunContext
+    from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
 __all__ = [
     "FlowRunSuspensionRequest",
     "check_before_success",
+    "follow_flow_runs",
     "has_unsent_events",
     "new_task_run",
     "prefer_loaded_blocks",
@@ -60,6 +62,76 @@ def check_before_success(check: Callable[[], None]) -> None:
 
     FlowRunEngine.handle_success = checked  # type: ignore[method-assign]
     AsyncFlowRunEngine.handle_success = checked_async  # type: ignore[method-assign]
+
+
+@cache
+def follow_flow_runs(
+    begin: Callable[[], None], before_end: Callable[[State[Any]], None], ended: Callable[[FlowRun], None]
+) -> None:
+    """Call functions at the beginning and the end of each flow run of this process that is not a subflow.
+
+    Args:
+        begin: Called before the flow run begins.
+        before_end: Given its final state before the server hears of it; may change the state's message.
+        ended: Given the flow run when its task runner is closed, whatever its state.
+
+    Why: the report of a run belongs to its end, whatever the flow's author has written; hooks of a flow are the
+    author's, run before the task runner is closed, and cannot change a message.
+    Watch: `FlowRunEngine.start` and `set_state`, the same of `AsyncFlowRunEngine`.
+    Delete when: Prefect has hooks for all flow runs of a process, after their task runner is closed.
+    """
+    start, start_async = FlowRunEngine.start, AsyncFlowRunEngine.start
+    set_state, set_state_async = FlowRunEngine.set_state, AsyncFlowRunEngine.set_state
+
+    def announce(engine: FlowRunEngine[Any, Any] | AsyncFlowRunEngine[Any, Any], state: State[Any]) -> None:
+        # A subflow's engine has set this before its first state.
+        inside = engine._started_with_in_process_parent_flow_run_context
+        if state.is_final() and not (inside or engine.short_circuit):
+            before_end(state)
+
+    @contextmanager
+    def following(engine: FlowRunEngine[Any, Any] | AsyncFlowRunEngine[Any, Any]) -> Iterator[None]:
+        if FlowRunContext.get() is not None:  # a subflow
+            yield
+            return
+        begin()
+        try:
+            yield
+        finally:
+            if engine.flow_run:
+                ended(engine.flow_run)
+
+    @contextmanager
+    @wraps(start)
+    def followed(self: FlowRunEngine[Any, Any]) -> Iterator[None]:
+        with following(self), start(self):
+            yield
+
+    @asynccontextmanager
+    @wraps(start_async)
+    async def followed_async(self: AsyncFlowRunEngine[Any, Any]) -> AsyncIterator[None]:
+        with following(self):
+            async with start_async(self):
+                yield
+
+    @wraps(set_state)
+    def announced(self: FlowRunEngine[Any, Any], state: State[Any], force: bool = False) -> State[Any]:  # noqa: FBT001, FBT002 - Prefect's
+        announce(self, state)
+        return set_state(self, state, force)
+
+    @wraps(set_state_async)
+    async def announced_async(
+        self: AsyncFlowRunEngine[Any, Any],
+        state: State[Any],
+        force: bool = False,  # noqa: FBT001, FBT002 - Prefect's
+    ) -> State[Any]:
+        announce(self, state)
+        return await set_state_async(self, state, force)
+
+    FlowRunEngine.start = followed  # type: ignore[method-assign]
+    AsyncFlowRunEngine.start = followed_async  # type: ignore[method-assign]
+    FlowRunEngine.set_state = announced  # type: ignore[method-assign]
+    AsyncFlowRunEngine.set_state = announced_async  # type: ignore[method-assign]
 
 
 def new_task_run(task: Task[..., Any], task_run_id: UUID, context: FlowRunContext | None) -> TaskRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Between the end of the engine's process and that of its output, which a process that it started may keep open.
 _EXIT_SECONDS = 5
+_ENGINE = "prefect.engine"
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,28 @@ class _Noted:
 
 
 def supervise(
-    in_process: Callable[[FlowRun], Awaitable[bool]], ended: Callable[[FlowRun, Ending], Awaitable[str]]
-) -> None:
+    in_process: Callable[[FlowRun], Awaitable[bool]],
+    ended: Callable[[FlowRun, Ending], Awaitable[str]],
+    engine_module: str = _ENGINE,
+) -> Callable[[], bool]:
     """Change how `prefect flow-run execute` starts the process of a flow run, and follow its end.
 
     Args:
         in_process: Whether the command prepares a flow run's code in its own process.
         ended: Awaited when the process has ended, before Prefect reports a crash; also when the command is cancelled.
             Returns the message of the crash; empty: Prefect's own.
+        engine_module: Module that executes the flow run in the process; of a run that is not prepared in the command's
+            own process, Prefect's.
+
+    Returns:
+        Whether the command has been told to end, by SIGTERM.
 
     Why: each Python process imports Prefect for a second, and an image that holds the code needs no preparation. And
         the command exits with 0 after every crash that it could report, says "typically … memory limits" of each
-        SIGKILL, and knows nothing of the run's Dask clusters.
+        SIGKILL, and knows nothing of the run's Dask clusters. Told to end it exits with 1, and names no signal.
     Watch: `prefect.runner._workspace_supervisor.supervise`, which prepares and then calls `_launch_engine`;
-        `prefect.runner._flow_run_executor.FlowRunExecutor.submit` and its `crash_unreported`.
+        `prefect.runner._flow_run_executor.FlowRunExecutor.submit` and its `crash_unreported`;
+        `prefect.cli.flow_run._install_termination_handler`.
     Delete when: Prefect has no process between its command and the engine for a deployment without pull steps, and
         the command's exit code and the crash's message tell how the run ended.
     """
@@ -93,7 +103,6 @@ def supervise(
                 else:
                     await super().start(flow_run, task_status=noted)
             finally:
-                # Shielded: SIGTERM cancels this task when it has killed the process.
                 with anyio.CancelScope(shield=True):
                     words = await ended(flow_run, await self._ending(flow_run, noted.handle))
 
@@ -110,8 +119,9 @@ def supervise(
 
         async def _start_in_process(self, flow_run: FlowRun, task_status: _Noted) -> None:
             async def launch(command: list[str], *, cwd: Path, environment: dict[str, str]) -> int:
+                # Only now: of another module, Prefect does not know how to run the crashed run's hooks.
                 engine = EngineCommandStarter(
-                    command=command_to_string(command),
+                    command=command_to_string([engine_module if each == _ENGINE else each for each in command]),
                     cwd=cwd,
                     env=dict(environment),
                     stream_output=self._stream_output,
@@ -129,10 +139,26 @@ def supervise(
                 flow_run_id=flow_run.id,
                 workspace_root=self._workspace_root,
                 manifest_path=self._manifest_path,
-                command=command_to_string([get_sys_executable(), "-m", "prefect.engine"]),
+                command=command_to_string([get_sys_executable(), "-m", _ENGINE]),
             )
             with chdir(Path.cwd()):
                 await supervisor.supervise(config)
 
     command.WorkspaceResolvingEngineCommandStarter = Starter  # type: ignore[attr-defined]
     executor.StateProposer = Proposer  # type: ignore[attr-defined]
+    return _note_sigterm()
+
+
+def _note_sigterm() -> Callable[[], bool]:
+    told = threading.Event()
+    install = command._install_termination_handler
+
+    def install_noting(handler: Callable[[], None]) -> bool:
+        def handle() -> None:
+            told.set()
+            handler()
+
+        return install(handle)
+
+    command._install_termination_handler = install_noting
+    return told.is_set

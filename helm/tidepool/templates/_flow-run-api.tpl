@@ -161,8 +161,10 @@ frontend flow-runs
 {{- end }}
 {{- end }}
 
-    # The server's own password instead of the token, and a mark for its websockets (tidepool.operate.server).
-    http-request set-header X-Tidepool-Flow-Run %[var(txn.team)]
+    # The server's own password instead of the token, and the team's work pool (tidepool.operate.server).
+{{- range $number, $team := include "tidepool.teams" . | fromJsonArray }}
+    http-request set-header X-Tidepool-Flow-Run "{{ $team.workPool.name | urlquery | replace "%" "%%" }}" if { var(txn.team) -m int {{ $number }} }
+{{- end }}
 {{- if .Values.auth.secretName }}
     http-request set-header Authorization "Basic %[env(FLOW_RUN_API_SERVER),base64]"
 {{- end }}

@@ -1,14 +1,14 @@
 {{/* Common parts of every pod of the platform. */}}
 
 {{/* Pod spec head. Takes (dict "root" $ "values" .Values.<component> "account" name-or-empty).
-     A token is mounted only for a component with its own ServiceAccount. Service links are off because
+     A token is mounted only for a component with its own ServiceAccount, unless "withoutToken" is true. Service links are off because
      Kubernetes would turn a Service into TIDEPOOL_* variables, which are not settings. */}}
 {{- define "tidepool.pod" -}}
 {{- $root := .root -}}
 {{- with .account }}
 serviceAccountName: {{ include "tidepool.fullname" $root }}-{{ . }}
 {{- end }}
-automountServiceAccountToken: {{ not (empty .account) }}
+automountServiceAccountToken: {{ and (not (empty .account)) (not .withoutToken) }}
 enableServiceLinks: false
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:

@@ -13,6 +13,9 @@
 {{- if and .Values.ingress.enabled (not (hasPrefix "https://" .Values.server.publicUrl)) }}
 {{- fail (printf "server.publicUrl is %s: with ingress.enabled it must be an https:// address" .Values.server.publicUrl) }}
 {{- end }}
+{{- if and .Values.notifications.secretName .Values.networkPolicy.enabled (not .Values.networkPolicy.exporterEgress) }}
+{{- fail "notifications.secretName needs networkPolicy.exporterEgress, the egress rules to the receivers: [{ports: [{port: 443}]}] allows HTTPS" }}
+{{- end }}
 {{- $known := keys (.Files.Get "files/base-job-template.json" | fromJson).variables.properties }}
 {{- $namespaces := list }}
 {{- $pools := list }}

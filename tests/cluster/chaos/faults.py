@@ -25,8 +25,10 @@ from world import World, back, scaled_to_zero
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# A command that restarts the API server of the cluster under test; without it that row is not run.
+# Commands that do something to the cluster under test: restart its API server; stop the kubelet until its node is
+# not ready, and let it go on. Without a command its row is not run.
 RESTART_API = os.environ.get("CHAOS_RESTART_API", "")
+STOP_KUBELET = os.environ.get("CHAOS_STOP_KUBELET", "")
 
 COMPLETED, FAILED, CRASHED, CANCELLED = "COMPLETED", "FAILED", "CRASHED", "CANCELLED"
 # A driver that died: the server hears of it.
@@ -50,7 +52,7 @@ def command(pid):
         return file.read()
 pids = [int(each) for each in os.listdir("/proc") if each.isdigit()]
 [main] = [pid for pid in pids if parent(pid) == 1]
-engines = [pid for pid in pids if pid != os.getpid() and "prefect.engine" in command(pid)]
+engines = [pid for pid in pids if pid != os.getpid() and "tidepool.operate.engine" in command(pid)]
 [target] = [main] if which == "main" else engines
 os.kill(target, int(number))
 """
@@ -252,9 +254,13 @@ def store_slow(trial: Trial) -> None:
         store_signalled(trial.world, "CONT")
 
 
-def api_restarted(_trial: Trial) -> None:
-    """Restart the Kubernetes API server, by the command of CHAOS_RESTART_API."""
-    subprocess.run(["bash", "-c", RESTART_API], check=True, timeout=180)
+def done_by(script: str) -> Callable[[Trial], None]:
+    """Return the fault that a command does to the cluster."""
+
+    def inject(_trial: Trial) -> None:
+        subprocess.run(["bash", "-c", script], check=True, timeout=300)
+
+    return inject
 
 
 def no_image(world: World) -> str:
@@ -309,10 +315,10 @@ ROWS: dict[str, Row] = {
     "pod-deleted": _lost(driver_deleted, "deleted"),
     "pod-evicted": _lost(driver_evicted, "evicted"),
     "job-deleted": _lost(job_deleted, "deleted"),
-    "engine-sigterm": _lost(signalled("engine", TERM), "SIGTERM"),
+    "engine-sigterm": _lost(signalled("engine", TERM), "termination signal"),
     "supervisor-sigterm": _lost(signalled("main", TERM), "SIGTERM"),
     "driver-killed-worker-away": _lost(
-        prefect_worker_leaves_then_drivers, "pod deleted", around=prefect_worker_away, of_platform=True
+        prefect_worker_leaves_then_drivers, "pod deleted", around=prefect_worker_away, of_platform=True, parameters=LONG
     ),
     "engine-sigkill-retry": _survived(signalled("engine", KILL), **RETRIED),
     "pod-forced-retry": _survived(driver_forced, **RETRIED),
@@ -343,8 +349,8 @@ ROWS: dict[str, Row] = {
     "scheduler-forced": _survived(scheduler_forced, expected=(FAILED, CRASHED), seconds=120.0, says="scheduler"),
     # A part of the platform is away.
     "operator-away-before": _survived(operator_back, of_platform=True, when=at_once, around=operator_away),
-    "operator-away-during": _survived(away("tidepool-operator", 5), of_platform=True),
-    "operator-away-after": _survived(operator_leaves, of_platform=True),
+    "operator-away-during": _survived(away("tidepool-operator", 5), of_platform=True, parameters=LONG),
+    "operator-away-after": _survived(operator_leaves, of_platform=True, parameters=LONG),
     "server-away-30": _survived(away("tidepool-server", 30), of_platform=True, parameters=LONG),
     "server-away-180": _survived(away("tidepool-server", 180), of_platform=True, parameters=LONGER, seconds=480.0),
     "server-away-30-no-redis": _survived(
@@ -353,13 +359,15 @@ ROWS: dict[str, Row] = {
     "server-away-180-no-redis": _survived(
         away("tidepool-server", 180), of_platform=True, parameters=LONGER, seconds=480.0, around=without_redis
     ),
-    "kubernetes-api-restarted": _survived(api_restarted, of_platform=True, parameters=LONG),
+    "kubernetes-api-restarted": _survived(done_by(RESTART_API), of_platform=True, parameters=LONG),
+    # Not ready, and back before Kubernetes evicts: its runs are not lost.
+    "node-not-ready": _survived(done_by(STOP_KUBELET), of_platform=True, parameters=LONG, seconds=480.0),
     "prefect-worker-killed-before-job": _survived(
         prefect_worker_killed, of_platform=True, when=in_state("Pending", "Submitting")
     ),
-    "prefect-worker-killed-running": _survived(prefect_worker_killed, of_platform=True),
-    "store-away-60": _survived(store_stopped(60), of_platform=True),
-    "store-slow-60": _survived(store_slow, of_platform=True),
+    "prefect-worker-killed-running": _survived(prefect_worker_killed, of_platform=True, parameters=LONG),
+    "store-away-60": _survived(store_stopped(60), of_platform=True, parameters=LONG),
+    "store-slow-60": _survived(store_slow, of_platform=True, parameters=LONG),
     # The run cannot start.
     "quota": _cannot_start("quota chaos: pods", around=quota, of_platform=True),
     "image-missing": _cannot_start("cannot be pulled", variables={**CANNOT_START, "image": no_image}),
@@ -368,15 +376,20 @@ ROWS: dict[str, Row] = {
 
 # Rows that this suite cannot run, with the reason.
 NOT_RUN: dict[str, str] = {
-    "node-not-ready": (
-        "the test cluster has one node: what marks it not ready takes the platform with it, and nothing can be "
+    "node-lost": (
+        "the test cluster has one node: what takes it away for good takes the platform with it, and nothing can be "
         "measured of a run that goes on elsewhere"
     ),
 }
-if not RESTART_API:
-    NOT_RUN["kubernetes-api-restarted"] = (
-        "there is no command for it: set CHAOS_RESTART_API to one that restarts the cluster's API server"
-    )
+for _row, _variable, _command in (
+    ("kubernetes-api-restarted", "CHAOS_RESTART_API", RESTART_API),
+    ("node-not-ready", "CHAOS_STOP_KUBELET", STOP_KUBELET),
+):
+    if not _command:
+        NOT_RUN[_row] = f"there is no command for it in {_variable}"
+
+# Those that stock is measured by, too: the most common ones. Its message and its promises are its own.
+STOCK = ("engine-sigkill", "driver-oom", "pod-deleted", "cancel-computing", "worker-forced")
 
 
 def undo(world: World) -> None:

@@ -35,10 +35,10 @@ def write_table(not_run: Mapping[str, str], order: Iterable[str], folder: Path =
 
 
 def table(records: list[dict[str, Any]], not_run: Mapping[str, str], order: list[str]) -> str:
-    """Return the table as Markdown: a line for each fault, in the order of the suite."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """Return the table as Markdown: a line for each fault and runner, in the order of the suite."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
-        groups.setdefault(record["row"], []).append(record)
+        groups.setdefault((record["row"], record["runner"]), []).append(record)
     lines = [
         "# Chaos",
         "",
@@ -52,35 +52,45 @@ def table(records: list[dict[str, Any]], not_run: Mapping[str, str], order: list
             f"Code measured: {', '.join(sorted({record['code'] for record in records}))}."
         ),
         "",
-        _summary(records),
+        *_summary(records),
         "",
         (
-            "| fault | trials | promises kept | final state | seconds to it | message "
+            "| fault | runner | trials | promises kept | final state | seconds to it | message "
             "| seconds to no Dask pod | items done | twice | left over |"
         ),
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_line(row, groups[row]) for row in [*order, *sorted(set(groups) - set(order))] if row in groups]
-    if broken := [each for each in records if each["faults"]]:
+    rows = sorted(groups, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key[1] == "stock"))
+    lines += [_line(row, runner, groups[row, runner]) for row, runner in rows]
+    if broken := [each for each in records if each["faults"] and each["runner"] != "stock"]:
         lines += ["", "Promises that were broken:", ""]
         counted = Counter((each["row"], reason) for each in broken for reason in each["faults"])
         lines += [f"- {row}, {times} times: {reason}" for (row, reason), times in sorted(counted.items())]
-    if unmeasured := [row for row in order if row not in groups and row not in not_run]:
+    measured = {row for row, _ in groups}
+    if unmeasured := [row for row in order if row not in measured and row not in not_run]:
         lines += ["", f"Without a trial in this table: {', '.join(unmeasured)}."]
     lines += ["", "Not run:", "", *(f"- {row}: {reason}." for row, reason in sorted(not_run.items()))]
     return "\n".join(lines) + "\n"
 
 
-def _summary(records: list[dict[str, Any]]) -> str:
-    """Return the promised figures."""
-    left, green, stuck = (
-        sum(any(reason.startswith(kind) for reason in each["faults"]) for each in records)
-        for kind in ("left over", "falsely green", "stuck")
-    )
-    return f"{len(records)} trials, left over after 60 s in {left}, falsely green {green}, stuck {stuck}."
+def _summary(records: list[dict[str, Any]]) -> list[str]:
+    """Return the promised figures, a line for each runner."""
+    lines = []
+    for runner in ("tidepool", "stock"):
+        found = [each for each in records if each["runner"] == runner]
+        if not found:
+            continue
+        left, green, stuck = (
+            sum(any(reason.startswith(kind) for reason in each["faults"]) for each in found)
+            for kind in ("left over", "falsely green", "stuck")
+        )
+        lines.append(
+            f"- {runner}: {len(found)} trials, left over after 60 s in {left}, falsely green {green}, stuck {stuck}."
+        )
+    return lines
 
 
-def _line(row: str, found: list[dict[str, Any]]) -> str:
+def _line(row: str, runner: str, found: list[dict[str, Any]]) -> str:
     kept = sum(not each["faults"] for each in found)
     states = Counter(each["name"] for each in found)
     messages = Counter(each["message"] for each in found).most_common(1)[0][0]
@@ -89,6 +99,7 @@ def _line(row: str, found: list[dict[str, Any]]) -> str:
     left = Counter(name.split("/")[0] for each in found for name in each["left"])
     cells = (
         row,
+        runner,
         len(found),
         kept,
         ", ".join(f"{name} {times}" if len(states) > 1 else name for name, times in states.items()),

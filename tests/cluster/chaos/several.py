@@ -73,8 +73,7 @@ def _outcome(world: World, runs: list[str], expected: dict[str, int]) -> dict[st
     broken += [f"{named}, expected {expected}"] if states != expected else []
     broken += [f"falsely green: {missing} items are missing"] if missing else []
     broken += [f"left over after 60 s: {', '.join(left)}"] if left else []
-    for each in runs:
-        clean(Trial(world, _NO_ROW, each))
+    clean(*(Trial(world, _NO_ROW, each) for each in runs))
     return {
         "name": named,
         "message": others[0] if others else "",
@@ -110,8 +109,7 @@ def slot_of_a_killed_driver(world: World) -> dict[str, Any]:
     broken = [] if run["state_type"] == "COMPLETED" else [f"stuck: the next run is {run['state_name']}"]
     broken += [] if other["state_type"] == "CRASHED" else [f"the killed run is {other['state_name']}"]
     broken += [f"left over after 60 s: {', '.join(left)}"] if left else []
-    for each in (first, second):
-        clean(each)
+    clean(first, second)
     return {
         "name": f"{other['state_name']}, the next {run['state_name']}",
         "message": str(other["state"]["message"]),

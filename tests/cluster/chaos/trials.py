@@ -149,11 +149,11 @@ class Trial:
         }
 
     def _gone(self, since: float) -> float:
-        """Return since when no Dask pod is left: the earliest reading without one, after which there was none."""
+        """Return since when no Dask pod is left: the end of the earliest reading after which there was none."""
         snapshot = self.snapshot
         if snapshot.at <= self.fault_at or snapshot.dask_pods(self.run_id):
             return 0.0
-        return since or snapshot.at
+        return since or snapshot.ended
 
 
 def _seconds_of(moment: str) -> float:
@@ -198,8 +198,8 @@ def batch(world: World, name: str, row: Row, count: int) -> Iterator[dict[str, A
             for each in injected:
                 each.result()
         finally:
-            for each in trials:
-                clean(each)
+            if trials:
+                clean(*trials)
     yield from results
 
 
@@ -217,17 +217,22 @@ def _break(trial: Trial) -> dict[str, Any]:
     return trial.measure()
 
 
-def clean(trial: Trial) -> None:
-    """Remove what a trial left, so that the next one begins with nothing."""
-    runs = trial.world.platform.runs
-    for kind in ("job", "daskcluster", "daskworkergroup", "daskautoscaler", "deployment", "pod"):
-        names = [
-            each["metadata"]["name"]
-            for each in trial.world.watch.after(time.time()).of(trial.run_id)
-            if each["kind"].lower() == kind and not may_stay(each)
-        ]
+def clean(*trials: Trial) -> None:
+    """Remove what trials left, so that the next ones begin with nothing."""
+    world = trials[0].world
+    now = world.watch.after(time.time())
+    left = [each for trial in trials for each in now.of(trial.run_id) if not may_stay(each)]
+    for kind in ("Job", "DaskCluster", "DaskWorkerGroup", "DaskAutoscaler", "Deployment", "Pod"):
+        names = [each["metadata"]["name"] for each in left if each["kind"] == kind]
         if names:
-            runs.kubectl("delete", kind, *names, "--ignore-not-found", "--wait=false", "--grace-period=0", "--force")
+            options = ("--ignore-not-found", "--wait=false", "--grace-period=0", "--force")
+            world.platform.runs.kubectl("delete", kind, *names, *options)
+    for trial in trials:
+        _end(trial)
+
+
+def _end(trial: Trial) -> None:
+    """Give a run that has no final state one."""
     if trial.world.look(trial.run_id).get("state_type") not in FINAL:
         state = {"type": "CRASHED", "name": "Crashed", "message": "cleaned up after the trial"}
         trial.world.platform.post(f"flow_runs/{trial.run_id}/set_state", {"state": state, "force": True})
@@ -238,12 +243,12 @@ def clean(trial: Trial) -> None:
 
 def computing(trial: Trial) -> bool:
     """Tell whether items are being done: the store has some."""
-    return bool(trial.snapshot.dask_pods(trial.run_id)) and len(trial.world.times_done(trial.run_id)) >= 2
+    return bool(trial.snapshot.dask_pods(trial.run_id)) and len(trial.world.times_done(trial.run_id, POLL_SECONDS)) >= 2
 
 
 def fault_has_begun(trial: Trial) -> bool:
     """Tell whether a fault that the flow itself makes has begun."""
-    return "fault" in trial.world.stored(trial.run_id)
+    return "fault" in trial.world.stored(trial.run_id, POLL_SECONDS)
 
 
 def at_once(_trial: Trial) -> bool:

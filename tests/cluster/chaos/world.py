@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from kube import Namespace
 
-POLL_SECONDS = 1.0
+# Each reading is a kubectl, which takes a quarter of a second of the CPU that the runs need.
+POLL_SECONDS = 2.0
 KINDS = f"jobs,pods,services,secrets,deployments,{DASK_KINDS}"
 
 
@@ -30,10 +31,12 @@ class Snapshot:
 
     Attributes:
         at: Seconds of the epoch; nothing that happened before is missing.
+        ended: When the reading had ended; nothing in it happened later.
         objects: As Kubernetes has them.
     """
 
     at: float = 0.0
+    ended: float = 0.0
     objects: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, run_id: str) -> list[dict[str, Any]]:
@@ -72,7 +75,7 @@ def may_stay(each: dict[str, Any]) -> bool:
 
 
 class Watch:
-    """A thread that reads the runs' namespace every second: one request for all trials that run at the same time."""
+    """A thread that reads the runs' namespace every two seconds: one request for all trials of a time."""
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
@@ -92,7 +95,8 @@ class Watch:
         while not self._end.wait(POLL_SECONDS):
             began = time.time()
             try:
-                self.now = Snapshot(began, self.platform.runs.get(KINDS))
+                objects = self.platform.runs.get(KINDS)
+                self.now = Snapshot(began, time.time(), objects)
             except RuntimeError:
                 continue  # the Kubernetes API is away; `at` shows how old the last reading is
 
@@ -112,19 +116,29 @@ class World:
     Attributes:
         platform: The installation, as the trials' team sees it.
         watch: The reader of its runs' namespace.
+        entrypoint: The flow that is broken.
+        variables: Job variables of all its deployments.
+        runner: `tidepool` or `stock`.
     """
 
     platform: Platform
     watch: Watch
+    entrypoint: str = "chaos_flows.items"
+    variables: dict[str, Any] = field(default_factory=dict)
+    runner: str = "tidepool"
+    _objects: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
+    _read_at: float = 0.0
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def deployment(self, name: str, **fields: Any) -> str:
+    def deployment(self, name: str, *, entrypoint: str = "", **fields: Any) -> str:
         """Create or change a deployment of the broken flow; return its id."""
-        flow = self.platform.post("flows/", {"name": "chaos-flows-items"})
-        variables = {"image": self.platform.image, **self.accepted(fields.pop("job_variables", {}))}
+        entrypoint = entrypoint or self.entrypoint
+        flow = self.platform.post("flows/", {"name": entrypoint.replace("_", "-").replace(".", "-")})
+        variables = {"image": self.platform.image, **self.variables, **self.accepted(fields.pop("job_variables", {}))}
         body = {
             "name": name,
             "flow_id": flow["id"],
-            "entrypoint": "chaos_flows.items",
+            "entrypoint": entrypoint,
             "path": ".",
             "pull_steps": [],
             "enforce_parameter_schema": False,
@@ -157,20 +171,31 @@ class World:
         """Propose a state, as the UI does."""
         self.platform.post(f"flow_runs/{run_id}/set_state", {"state": state})
 
-    def stored(self, run_id: str) -> dict[str, float]:
-        """Return the objects of a run in the store, with the seconds of the epoch at which they were made."""
-        # A folder that does not exist yet is empty.
-        script = f"cd /tmp/buckets/tidepool/chaos/{run_id} 2>/dev/null && find . -type f -printf '%T@ %P\\n' || true"
-        printed = self.platform.namespace.kubectl(
-            "exec", "deployment/store", "--container=store", "--", "sh", "-c", script
-        )
-        lines = (line.split(" ", 1) for line in printed.splitlines())
-        return {name: float(at) for at, name in lines}
+    def stored(self, run_id: str, seconds: float = 0.0) -> dict[str, float]:
+        """Return the objects of a run in the store, with the seconds of the epoch at which they were made.
 
-    def times_done(self, run_id: str) -> dict[int, int]:
-        """Return how often each item was done."""
+        Trials that run at the same time share a reading, which may be `seconds` old.
+        """
+        oldest = time.time() - seconds
+        with self._reading:
+            if self._read_at < oldest:
+                self._read_at = time.time()
+                # A folder that does not exist yet is empty.
+                script = "cd /tmp/buckets/tidepool/chaos 2>/dev/null && find . -type f -printf '%T@ %P\\n' || true"
+                printed = self.platform.namespace.kubectl(
+                    "exec", "deployment/store", "--container=store", "--", "sh", "-c", script
+                )
+                self._objects = {}
+                for line in printed.splitlines():
+                    at, name = line.split(" ", 1)
+                    run, _, rest = name.partition("/")
+                    self._objects.setdefault(run, {})[rest] = float(at)
+            return self._objects.get(run_id, {})
+
+    def times_done(self, run_id: str, seconds: float = 0.0) -> dict[int, int]:
+        """Return how often each item was done, by a reading that may be `seconds` old."""
         done: dict[int, int] = {}
-        for name in self.stored(run_id):
+        for name in self.stored(run_id, seconds):
             kind, _, rest = name.partition("/")
             if kind == "items":
                 number = int(rest.partition("/")[0])

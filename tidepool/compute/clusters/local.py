@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import contextmanager
 from functools import cache
@@ -37,12 +38,24 @@ def set_dask_defaults(no_worker_seconds: float) -> None:
                 # kills its worker twice in a row, none was left, and the flow run waited for a cluster without workers.
                 "deploy": {"lost-worker-timeout": patience},
                 # Dask samples the stack of each running task every 10 ms. Prefect's is deep: a tenth of a worker's CPU.
-                "worker": {"profile": {"enabled": False}},
+                # A daemonic process may not have children: no process pool and no Dask cluster in a mapped task.
+                # Dask's workers end with their nanny's process in any case, by a pipe to it.
+                "worker": {"profile": {"enabled": False}, "daemon": False},
                 # Dask keeps the last 1,000 messages to each peer, with the tasks in them, for debugging.
                 "admin": {"low-level-log-length": 100},
             }
         }
     )
+
+
+def quiet_dask() -> None:
+    """Have this process log Dask's lines from WARNING on, unless the user has configured Dask's logging.
+
+    Where Prefect has set up logging before Dask was imported, Dask leaves its lines to Prefect's handler, which prints
+    each INFO of a scheduler on the terminal; `silence_logs` of a cluster concerns Dask's own handler only.
+    """
+    if dask.config.get("logging", None) is None:
+        logging.getLogger("distributed").setLevel(logging.WARNING)
 
 
 def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any) -> distributed.LocalCluster:
@@ -55,6 +68,7 @@ def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any)
     """
     workers = min(size.workers, os.cpu_count() or 1) if processes else size.workers
     set_dask_defaults(settings().compute.no_worker_seconds)
+    quiet_dask()
     return distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=size.threads,

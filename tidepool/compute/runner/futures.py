@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
+from distributed import Future
 from prefect.results import ResultRecord  # type: ignore[attr-defined] # public, and not in its __all__
 
 from tidepool.upstream.prefect import raise_if_flow_run_suspension_requested
 from tidepool.upstream.prefect_dask import DaskFuture
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
     from uuid import UUID
 
     from prefect import Task
     from prefect.client.schemas.objects import State
     from prefect.futures import PrefectFuture
+
+    from tidepool.upstream.distributed import WorkerSlot
 
 R = TypeVar("R")
 
@@ -33,7 +36,7 @@ class Submission:
         payload: The pickled `worker.engine.Payload`.
         dependencies: The task runs that each parameter comes from.
         upstreams: The futures that the payload refers to.
-        attempt: How often it was sent again.
+        item: The arguments of its own, for people: to read them from the payload may be what kills its workers.
         losses: How often its worker was lost while running it.
         started: Whether the current attempt is known to have begun; attempt 0 does not report it.
     """
@@ -44,9 +47,68 @@ class Submission:
     payload: bytes
     dependencies: dict[str, set[Any]]
     upstreams: list[TidepoolFuture[Any]]
-    attempt: int = 0
+    item: str = ""
     losses: int = 0
     started: bool = False
+
+
+class Changes(threading.Condition):
+    """Notified when futures are settled.
+
+    Args:
+        slot: In a Dask worker the place of the task run that waits: others have it meanwhile, so that task runs which
+            wait for their own never hold all of the cluster's threads.
+    """
+
+    def __init__(self, slot: WorkerSlot | None = None) -> None:
+        super().__init__()
+        self._slot = slot
+
+    def expect(self) -> None:
+        """Let others have the place: something that is not settled will be waited for."""
+        if self._slot:
+            self._slot.leave()
+
+    def until(self, settled: Callable[[], bool], timeout: float | None = None) -> None:
+        """Wait until something is settled, for at most that many seconds."""
+        with self:
+            if not settled():
+                self.expect()
+                self.wait_for(settled, timeout)
+        if self._slot:
+            self._slot.take_back()
+
+
+class EndedFuture(Future[Any]):
+    """Dask's future of a task run that is final, without Dask, which keeps no data of it.
+
+    Args:
+        of: The future of the task run.
+    """
+
+    def __init__(self, of: TidepoolFuture[Any]) -> None:
+        super().__init__(of.key)
+        self._of = of
+
+    @property
+    def status(self) -> Literal["finished", "error"]:
+        """`finished`, or `error` if no worker has reported the final state."""
+        return "error" if self._of.crashed else "finished"
+
+    def done(self) -> bool:
+        """Return True."""
+        return True
+
+    def cancelled(self) -> bool:
+        """Return False."""
+        return False
+
+    def result(self, timeout: float | None = None) -> State[Any]:  # noqa: ARG002 - Dask's
+        """Return the final state, as Dask's future of the stock runner does."""
+        return self._of.state
+
+    def release(self) -> None:
+        """Do nothing: Dask holds nothing of it."""
 
 
 class TidepoolFuture(DaskFuture[R]):
@@ -55,23 +117,39 @@ class TidepoolFuture(DaskFuture[R]):
     Args:
         task_run_id: The task run.
         submission: How to send it; dropped once it is settled.
-        changed: The tracker's condition, notified when futures are settled.
+        changed: The tracker's, notified when futures are settled.
 
     Attributes:
-        wrapped_future: Dask's future of the current attempt; None before it is sent and once it is settled.
+        attempt: How often it was sent again.
+        sent: Dask's future of the current attempt; None before it is sent and once it is settled.
         crashed: Whether the tracker settled it, without an answer of a worker.
+        is_batch: Whether it runs many items, each of which is counted by itself.
         seen: Whether the author has asked for its result: then it no longer fails the flow run by itself.
     """
 
-    wrapped_future: Any = None
+    sent: Any = None
 
-    def __init__(self, task_run_id: UUID, submission: Submission, changed: threading.Condition) -> None:
+    def __init__(self, task_run_id: UUID, submission: Submission, changed: Changes) -> None:
         super().__init__(task_run_id, cast("Any", None))
         self.submission: Submission | None = submission
+        self.task_name = submission.task.name
+        self.is_batch = hasattr(submission.task, "items_per_run")
+        self.attempt = 0
         self.crashed = False
         self.seen = False
         self.callbacks: tuple[Callable[[PrefectFuture[Any]], None], ...] = ()
         self.changed = changed
+
+    @property
+    def key(self) -> str:
+        """Key of the current attempt in Dask; the stock runner's key begins with the task's name, too."""
+        return f"{self.task_name}-{self.task_run_id}" + (f"-{self.attempt}" if self.attempt else "")
+
+    @property
+    def wrapped_future(self) -> Any:
+        """Dask's future of the last attempt; of a task run that is final an `EndedFuture`: Dask has let it go."""
+        sent, outcome = self.sent, self.outcome  # in this order: the first is dropped when the second is there
+        return sent if outcome is None else EndedFuture(self)
 
     @property
     def state(self) -> State[R]:
@@ -80,8 +158,7 @@ class TidepoolFuture(DaskFuture[R]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the task run has its final state, for at most that many seconds."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.outcome is not None, timeout)
+        self.changed.until(lambda: self.outcome is not None, timeout)
         raise_if_flow_run_suspension_requested()
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:  # noqa: FBT001, FBT002 - Prefect's
@@ -110,6 +187,8 @@ class TidepoolFuture(DaskFuture[R]):
         with self.changed:
             if self.outcome is None:
                 self.callbacks = (*self.callbacks, fn)
+                # `as_completed` waits for callbacks.
+                self.changed.expect()
                 return
         fn(self)
 

@@ -7,11 +7,11 @@ only what is its own.
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import cloudpickle
 from prefect.context import (
     AssetContext,
     FlowRunContext,
@@ -25,7 +25,15 @@ from prefect.utilities.annotations import unmapped
 from prefect.utilities.collections import isiterable, visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
 
-from tidepool.compute.limits import pickle_argument, refuse_arguments
+from tidepool.compute.limits import (
+    TOGETHER_BYTES,
+    pickle_argument,
+    pickle_arguments,
+    pickle_context,
+    refuse_arguments,
+    refuse_hooks,
+)
+from tidepool.compute.progress import sketched
 from tidepool.compute.runner.futures import Submission, TidepoolFuture
 from tidepool.compute.worker import engine, entry
 from tidepool.settings import settings
@@ -42,7 +50,7 @@ if TYPE_CHECKING:
 
 # A graph of about this size goes to the scheduler at a time: workers begin while the rest is made, memory stays flat.
 _GRAPH_TASKS = 500
-_GRAPH_BYTES = 4 * 1024 * 1024
+_GRAPH_BYTES = TOGETHER_BYTES
 
 
 class Publisher:
@@ -55,7 +63,10 @@ class Publisher:
     def call(self, client: PrefectDaskClient, task: Task[..., Any], shared: dict[str, bytes]) -> list[str]:
         """Publish a task with the arguments that its task runs share; return the metadata path."""
         # Pickled for each submit, as by the stock runner: what a task's function closes over may have changed.
-        call = cloudpickle.dumps(engine.Call(task, shared, size_limit(task)))
+        what = f"task `{task.name}`, with what its function and hooks refer to,"
+        # A batch limits each item's result and their sum by itself: refused as a whole, its items would run again.
+        limit = sys.maxsize if hasattr(task, "items_per_run") else size_limit(task)
+        call = pickle_context(what, engine.Call(task, shared, limit))
         return self._publish(client, hashlib.sha256(call).digest(), call, None)
 
     def context(self, client: PrefectDaskClient) -> list[str]:
@@ -66,7 +77,9 @@ class Publisher:
         if key in self._published:
             return self._published[key][0]
         # The objects are kept, so that no other gets their id.
-        return self._publish(client, key, cloudpickle.dumps(serialize_context()), (flow_run, task_run, active))
+        name = flow_run.flow.name if flow_run and flow_run.flow else "none"
+        what = f"the context of flow `{name}`, with its parameters and what its function refers to,"
+        return self._publish(client, key, pickle_context(what, serialize_context()), (flow_run, task_run, active))
 
     def forget(self, client: PrefectDaskClient) -> None:
         """Remove what was published."""
@@ -123,8 +136,10 @@ class Mapping:
             context: Metadata path of the pickled Prefect context.
 
         Raises:
-            ArgumentRefusedError: an argument is too large to travel.
+            ArgumentRefusedError: an argument is too large to travel, or cannot be pickled.
+            UsageError: the task has hooks of a transaction, inside of one.
         """
+        refuse_hooks(self.task)
         task, task_run_id = self.task, uuid4()
         inputs = {
             name: collect_task_run_inputs_sync(value) | (dependencies or {}).get(name, set())
@@ -149,23 +164,28 @@ class Mapping:
         def sendable(value: Any) -> Any:
             return visit_collection(value, visit_fn=placeholder, return_data=True)
 
-        payload = pickle_argument(
-            engine.Payload(
-                task_run_id=task_run_id,
-                parameters={
-                    name: engine.Shared() if name in self._shared and self._shared[name] is value else sendable(value)
-                    for name, value in parameters.items()
-                },
-                wait_for=sendable(list(wait_for)) if wait_for else None,
-                dependencies=inputs,
-                assets=_assets(task, task_run_id, inputs),
-            )
+        sent = engine.Payload(
+            task_run_id=task_run_id,
+            parameters={
+                name: engine.Shared() if name in self._shared and self._shared[name] is value else sendable(value)
+                for name, value in parameters.items()
+            },
+            wait_for=sendable(list(wait_for)) if wait_for else None,
+            dependencies=inputs,
+            assets=_assets(task, task_run_id, inputs),
         )
+        try:
+            payload = pickle_argument(sent)
+        except Exception:
+            pickle_arguments(task.name, sent.parameters)  # it names the argument
+            raise
         limit = size_limit(task)
         if len(payload) > limit:
-            sizes = {name: len(pickle_argument(sendable(value))) for name, value in parameters.items()}
-            refuse_arguments(task.name, sizes, limit)
-        submission = Submission(task, self._call, context, payload, inputs, upstreams)
+            pickled = pickle_arguments(task.name, {name: sendable(value) for name, value in parameters.items()})
+            refuse_arguments(task.name, {name: len(data) for name, data in pickled.items()}, limit)
+        own = {name: value for name, value in sent.parameters.items() if not isinstance(value, engine.Shared)}
+        item = "" if hasattr(task, "items_per_run") else sketched(own)
+        submission = Submission(task, self._call, context, payload, inputs, upstreams, item)
         future: TidepoolFuture[Any] = TidepoolFuture(task_run_id, submission, self._tracker.changed)
         self._futures.append(future)
         self._bytes += len(payload)
@@ -178,20 +198,20 @@ def shared_arguments(task: Task[..., Any], parameters: dict[str, Any]) -> dict[s
     """Return the arguments that are the same for all task runs of a map, each with its pickle.
 
     Raises:
-        ArgumentRefusedError: one of them is too large to travel.
+        ArgumentRefusedError: one of them is too large to travel, or cannot be pickled.
     """
     shared = {
         name: value.unwrap() if isinstance(value, unmapped) else value
         for name, value in parameters.items()
         if isinstance(value, unmapped) or not (isiterable(value) or isinstance(value, (PrefectFuture, tuple)))
     }
-    pickled = {name: (value, pickle_argument(value)) for name, value in shared.items() if not _has_futures(value)}
-    refuse_arguments(task.name, {name: len(data) for name, (_, data) in pickled.items()}, size_limit(task))
-    return pickled
+    pickled = pickle_arguments(task.name, {name: value for name, value in shared.items() if not _has_futures(value)})
+    refuse_arguments(task.name, {name: len(data) for name, data in pickled.items()}, size_limit(task))
+    return {name: (shared[name], data) for name, data in pickled.items()}
 
 
 def size_limit(task: Task[..., Any]) -> int:
-    """Return the bytes that an argument or a result of the task may have; a batch has the room of its items."""
+    """Return the bytes that an argument or a result of the task may have; the argument of a batch has many items."""
     each = settings().compute.argument_limit_bytes
     return max(each, min(each * getattr(task, "items_per_run", 1), _GRAPH_BYTES))
 

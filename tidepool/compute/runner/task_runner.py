@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future as ConcurrentFuture
 from functools import partial
@@ -23,12 +24,14 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.states import Failed
 
-from tidepool.compute.clusters.local import local_cluster, set_dask_defaults
-from tidepool.compute.run_log import run_log
+from tidepool.compute.clusters.local import local_cluster, quiet_dask, set_dask_defaults
+from tidepool.compute.run_log import quiet_mapped_task_runs, run_log
 from tidepool.compute.runner.recorder import Recorder
 from tidepool.compute.runner.submission import Mapping, Publisher, shared_arguments
 from tidepool.compute.runner.tracker import Tracker
 from tidepool.compute.runner.worker_loss import ReportingNanny, WorkerLostError
+from tidepool.compute.worker import engine
+from tidepool.report import run_record
 from tidepool.settings import settings
 from tidepool.upstream.prefect import check_before_success
 from tidepool.upstream.prefect_dask import DaskRunner
@@ -65,6 +68,7 @@ class TidepoolTaskRunner(DaskRunner):
         self._tracker: Tracker | None = None
         self._publisher = Publisher()
         self._flow_run_id: UUID | None = None
+        self._cluster_since: float | None = None
         self._checked = False
         create: Any = self.cluster_class
         if not self.address and self.cluster is None and create in {None, distributed.LocalCluster, local_cluster}:
@@ -105,7 +109,7 @@ class TidepoolTaskRunner(DaskRunner):
         """Send one task run to the cluster; the arguments are those of the stock runner.
 
         Raises:
-            ArgumentRefusedError: an argument is too large to travel.
+            ArgumentRefusedError: an argument is too large to travel, or cannot be pickled.
             WorkerLostError: the cluster is gone.
         """
         tracker, context = self._ready()
@@ -126,7 +130,7 @@ class TidepoolTaskRunner(DaskRunner):
         """Send a task run for each item of the iterable arguments, in few messages.
 
         Raises:
-            ArgumentRefusedError: an argument is too large to travel.
+            ArgumentRefusedError: an argument is too large to travel, or cannot be pickled.
             MappingLengthMismatch: the iterables differ in length.
             MappingMissingIterable: none of the arguments is an iterable.
             WorkerLostError: the cluster is gone.
@@ -162,12 +166,40 @@ class TidepoolTaskRunner(DaskRunner):
         with self._lock:
             if self._tracker is None:
                 client, flow_run_context, log = self.client, FlowRunContext.get(), run_log()
+                if not _in_dask_worker():
+                    self._note_cluster()
                 recorder = Recorder(contextvars.copy_context(), log)
-                self._tracker = Tracker(client, self.cluster, recorder, log, back_pressure=not _in_dask_worker())
+                back_pressure = not _in_dask_worker()
+                self._tracker = Tracker(
+                    client, self.cluster, recorder, log, back_pressure=back_pressure, slot=engine.slot.get()
+                )
                 if flow_run_context and flow_run_context.flow_run and not flow_run_context.detached:
                     self._flow_run_id = flow_run_context.flow_run.id
                     check_before_success(_complete_task_runs)
             return self._tracker, self._publisher.context(self.client)
+
+    def _note_cluster(self) -> None:
+        """Log that the cluster is there, and note its workers for the run's report."""
+        scheduler: Any = self.client.scheduler
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        record, size = run_record.current(), self.cluster_kwargs.get("size")
+        record.workers.asked += size.workers if size else len(workers)
+        limit = max((each["memory_limit"] or 0 for each in workers.values()), default=0)
+        record.see_workers(len(workers), limit=limit)
+        count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
+        record.event(f"Dask cluster with {count}")
+        run_log().info("Dask cluster at %s: %s", scheduler.address, count)
+        self._cluster_since = time.monotonic()
+
+    def _note_end(self) -> None:
+        """Note what the cluster's workers were asked for; one on Kubernetes measures it itself."""
+        workers, had = run_record.current().workers, self._cluster_since
+        if had is None or hasattr(self.cluster, "used"):
+            return
+        size, seconds = self.cluster_kwargs.get("size"), time.monotonic() - had
+        gib = size.memory_gib if size else 0.0
+        cores = size.threads if size else 1
+        run_record.current().use(core_seconds=workers.had * cores * seconds, gib_seconds=workers.had * gib * seconds)
 
     def _start_cluster(self) -> None:
         """Create the cluster in a thread; `client` waits for it."""
@@ -187,7 +219,10 @@ class TidepoolTaskRunner(DaskRunner):
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call] # Prefect leaves it unannotated
+        quiet_mapped_task_runs()
         set_dask_defaults(settings().compute.no_worker_seconds)
+        if not _in_dask_worker():  # whose own log it is
+            quiet_dask()
         # A task on a Dask worker enters a runner of its own, for tasks that it submits to the cluster it is on.
         if self.start_early and not self.address and self.cluster is None and not _in_dask_worker():
             self._start_cluster()
@@ -252,7 +287,10 @@ class TidepoolTaskRunner(DaskRunner):
             self._attempt("send the workers' logs and events", partial(tracker.flush, last=own), seconds / 4)
             self._attempt("record what a lost worker did not send", tracker.backlog.record_unsent, seconds / 8)
             self._attempt("forget the flow run", self._publisher.forget, self.client)
+        self._attempt("note what the Dask cluster was asked for", self._note_end)
         self._attempt("close the Dask cluster", self.exit_stack.close)
+        if not (self.address or _in_dask_worker()):
+            run_log().info("Dask cluster: closed")
 
     def _attempt(self, what: str, step: Callable[..., Any], *args: Any) -> None:
         try:

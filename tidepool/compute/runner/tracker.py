@@ -20,11 +20,15 @@ from distributed.client import FutureCancelledError
 from distributed.scheduler import NoValidWorkerError, NoWorkerError
 from prefect.states import Cancelled, Crashed
 
+from tidepool.compute.progress import ItemProgress
 from tidepool.compute.runner.backlog import Backlog
+from tidepool.compute.runner.futures import Changes
 from tidepool.compute.runner.recorder import Conclusion, Recorder
 from tidepool.compute.runner.worker_loss import Exits, WorkerLostError, allowed_losses
 from tidepool.compute.worker import engine, entry
 from tidepool.compute.worker.outcome import Outcome
+from tidepool.report import run_record
+from tidepool.report.reason import plain
 from tidepool.settings import settings
 from tidepool.upstream.distributed import call_whenever_done
 
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
     from tidepool.compute.runner.futures import Submission, TidepoolFuture
+    from tidepool.upstream.distributed import WorkerSlot
 
 # Final states fetched at a time: each may have the size that a result may have.
 _FETCHED_TOGETHER = 64
@@ -45,6 +50,8 @@ _LINGER_SECONDS = 0.05
 _RECORDED_SECONDS = 5.0
 # Task runs in flight before no more are submitted.
 _OPEN = 1000
+# Asking the scheduler about its workers, for a line of the log.
+_WORKERS_SECONDS = 5.0
 # Topic on which the scheduler reports which workers come and go.
 _ALL_TOPIC = "all"
 # A state whose worker is lost while it is fetched is computed again, which takes as long as the task: it is asked for
@@ -63,6 +70,7 @@ class Tracker:
         log: Reports lost workers.
         back_pressure: Whether to wait while many are in flight. Not in a Dask worker: those may need the thread that
             waits.
+        slot: In a Dask worker, the place of the task run that submits.
 
     Attributes:
         changed: Notified when futures are settled.
@@ -77,8 +85,9 @@ class Tracker:
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
         *,
         back_pressure: bool,
+        slot: WorkerSlot | None = None,
     ) -> None:
-        self.changed = threading.Condition()
+        self.changed = Changes(slot)
         self.backlog = Backlog(recorder, log)
         self._back_pressure = back_pressure
         self._client = client
@@ -88,12 +97,18 @@ class Tracker:
         self._exits = Exits()
         self._exit_causes: dict[str, str | None] = {}
         self._open: dict[str, TidepoolFuture[Any]] = {}
+        # What a task run submits comes before what is in the queue beside it: else all of that would begin, and wait.
+        self._priority = slot.priority + 1 if slot else 0
+        if slot:
+            slot.awaited.append(self._open)
         self._crashed: dict[TidepoolFuture[Any], str] = {}
         self._to_record: list[Conclusion] = []
         self._scheduler_gone = False
         scheduler: Any = client.scheduler
         self._connection_lost = f"the connection to the Dask scheduler at {scheduler.address} was lost"
         self._loop: Any = client.loop
+        self._progress = ItemProgress(log, self._workers)
+        self._context = contextvars.copy_context()
         self._like = b""  # an outcome, of which the others keep what differs
         self._done: queue.SimpleQueue[tuple[TidepoolFuture[Any], Future[Outcome]] | None] = queue.SimpleQueue()
         self._exits.follow(client)
@@ -122,12 +137,14 @@ class Tracker:
         mine = {str(future.task_run_id): future for future in futures}
         with self.changed:
             self._open.update(mine)
+        self._progress.submit(sum(not future.is_batch for future in futures))
         try:
             self._send(futures)
         except BaseException:
             # Nothing would settle them.
             with self.changed:
-                self._open = {key: future for key, future in self._open.items() if key not in mine}
+                for key in mine:
+                    self._open.pop(key, None)
             raise
 
     def complete(self) -> None:
@@ -136,8 +153,9 @@ class Tracker:
         Raises:
             WorkerLostError: some were lost with their worker or scheduler, and the author has not looked at them.
         """
+        self.changed.until(lambda: not self._open)
+        self._progress.finish()
         with self.changed:
-            self.changed.wait_for(lambda: not self._open)
             lost = [error for future, error in self._crashed.items() if not future.seen]
         self.backlog.record_unsent(_RECORDED_SECONDS)
         if lost:
@@ -172,18 +190,20 @@ class Tracker:
         with self.changed:
             left = list(self._open.values())
         if not left:
+            self._progress.finish()
             return
         running: set[str] = set()
         if self._client.status == "running":
             running = {key for keys in self._client.processing().values() for key in keys}
-            self._client.cancel([each.wrapped_future for each in left if each.wrapped_future is not None], force=True)
+            self._client.cancel([each.sent for each in left if each.sent is not None], force=True)
         outcomes = [(future, Outcome.of(Cancelled(message=reason))) for future in left]
         begun: list[Conclusion] = []
         waiting: list[Conclusion] = []
         for future, outcome in outcomes:
-            sent = future.wrapped_future
+            sent = future.sent
             (begun if sent is not None and sent.key in running else waiting).append(Conclusion.of(future, outcome))
         self._settle(outcomes)
+        self._progress.finish()
         self._log.warning("%d task runs were not final and are cancelled: %s", len(left), reason)
         self._recorder.record(begun, if_known=waiting)
 
@@ -194,7 +214,9 @@ class Tracker:
         # Dask looks into every argument, here, in the scheduler and in the worker: so there is one, of bytes, and a
         # second one only where there are upstreams.
         pickled = [
-            pickle.dumps((s.call, s.context, s.payload, (str(future.task_run_id), s.attempt) if s.attempt else None))
+            pickle.dumps(
+                (s.call, s.context, s.payload, (str(future.task_run_id), future.attempt) if future.attempt else None)
+            )
             for future, s in sent
         ]
         upstreams = [[_upstream(future) for future in submission.upstreams] for _, submission in sent]
@@ -202,20 +224,21 @@ class Tracker:
             entry.run,
             pickled,
             *([upstreams] if any(upstreams) else []),
-            key=[f"{s.task.name}-{future.task_run_id}" + (f"-{s.attempt}" if s.attempt else "") for future, s in sent],
+            key=[future.key for future, _ in sent],
             pure=False,
+            priority=self._priority,
         )
         for (future, _), wrapped_future in zip(sent, wrapped_futures, strict=True):
-            future.wrapped_future = wrapped_future
+            future.sent = wrapped_future
             # On Dask's event loop, where the states of its futures are set.
             self._loop.add_callback(call_whenever_done, wrapped_future, partial(self._on_done, future))
 
     def _on_done(self, future: TidepoolFuture[Any]) -> None:
-        if (wrapped_future := future.wrapped_future) is not None:
+        if (wrapped_future := future.sent) is not None:
             self._done.put((future, wrapped_future))
 
     def _resend(self, future: TidepoolFuture[Any], submission: Submission) -> None:
-        submission.attempt += 1
+        future.attempt += 1
         submission.started = False
         self._send([future])
 
@@ -233,7 +256,7 @@ class Tracker:
                 batch.append(item)
             # Reports of attempts that were sent again or settled meanwhile are stale; duplicates count once.
             current = list(
-                {future.task_run_id: (future, done) for future, done in batch if future.wrapped_future is done}.values()
+                {future.task_run_id: (future, done) for future, done in batch if future.sent is done}.values()
             )
             try:
                 self._handle(current)
@@ -242,9 +265,10 @@ class Tracker:
                 self._log.exception("Cannot follow %d task runs", len(current))
                 for future, done in current:
                     # Those that were sent again meanwhile are watched as what they are now.
-                    if future.outcome is None and future.wrapped_future is done:
+                    if future.outcome is None and future.sent is done:
                         self._crash(future, f"its outcome could not be read: {error!r}", error)
             self._record_concluded()
+            self._progress.show()
 
     def _handle(self, batch: list[tuple[TidepoolFuture[Any], Future[Outcome]]]) -> None:
         finished = [(future, done) for future, done in batch if done.status == "finished"]
@@ -309,12 +333,13 @@ class Tracker:
 
     def _on_worker_lost(self, future: TidepoolFuture[Any], submission: Submission, error: KilledWorker) -> None:
         # Dask blames every task of the worker. From the second attempt on it is known which ones had begun.
-        if not submission.attempt or submission.started:
+        if not future.attempt or submission.started:
             submission.losses += error.allowed_failures + 1
         allowed = allowed_losses(submission.task)
         address = error.last_worker.address
         if address not in self._exit_causes:
             self._exit_causes[address] = self._exits.cause(address, self._cluster)
+            run_record.current().event(f"worker {address}: {self._exit_causes[address] or 'cause unknown'}")
         cause = self._exit_causes[address]
         last = f"; last exit: {cause}" if cause else ""
         if submission.losses >= allowed:
@@ -334,6 +359,8 @@ class Tracker:
     def _crash(self, future: TidepoolFuture[Any], reason: str, error: BaseException) -> None:
         assert future.submission is not None  # noqa: S101 - settled futures do not crash
         name = future.submission.task.name
+        if item := future.submission.item:
+            reason += f"; item: {item}"
         lost = WorkerLostError(f"task `{name}`: {reason}")
         lost.__cause__ = error
         state: State[Any] = Crashed(message=reason[0].upper() + reason[1:], data=lost)
@@ -347,38 +374,70 @@ class Tracker:
         self._settle([(future, outcome)])
 
     def _settle(self, outcomes: Iterable[tuple[TidepoolFuture[Any], Outcome]]) -> None:
-        callbacks = []
+        callbacks, ended = [], []
         with self.changed:
             for future, outcome in outcomes:
                 future.outcome = outcome
+                ended.append((future, outcome, future.submission.losses if future.submission else 0))
                 # Dask must neither keep the state nor, when the worker is lost, run the task again for it.
-                future.wrapped_future = future.submission = None
+                future.sent = future.submission = None
                 self._open.pop(str(future.task_run_id), None)
                 callbacks += [(fn, future) for fn in future.callbacks]
                 future.callbacks = ()
             self.changed.notify_all()
+        for future, outcome, losses in ended:
+            self._note(future, outcome, losses)
         for fn, future in callbacks:
             try:
                 fn(future)
             except Exception:  # noqa: BLE001 - an author's callback; the others still get called
                 self._log.exception("A done callback of task run %s failed", future.task_run_id)
 
+    def _note(self, future: TidepoolFuture[Any], outcome: Outcome, losses: int) -> None:
+        """Note the end of an item for log and report; a batch notes its items itself."""
+        if future.is_batch:
+            return
+        begun = outcome.start_time.timestamp() if outcome.start_time else 0.0
+        error = plain(outcome.state().message) or "no result" if outcome.failed else ""
+        name, tries = outcome.name or future.task_name, max(outcome.tries, 1) + losses
+        self._progress.end(run_record.Item(name, begun, outcome.seconds, outcome.worker or "", tries, error))
+
+    def _workers(self) -> int | None:
+        """Return the number of workers, and note their memory; None if the scheduler does not answer."""
+        scheduler: Any = self._client.scheduler
+        if scheduler is None:  # closed
+            return None
+        try:
+            found = self._client.sync(scheduler.identity, n_workers=-1, callback_timeout=_WORKERS_SECONDS)["workers"]
+        except (OSError, RuntimeError):  # a figure for the log; a lost scheduler is reported elsewhere
+            return None
+        memory = max((each.get("metrics", {}).get("memory", 0) for each in found.values()), default=0)
+        limit = max((each.get("memory_limit") or 0 for each in found.values()), default=0)
+        run_record.current().see_workers(len(found), memory, limit)
+        return len(found)
+
     # --- events of the scheduler -------------------------------------------------------------------
 
     def _on_started(self, event: tuple[float, dict[str, Any]]) -> None:
         future = self._open.get(event[1]["task_run_id"])
         submission = future.submission if future else None
-        if submission and submission.attempt == event[1]["attempt"]:
+        if future and submission and future.attempt == event[1]["attempt"]:
             submission.started = True
 
     def _on_any_event(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]
+        if message["action"] == "add-worker":
+            self._context.copy().run(self._log.info, "Dask worker %s joined", message["worker"])
         if message["action"] == "remove-worker" and not message["expected"]:
             self.backlog.on_worker_lost(message["worker"])
+            record = run_record.current()
+            record.workers.lost += 1
+            record.event(f"worker {message['worker']} lost")
+            self._context.copy().run(self._log.warning, "Dask worker %s is lost", message["worker"])
 
 
 def _upstream(future: TidepoolFuture[Any]) -> Outcome | Future[Outcome]:
-    wrapped_future: Future[Outcome] = future.wrapped_future  # read first: it is dropped once there is an outcome
+    wrapped_future: Future[Outcome] = future.sent  # read first: it is dropped once there is an outcome
     return wrapped_future if future.outcome is None else future.outcome
 
 
@@ -392,9 +451,9 @@ def _error(done: Future[Outcome]) -> BaseException:
 
 def _is_own_loss(future: TidepoolFuture[Any], error: BaseException) -> bool:
     """Return whether the lost worker was this task run's, not that of one it depends on."""
-    return isinstance(error, KilledWorker) and bool(future.wrapped_future) and error.task == future.wrapped_future.key
+    return isinstance(error, KilledWorker) and bool(future.sent) and error.task == future.sent.key
 
 
 def _failed(upstream: TidepoolFuture[Any]) -> bool:
-    wrapped_future = upstream.wrapped_future
+    wrapped_future = upstream.sent
     return upstream.crashed or (wrapped_future is not None and wrapped_future.status in ("error", "cancelled"))

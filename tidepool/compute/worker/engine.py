@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 import time
 from collections import OrderedDict
-from contextlib import ExitStack
+from concurrent.futures import Future as ConcurrentFuture
+from contextlib import ExitStack, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,15 +22,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import cloudpickle
 from distributed import get_worker
-from distributed.utils import sync
 from prefect.context import AssetContext, FlowRunContext, SyncClientContext, TagsContext, hydrated_context
 from prefect.events.worker import EventsWorker
-from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine
+from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, TaskRunTimeoutError
+from prefect.utilities.callables import call_with_parameters
 from prefect.utilities.collections import visit_collection
+from prefect.utilities.timeout import timeout
 
 from tidepool.compute.limits import ResultRefusedError, refuse_result
-from tidepool.compute.run_log import print_plainly
+from tidepool.compute.progress import described
+from tidepool.compute.run_log import mapped, print_plainly, quiet_mapped_task_runs
+from tidepool.compute.worker.entry import ask_scheduler
 from tidepool.compute.worker.outcome import Outcome
+from tidepool.upstream.distributed import WorkerSlot
 from tidepool.upstream.prefect import (
     FlowRunSuspensionRequest,
     has_unsent_events,
@@ -45,7 +51,15 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
     from prefect.transactions import AsyncTransaction, Transaction
 
+# The place of the current task run among the threads of its Dask worker; None elsewhere.
+slot: contextvars.ContextVar[WorkerSlot | None] = contextvars.ContextVar("slot", default=None)
+
 _Variables: TypeAlias = dict[contextvars.ContextVar[Any], Any]
+
+# How often a thread that waits for another one can be interrupted, and how long after a timeout it is not any more:
+# Prefect's exception has been seen to arrive half a minute late.
+_INTERRUPTED_SECONDS = 0.05
+_LATE_SECONDS = 1.0
 
 # Contexts kept by each thread, and calls kept by the process: a shared cluster serves several flow runs at a time.
 _KEPT = 8
@@ -140,6 +154,9 @@ def _run(
 ) -> Outcome:
     for variable, value in variables.items():
         variable.set(value)
+    place = WorkerSlot()
+    slot.set(place)
+    mapped.set(True)
     parameters = {
         name: cloudpickle.loads(call.shared[name]) if isinstance(value, Shared) else value
         for name, value in payload.parameters.items()
@@ -155,6 +172,9 @@ def _run(
     engine_class = _AsyncEngine if call.task.isasync else _SyncEngine
     engine = engine_class(task=call.task, parameters=parameters, wait_for=wait_for, context={})
     engine.result_limit = call.result_limit
+    # A batch names its items itself.
+    if not hasattr(call.task, "items_per_run"):
+        engine.own = [name for name, value in payload.parameters.items() if not isinstance(value, Shared)]
     with ExitStack() as stack:
         _enter_own_context(stack, payload)
         try:
@@ -166,6 +186,8 @@ def _run(
             # The engine records a crash (sys.exit() in a task) and raises; its final state has the reason.
             if not (engine.task_run and engine.state.is_final()):
                 raise
+        finally:
+            place.close()
     task_run = engine.task_run
     assert task_run is not None  # noqa: S101 - without one, the engine has raised
     return Outcome.of(_readable(engine.state), task_run, get_worker().address)
@@ -201,10 +223,64 @@ def _readable(state: State[Any]) -> State[Any]:
     return state
 
 
+def _name_item(state: State[Any], parameters: dict[str, Any] | None, own: Sequence[str]) -> None:
+    """Add the item to the message of a failure: on the run's page and in its log, nothing else names it."""
+    item = {name: value for name, value in (parameters or {}).items() if name in own}
+    if item and (state.is_failed() or state.is_crashed()) and "; item: " not in (state.message or ""):
+        state.message = f"{state.message}; item: {described(item)}"
+
+
+def _raise_after(deadline: float, seconds: float) -> None:
+    if time.monotonic() > deadline:
+        raise TaskRunTimeoutError(f"Scope timed out after {seconds} second(s).")
+
+
 class _SyncEngine(SyncTaskRunEngine[Any, Any]):
-    """Prefect's engine; it refuses results that are too large to travel."""
+    """Prefect's engine; it refuses results that are too large to travel, and does not wait beyond a timeout."""
 
     result_limit: int
+    own: Sequence[str] = ()
+    _late: threading.Event | None = None
+
+    def call_task_fn(self, transaction: Transaction) -> Any:
+        if self.task.timeout_seconds is None or transaction.is_committed():
+            return super().call_task_fn(transaction)
+        result = self._call_in_time(self.task.timeout_seconds)
+        self.handle_success(result, transaction=transaction)
+        return result
+
+    def _call_in_time(self, seconds: float) -> Any:
+        """Call the task's function in another thread: Prefect's timeout ends the wait for it, which can be interrupted.
+
+        The function itself ends as soon as it runs Python code again. A retry waits for that. Under a debugger or a
+        measurement of coverage on Python 3.11 it is not ended.
+        """
+        answer: ConcurrentFuture[Any] = ConcurrentFuture()
+        deadline = time.monotonic() + seconds + _LATE_SECONDS
+
+        # While an exception waits for a thread that is in a call, no thread of CPython 3.11 gets past the start of a
+        # traced function: the process would stand still until the call returns.
+        traced = sys.version_info < (3, 12) and sys.gettrace() is not None
+
+        def call() -> None:
+            try:
+                with nullcontext() if traced else timeout(seconds, TaskRunTimeoutError):
+                    answer.set_result(call_with_parameters(self.task.fn, self.parameters or {}))
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                answer.set_exception(error)
+            finally:
+                over.set()
+
+        # Not `Thread.join`: interrupted by an exception, Python 3.11 takes the thread for ended.
+        while self._late and not self._late.wait(_INTERRUPTED_SECONDS):
+            _raise_after(deadline, seconds)
+        over = self._late = threading.Event()
+        threading.Thread(
+            target=contextvars.copy_context().run, args=(call,), name=threading.current_thread().name, daemon=True
+        ).start()
+        while not over.wait(_INTERRUPTED_SECONDS):
+            _raise_after(deadline, seconds)
+        return answer.result()
 
     def run(self, payload: Payload) -> None:
         with self.start(task_run_id=payload.task_run_id, dependencies=payload.dependencies):
@@ -213,6 +289,10 @@ class _SyncEngine(SyncTaskRunEngine[Any, Any]):
                 with self.asset_context(), self.run_context(), self.transaction_context() as transaction:
                     self.call_task_fn(transaction)
                 raise_if_flow_run_suspension_requested()
+
+    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:  # noqa: FBT001, FBT002 - Prefect's
+        _name_item(state, self.parameters, self.own)
+        return super().set_state(state, force)
 
     def handle_success(self, result: Any, transaction: Transaction) -> Any:
         refuse_result(self.task.name, result, self.result_limit)
@@ -226,6 +306,11 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
     """The same for tasks that are coroutines."""
 
     result_limit: int
+    own: Sequence[str] = ()
+
+    async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:  # noqa: FBT001, FBT002 - Prefect's
+        _name_item(state, self.parameters, self.own)
+        return await super().set_state(state, force)
 
     async def run(self, payload: Payload) -> None:
         async with self.start(task_run_id=payload.task_run_id, dependencies=payload.dependencies):
@@ -281,6 +366,7 @@ def _hydrate(pickled: bytes) -> tuple[_Variables, SyncClientContext]:
     TagsContext(current_tags=set()).__enter__()
     with hydrated_context(cloudpickle.loads(pickled)):
         print_plainly()
+        quiet_mapped_task_runs()
         client = SyncClientContext().__enter__()
         now = contextvars.copy_context()
         return {each: value for each, value in now.items() if before.get(each, before) is not value}, client
@@ -292,5 +378,4 @@ def _call(path: tuple[str, ...]) -> Call:
 
 
 def _fetch(path: tuple[str, ...]) -> bytes:
-    worker = get_worker()
-    return cast("bytes", sync(worker.loop, worker.scheduler.get_metadata, keys=list(path)))
+    return cast("bytes", ask_scheduler("get_metadata", keys=list(path)))

@@ -6,7 +6,9 @@ The scheduler unpickles every graph that it receives, functions by reference, be
 
 from __future__ import annotations
 
+import logging
 import pickle
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distributed import get_worker
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Topic on which a worker reports that a task run has begun which has lost a worker before.
 STARTED_TOPIC = "tidepool-started"
+_TRIES = 4
+_log = logging.getLogger(__name__)
 
 
 def run(pickled: bytes, upstreams: Sequence[Outcome] = ()) -> Outcome:
@@ -43,12 +47,29 @@ def forget(name: str, dask_scheduler: Any) -> None:
     dask_scheduler.task_metadata.pop(name, None)
 
 
-def _report_start(task_run_id: str, attempt: int) -> None:
+def ask_scheduler(call: str, **arguments: Any) -> Any:
+    """Return the scheduler's answer to a call of a task.
+
+    On a node that is busy with starts, it may not accept a connection within the 30 s of Dask's
+    `distributed.comm.timeouts.connect`: no reason for a task to fail.
+
+    Args:
+        call: Name of the scheduler's function.
+        arguments: Its arguments.
+
+    Raises:
+        OSError: no connection at four tries.
+    """
     worker = get_worker()
+    ask = partial(sync, worker.loop, getattr(worker.scheduler, call), **arguments)
+    for _ in range(_TRIES - 1):
+        try:
+            return ask()
+        except OSError as error:
+            _log.warning("the Dask scheduler is asked again: %s", error)
+    return ask()
+
+
+def _report_start(task_run_id: str, attempt: int) -> None:
     # It waits for the answer, unlike Worker.log_event: the task may end this process at once.
-    sync(
-        worker.loop,
-        worker.scheduler.log_event,
-        topic=STARTED_TOPIC,
-        msg={"task_run_id": task_run_id, "attempt": attempt},
-    )
+    ask_scheduler("log_event", topic=STARTED_TOPIC, msg={"task_run_id": task_run_id, "attempt": attempt})

@@ -30,6 +30,9 @@ class Outcome:
         name: The task run's name; None if no worker ran it.
         start_time: When it began to run, if it did.
         worker: Address of the Dask worker that ran it.
+        seconds: Duration from then to its end.
+        tries: How often it began to run.
+        failed: It did not complete.
         like: The dictionary with which header and data are compressed: those of another outcome. Empty if they are not.
     """
 
@@ -38,6 +41,9 @@ class Outcome:
     name: str | None = None
     start_time: datetime | None = None
     worker: str | None = None
+    seconds: float = 0.0
+    tries: int = 0
+    failed: bool = False
     like: bytes = b""
 
     @classmethod
@@ -46,7 +52,11 @@ class Outcome:
         details = state.state_details.model_dump(exclude_defaults=True)
         header = cloudpickle.dumps((state.type.value, state.name, state.message, state.id, state.timestamp, details))
         data = cloudpickle.dumps(state.data)
-        return cls(header, data) if run is None else cls(header, data, run.name, run.start_time, worker)
+        failed = not state.is_completed()
+        if run is None:
+            return cls(header, data, failed=failed)
+        seconds = (state.timestamp - run.start_time).total_seconds() if run.start_time else 0.0
+        return cls(header, data, run.name, run.start_time, worker, seconds, run.run_count, failed)
 
     def state(self) -> State[Any]:
         """Return the final state."""

@@ -72,8 +72,11 @@ def variables(repository: Path) -> frozenset[str]:
         return frozenset()
 
 
-def check(repository: Path, owner: str, names: Names | None) -> list[Problem]:
-    """Return all problems of the file; of its automations only if the deployments in Git are known."""
+def check(repository: Path, owner: str, names: Names | None, *, runbooks: bool) -> list[Problem]:
+    """Return all problems of the file; of its automations only if the deployments in Git are known.
+
+    With `runbooks`, each automation has to have one.
+    """
     try:
         file = _read(repository)
     except InvalidFileError as error:
@@ -94,8 +97,12 @@ def check(repository: Path, owner: str, names: Names | None) -> list[Problem]:
         unresolved = {name for name in listed if name.rpartition("/")[2] in names.unresolved}
         ids = {name: _stand_in(name) for name in [*names.known, *unresolved, NOTIFY]}
         for index, entry in enumerate(content.automations):
-            for place, message in _entry_problems(repository, owner, entry, ids):
+            for place, message in _entry_problems(owner, entry, ids):
                 found.append(file.problem(("automations", index, *place), message))
+            runbook = f"docs/runbooks/{entry.name}.md"
+            # The image has the files that a deploy needs, and no documentation.
+            if runbooks and (repository / "docs").is_dir() and not (repository / runbook).is_file():
+                found.append(file.problem(("automations", index, "name"), f"the runbook {runbook} does not exist"))
     return found
 
 
@@ -123,8 +130,8 @@ def _read(repository: Path) -> YamlFile:
     return yaml_source.read(path, FILE) if path.is_file() else yaml_source.YamlFile(FILE, data=None)
 
 
-def _entry_problems(repository: Path, owner: str, entry: Automation, ids: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield the problems of an automation: Prefect refuses it, its runbook or a deployment does not exist."""
+def _entry_problems(owner: str, entry: Automation, ids: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield the problems of an automation: Prefect refuses it, or a deployment does not exist."""
     try:
         core = model(entry, owner, ids)
     except ValidationError as error:
@@ -137,9 +144,6 @@ def _entry_problems(repository: Path, owner: str, entry: Automation, ids: Mappin
         for position, (raw, action) in enumerate(zip(entry.actions, core.actions, strict=True)):
             rest = {key: value for key, value in raw.items() if key != "deployment"}
             yield from _unknown_keys(rest, action, ("actions", position))
-    runbook = f"docs/runbooks/{entry.name}.md"
-    if (repository / "docs").is_dir() and not (repository / runbook).is_file():
-        yield ("name",), f"the runbook {runbook} does not exist"
 
 
 def _unknown_keys(raw: Any, model: Any, place: Place) -> Iterator[Finding]:

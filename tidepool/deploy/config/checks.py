@@ -83,7 +83,7 @@ def check(
         checker = _Files(repository, owner, rules, base, server, deploying=deploying)
         found += checker.check(environment, image)
         names = checker.names
-    return sorted({*found, *automations.check(repository, owner, names)})
+    return sorted({*found, *automations.check(repository, owner, names, runbooks=rules.runbooks)})
 
 
 def pools(manifest: Any) -> set[str]:
@@ -149,9 +149,12 @@ class _Files:
         if environment != environments.PRODUCTION:
             overlay = self._read_overlay(environment, found)
         manifest, positions = environments.assemble(data, overlay, image)
+        # Steps of a deployment take the place of the file's.
+        own_pull = all("pull" in _dict(each) for each in _list(data.get("deployments")))
         found += [
             self._base.problem(place, message)
             for place, message in models.findings(models.PrefectFile, data)
+            if not (own_pull and place == ("pull",) and "pull" not in data)
             if len(place) <= 2 or place[0] != "deployments"  # noqa: PLR2004 - inside of one, with its overlay below
         ]
         if not any(STEP in _dict(first) for first in _list(manifest.get("build"))[:1]):
@@ -193,7 +196,9 @@ class _Files:
         yield from of_form
         name = config.get("name")
         if name in names:
-            yield ("name",), "duplicate name: the second deployment would overwrite the first"
+            yield ("name",), "duplicate name: overlays and commands find a deployment by it, so each is unique"
+        # Steps of its own take the place of the file's.
+        yield from scope.after_steps(self._repository, {"pull": config.get("pull")}, self._context.scope)[1]
         flow, entrypoint = None, config.get("entrypoint")
         if isinstance(name, str):
             names.append(name)

@@ -61,12 +61,14 @@ def problems(context: Context, raw: Mapping[str, Any], flow: Flow[..., Any] | No
     if tag not in _list(config.get("tags")):
         yield ("tags",), f"missing tag {tag}, which marks the deployment as managed"
     yield from house_rules.check(context.rules, context.repository, config)
-    yield from _placeholders(context.scope, raw)
+    secrets = list(_secrets(config))
+    yield from secrets
+    elsewhere = {place for place, _ in secrets}
+    yield from (each for each in _placeholders(context.scope, raw) if each[0] not in elsewhere)
     if flow is not None:
         yield from _parameters(context.scope, flow, config)
     yield from _schedules(config)
     yield from _work_pool(context, config)
-    yield from _secrets(config)
     yield from _refused_by_the_server(config)
 
 
@@ -76,14 +78,21 @@ def flow_of(repository: Path, entrypoint: str) -> Flow[..., Any]:
     Raises:
         UsageError: the entrypoint is not a module's function, or cannot be imported.
     """
-    path, colon, function = entrypoint.partition(":")
+    path, colon, function = entrypoint.replace("\\", "/").partition(":")
     if colon or "/" in path:
-        module = path.removesuffix(".py").strip("./").replace("/", ".")
-        is_file = path.endswith(".py") or "/" in path
-        kind = "is a file" if is_file else "has a colon"
-        advice = f"{module}.{function}" if function else "flows.<domain>.flow.<function>"
-        raise UsageError(f"{entrypoint!r} {kind}; name the function by its module, with dots: {advice}")
+        kind = "is a file" if path.endswith(".py") or "/" in path else "has a colon"
+        raise UsageError(f"{entrypoint!r} {kind}; {_advice(repository, path, function)}")
     return flows.load(repository, entrypoint)
+
+
+def _advice(repository: Path, path: str, function: str) -> str:
+    """Return how to write an entrypoint that names a function by a file or with a colon."""
+    file = path.removesuffix(".py").strip("./")
+    module = file.replace("/", ".")
+    advice = "name the function by its module, with dots, as Dask workers import it"
+    if path.startswith(("/", "..")) or not function or ("/" in file and "." in file):
+        return f"{advice}: flows.<domain>.flow.<function>"
+    return f"{advice}: {module}.{function}{flows.shadowed(repository, module.split('.', maxsplit=1)[0])}"
 
 
 def _placeholders(scope: Scope, raw: Mapping[str, Any]) -> Iterator[Finding]:
@@ -245,8 +254,12 @@ def _secrets(config: Mapping[str, Any]) -> Iterator[Finding]:
     environment = _dict(config, "work_pool", "job_variables", "env")
     advice = "move it to the Kubernetes Secret of the flow runs"
     for key, value in environment.items():
+        variable: Place = ("work_pool", "job_variables", "env", key)
+        filled = [name for name in placeholders.in_braces(str(value)) if name.startswith("$")]
         if placeholders.is_secret(value, str(key)):
-            yield ("work_pool", "job_variables", "env", key), f"{looks}; {advice}"
+            yield variable, f"{looks}; {advice}"
+        elif any(placeholders.is_secret("-", name) for name in (str(key), *filled) if filled):
+            yield variable, f"the value of {filled[0]} would be stored in the deployment's record; {advice}"
     for place, text in placeholders.texts(config):
         if any(name.startswith(f"{placeholders.BLOCK}secret.") for name in placeholders.in_braces(text)):
             yield place, f"Prefect would store the secret's value in the deployment's record; {advice}"
@@ -254,9 +267,9 @@ def _secrets(config: Mapping[str, Any]) -> Iterator[Finding]:
         reject_unknown([str(key) for key in environment])
     except UsageError as error:
         yield ("work_pool", "job_variables", "env"), str(error)
-    for key, value in _dict(config, "parameters").items():
-        if placeholders.is_secret(value):
-            yield ("parameters", key), looks
+    for place, text in placeholders.texts(_dict(config, "parameters"), ("parameters",)):
+        if placeholders.is_secret(text):
+            yield place, looks
 
 
 # --- what the server makes of it -----------------------------------------------------------------------------------

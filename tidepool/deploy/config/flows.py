@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
+import types
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Unpack, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
@@ -36,6 +38,9 @@ def load(repository: Path, entrypoint: str) -> Flow[..., Any]:
     except (Exception, SystemExit) as error:  # an import runs the module's code, which may raise anything
         text = " ".join(str(error).split())
         place = _raised_in(repository, error)
+        top = entrypoint.split(".", maxsplit=1)[0]
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == top:
+            place = shadowed(repository, top)
         raise UsageError(f"cannot import flow {entrypoint}: {type(error).__name__}: {text}{place}") from error
 
 
@@ -43,6 +48,20 @@ def importable(repository: Path) -> None:
     """Put the repository's folder on the path, as `prefect deploy` in it does."""
     if str(repository) not in sys.path:
         sys.path.insert(0, str(repository))
+
+
+def shadowed(repository: Path, top: str) -> str:
+    """Return the advice about a folder of the repository that has the name of another package; empty if it has not."""
+    spec = find_spec(top)
+    places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
+    if (
+        not places
+        or not (repository / top).is_dir()
+        or any(Path(str(each)).is_relative_to(repository) for each in places)
+    ):
+        return ""
+    advice = "the folder needs another name, or an __init__.py if the other is not needed"
+    return f"; another package is called {top}: {advice}"
 
 
 def _raised_in(repository: Path, error: BaseException) -> str:
@@ -69,8 +88,17 @@ def annotation(function: Callable[..., Any], name: str) -> Any:
 
 
 def parameter_type(flow: Flow[..., Any], name: str) -> TypeAdapter[Any]:
-    """Return the type of a parameter; one without an annotation accepts any value."""
-    accepted = annotation(flow.fn, name)
+    """Return the type of a parameter; one without an annotation accepts any value.
+
+    As in Prefect, `*args` is a parameter that is a list, `**kwargs` one that is a mapping.
+    """
+    accepted: Any = annotation(flow.fn, name)
+    kind = getattr(inspect.signature(flow.fn).parameters.get(name), "kind", None)
+    if kind is inspect.Parameter.VAR_POSITIONAL:
+        accepted = types.GenericAlias(list, accepted)
+    elif kind is inspect.Parameter.VAR_KEYWORD:
+        mapping = types.GenericAlias(dict, (str, accepted))
+        accepted = get_args(accepted)[0] if get_origin(accepted) is Unpack else mapping
     try:
         return TypeAdapter(accepted)
     except PydanticSchemaGenerationError:  # a class that pydantic does not know, such as a DataFrame
@@ -79,16 +107,22 @@ def parameter_type(flow: Flow[..., Any], name: str) -> TypeAdapter[Any]:
 
 def parameter_problems(flow: Flow[..., Any], values: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what is wrong with values of some parameters: unknown names, wrong types, out of bounds."""
-    accepted = list(inspect.signature(flow.fn).parameters)
+    accepted = inspect.signature(flow.fn).parameters
+    variadic = next((name for name, each in accepted.items() if each.kind is each.VAR_KEYWORD), "")
+    named = [name for name, each in accepted.items() if each.kind in {each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY}]
     for name, value in values.items():
         if name not in accepted:
-            yield (name,), f"the flow has no such parameter{did_you_mean(name, accepted)}"
+            advice = f"write it as a key of `{variadic}`" if variadic else ""
+            yield (name,), f"the flow has no such parameter{did_you_mean(name, accepted, advice)}"
             continue
         try:
             parameter_type(flow, name).validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
             yield (name, *place_in(value, first["loc"])), reason(first)
+        else:
+            for key in set(value).intersection(named) if name == variadic else ():
+                yield (name, key), f"is a parameter of its own: write it beside `{variadic}`"
 
 
 def missing_parameters(flow: Flow[..., Any], given: Collection[str]) -> list[str]:

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from tidepool.deploy.config.yaml_source import Problem
 from tidepool.errors import did_you_mean, reason
@@ -45,12 +45,25 @@ class HouseRules(BaseModel):
     """`enforce_parameter_schema: false` is refused: the server would accept runs that fail at once."""
     image_by_digest: bool = False
     """The image of a deployment is pinned by digest, or is the output of a step that pins it."""
-    runbooks: bool = True
-    """The description links to a runbook in docs/runbooks."""
+    names: str = ""
+    """Regular expression that the names of deployments and the slugs of schedules match."""
+    timezones: bool = False
+    """Each schedule has a timezone; without one it is in UTC."""
+    runbooks: bool = False
+    """The description of a deployment links to a runbook in docs/runbooks, and each automation has one."""
     runbook_headings: list[str] = []
     """Headings of the second level that each runbook has, in this order."""
     late_imports: list[str] = []
     """Packages that a flow's module must not import when it is imported itself, but in the functions that use them."""
+
+    @field_validator("names")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+        return value
 
 
 def load(repository: Path) -> tuple[HouseRules, list[Problem]]:
@@ -84,10 +97,11 @@ def check(rules: HouseRules, repository: Path, config: Mapping[str, Any]) -> Ite
     if rules.enforce_parameter_schema and config.get("enforce_parameter_schema") is False:
         yield ("enforce_parameter_schema",), "must not be false: the server would accept runs that fail at once"
     yield from _tags(rules, config)
+    yield from _names(rules, config)
     if rules.runbooks:
         links = _RUNBOOK.findall(str(config.get("description") or ""))
         if not links:
-            yield ("description",), f"no link to a runbook, such as docs/runbooks/{config.get('name', '<name>')}.md"
+            yield ("description",), f"no link to a runbook, such as docs/runbooks/{config.get('name') or '<name>'}.md"
         for link in sorted(set(links)):
             # The image has the files that a deploy needs, and no documentation.
             if (repository / "docs").is_dir() and not (repository / link).is_file():
@@ -106,6 +120,19 @@ def _tags(rules: HouseRules, config: Mapping[str, Any]) -> Iterator[Finding]:
     row = "| " + " | ".join(values) + " |"
     if rules.tag_row and len(values) == len(rules.tags) and row not in str(config.get("description") or ""):
         yield ("description",), f"no row {row!r} of a table, as the tags have it"
+
+
+def _names(rules: HouseRules, config: Mapping[str, Any]) -> Iterator[Finding]:
+    listed = config.get("schedules")
+    schedules = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    named: list[Finding] = [(("name",), str(config.get("name") or ""))]
+    for index, schedule in enumerate(schedules):
+        named.append((("schedules", index, "slug"), str(schedule.get("slug") or "")))
+        if rules.timezones and not schedule.get("timezone"):
+            yield ("schedules", index, "timezone"), "missing: `timezones` of [tool.tidepool] asks for it"
+    for place, name in named:
+        if name and rules.names and not re.fullmatch(rules.names, name):
+            yield place, f"{name!r} does not match {rules.names}, `names` of [tool.tidepool]"
 
 
 def check_runbooks(rules: HouseRules, repository: Path, config: Mapping[str, Any]) -> Iterator[Problem]:

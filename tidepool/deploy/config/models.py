@@ -14,7 +14,7 @@ from tidepool.deploy.config.yaml_source import place_in
 from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from pydantic_core import ErrorDetails
 
@@ -24,10 +24,13 @@ NOT_ALLOWED = {
     "build": "a deployment with its own `build` skips the checks of the top-level one",
     "push": "the one image is pushed by the top-level `push`",
     "sla": "self-hosted Prefect refuses it after it has written the deployment; write an automation",
-    "triggers": "each deploy would create them again; write an automation into automations.yaml",
-    "schedule": "write `schedules`, a list",
-    "flow_name": "the flow itself has its name",
-    "active": "a deploy would undo a pause made by on-call; use `tidepool pause`",
+    "triggers": "each deploy recreates them and undoes a pause; write an automation into automations.yaml",
+    "schedule": "write `schedules`, a list, each with a slug",
+    "flow_name": "the flow itself has its name; remove it",
+    "active": "a deploy would undo a pause made by on-call; remove it, and to pause use `tidepool pause`",
+    "catchup": "Prefect 3 has no such setting; remove it",
+    "max_active_runs": "Prefect 3 has no such setting; write `concurrency_limit` into the deployment",
+    "is_schedule_active": "Prefect 3 ignores it; remove it, and to pause use `tidepool pause`",
     "variables": "Prefect 3 calls them `job_variables`",
 }
 """Keys that Prefect accepts in a deployment or a schedule and tidepool does not, with the reason."""
@@ -35,11 +38,15 @@ NOT_ALLOWED = {
 _NEAR = re.compile(r"^unknown key; did you mean (\S+)\?$")
 # What people write beside `work_pool` that belongs into it.
 _JOB_VARIABLES = ("env", "image", "working_dir", "command")
+_OF_A_SCHEDULE = ("cron", "interval", "rrule", "timezone", "day_or", "anchor_date", "slug", "active")
 # Without a value these have no effect; Prefect's own templates have them.
-_NULL = ("schedule", "flow_name", "sla", "triggers")
+_NULL = ("schedule", "flow_name", "sla", "triggers", "max_active_runs")
 _NO_PULL = (
     "missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`"
 )
+_NO_SLUG = "missing: by its slug a schedule keeps its pause when it is changed; write for example `slug: daily`"
+# `flow/name` stands for a deployment; the others are those that Prefect refuses in the names of flows.
+_NAME = r"^[^/%&<>]+$"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 
 
@@ -53,14 +60,14 @@ class _Strict(BaseModel):
 class Schedule(_Strict):
     """A schedule of a deployment."""
 
-    slug: Name
-    timezone: str
+    slug: Annotated[str, Field(min_length=1)]
+    timezone: str | None = None
     cron: str | None = None
     interval: float | str | None = None
     rrule: str | None = None
     anchor_date: str | None = None
     day_or: bool | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     replaces: str | None = None
 
     @model_validator(mode="after")
@@ -86,24 +93,24 @@ class DeploymentWorkPool(_Strict):
 
     name: str
     work_queue_name: str | None = None
-    job_variables: dict[str, Any] = {}
+    job_variables: dict[str, Any] | None = None
 
 
 class Deployment(_Strict):
-    """A deployment."""
+    """A deployment. Prefect reads null as the default, and writes it into the files that it makes."""
 
-    name: Name
+    name: Annotated[str, Field(pattern=_NAME)]
     entrypoint: str
     description: str | None = None
-    tags: list[str]
+    tags: list[str] | None = None
     work_pool: DeploymentWorkPool
-    schedules: list[Schedule] = []
-    parameters: dict[str, Any] = {}
+    schedules: list[Schedule] | None = None
+    parameters: dict[str, Any] | None = None
     version: str | None = None
     paused: bool | None = None
     concurrency_limit: Annotated[int, Field(ge=1)] | DeploymentConcurrency | None = None
     enforce_parameter_schema: bool | None = None
-    pull: list[dict[str, Any]] | None = None
+    pull: list[dict[str, Any]] = []
 
 
 class PrefectFile(_Strict):
@@ -115,7 +122,7 @@ class PrefectFile(_Strict):
     push: list[dict[str, Any]] | None = None
     name: str | None = None
     prefect_version: str | None = Field(default=None, alias="prefect-version")
-    definitions: dict[str, Any] = {}
+    definitions: dict[str, Any] | None = None
 
 
 # --- automations.yaml ----------------------------------------------------------------------------------------------
@@ -180,7 +187,7 @@ def findings(model: type[BaseModel], data: Any) -> list[Finding]:
         found: dict[Place, str] = {}
         for each in error.errors():
             place = place_in(data, each["loc"])
-            if each["input"] is None and each["type"] == "extra_forbidden" and place[-1] in _NULL:
+            if each["type"] == "extra_forbidden" and _has_no_effect(place[-1], each["input"]):
                 continue
             found.setdefault(place, _message(model, place, each))
         for place in misspelt(found.items()):
@@ -190,6 +197,11 @@ def findings(model: type[BaseModel], data: Any) -> list[Finding]:
             (place, message) for place, message in found.items() if not any(_is_inside(each, place) for each in found)
         ]
     return []
+
+
+def _has_no_effect(key: Any, value: Any) -> bool:
+    """Return True if an unknown key is one of Prefect's own templates, without a value."""
+    return key in _NULL and (value is None or (key == "schedule" and value in ({}, [])))
 
 
 def misspelt(found: Iterable[Finding]) -> list[Place]:
@@ -204,22 +216,30 @@ def _is_inside(place: Place, outer: Place) -> bool:
 
 def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
     key = str(place[-1]) if place else ""
-    match error["type"]:
+    empty = error["input"] is None and error["type"].endswith("_type")  # a key whose value was not filled in
+    match "missing" if empty else error["type"]:
         case "extra_forbidden":
-            return _unknown_key_message(key, _keys(model, place[:-1]))
+            known = _keys(model, place[:-1])
+            at_top = model is PrefectFile and len(place) == 1
+            return f"unknown key{did_you_mean(key, sorted(known))}" if at_top else _unknown_key_message(key, known)
         case "missing":
-            return _NO_PULL if place == ("pull",) else "missing"
+            reasons = {"pull": _NO_PULL, "slug": _NO_SLUG}
+            return reasons.get(key, "missing: it has no value" if empty else "missing")
         case "model_type" | "dict_type":
             return f"must be a mapping, not {error['input']!r}"
         case "string_pattern_mismatch":
-            return f"{error['input']!r} must be lower-case words joined by hyphens"
+            of_prefect = error["ctx"]["pattern"] == _NAME
+            form = "without / % & < >, and not empty" if of_prefect else "lower-case words joined by hyphens"
+            return f"{error['input']!r} must be {form}"
     return reason(error)
 
 
-def _unknown_key_message(key: str, known: Iterable[str]) -> str:
+def _unknown_key_message(key: str, known: Collection[str]) -> str:
+    if key in _OF_A_SCHEDULE and "work_pool" in known:
+        return "unknown key; it is one of a schedule: indent it below `schedules`"
     if key in NOT_ALLOWED:
         return f"not allowed here: {NOT_ALLOWED[key]}"
-    if key == "job_variables":
+    if key in ("job_variables", "work_queue_name"):
         return "unknown key; it is written below `work_pool`"
     if key in _JOB_VARIABLES:
         return f"unknown key; a job variable is written below `work_pool: {{job_variables: {{{key}: …}}}}`"

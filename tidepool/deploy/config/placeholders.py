@@ -19,9 +19,10 @@ BLOCK = "prefect.blocks."
 
 _BRACES = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _SECRET_NAME = re.compile(
-    r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|AUTH_STRING)", re.IGNORECASE
+    r"PASSWORD|PASSWD|SECRET|TOKEN|(API|AUTH|ACCESS|PRIVATE|SIGNING|ENCRYPTION)_?KEY|CREDENTIAL|AUTH_STRING|(PASS|PWD|_DSN)$",
+    re.IGNORECASE,
 )
-_NAME_OF_A_REFERENCE = re.compile(r"(_NAME|_FILE|_PATH|_ID|_REF|_ENABLED|_SECONDS)$", re.IGNORECASE)
+_NAME_OF_A_REFERENCE = re.compile(r"(_NAME|_FILE|_PATH|_ID|_REF|_ENABLED|_SECONDS|_HOST|_PORT|_REGION)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|hooks\.slack\.com/services/\w|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|://[^/\s:@]+:[^/\s@{]+@|pnu_[A-Za-z0-9]{20,}"

@@ -9,6 +9,7 @@ import inspect
 import re
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from typing_extensions import is_typeddict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Of a step's inputs, those that Prefect itself takes.
 _RESERVED = ("id", "requires")
+_PREFECT_2 = "prefect.projects.steps."
 _NAME = re.compile(r"[\w.\-\[\]$]+")  # of Prefect's placeholders
 _FIRST_WORD = re.compile(r"\$?[\w\-]+")
 # In these, `{{ … }}` that Prefect does not read may be meant for another program.
@@ -175,7 +177,8 @@ def _step(step: Mapping[str, Any], place: Place, scope: Scope) -> tuple[Scope, l
     try:
         function = _import(str(name))
     except UsageError as error:
-        if not inputs.get("requires"):  # Prefect installs what is missing
+        # By `requires` Prefect installs a package that is missing; one that is there stays as it is.
+        if not inputs.get("requires") or find_spec(str(name).split(".", 1)[0]):
             found.append((place, str(error)))
     else:
         found += [((*place, *inside), message) for inside, message in _inputs_problems(function, inputs)]
@@ -204,7 +207,8 @@ def _import(name: str) -> Callable[..., Any]:
     try:
         loaded = import_module(module)
     except (Exception, SystemExit) as error:
-        raise UsageError(f"cannot import step {name}: {type(error).__name__}: {error}") from error
+        hint = "; the steps of Prefect 3 are in prefect.deployments.steps" if name.startswith(_PREFECT_2) else ""
+        raise UsageError(f"cannot import step {name}: {type(error).__name__}: {error}{hint}") from error
     known = [each for each, value in vars(loaded).items() if callable(value) and not each.startswith("_")]
     function = getattr(loaded, attribute, None)
     if not callable(function):

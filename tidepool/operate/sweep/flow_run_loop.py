@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tidepool.compute.clusters.kubernetes.names import LABEL_RUN
 from tidepool.errors import TidepoolError
 from tidepool.operate.sweep.drivers import LABEL_FLOW_RUN, being_deleted, with_gone
-from tidepool.operate.sweep.flow_runs import decisions, ended
+from tidepool.operate.sweep.flow_runs import FINAL, decisions, ended
 from tidepool.operate.sweep.leftovers import Leftover
 from tidepool.operate.sweep.loop import Exchange, Problems, delete
 from tidepool.operate.sweep.observation import connect, observe
@@ -124,6 +124,10 @@ async def _carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decision: Decision
         reason = f"flow run {run.name} is {state.name if state else run.state.name}"
         if await delete(api, Leftover("Job", job.namespace, job.name, job.uid, reason)):
             _log.info("Job %s in namespace %s deleted: %s", job.name, job.namespace, reason)
+    if state is not None and state.type in FINAL:
+        # Last, and whatever the driver did: it can no longer report the state that it has been given here.
+        async with one_pass():
+            await server.report_end(run)
 
 
 def _mentioned(observations: Iterable[Observation]) -> set[str]:

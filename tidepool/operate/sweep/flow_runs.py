@@ -6,7 +6,8 @@
 | Pending | its pod waits | InfrastructurePending or InfrastructureWaiting, with the reason |
 | Pending | it did not begin within `start_timeout_seconds` of its Job | Crashed, with the reason; its Job is deleted |
 | Pending | the Prefect worker made no Job | Scheduled again, three times at most; then Crashed |
-| Running | for longer than `max_runtime_seconds` | Failed; its Job is deleted |
+| Running, Paused | its driver runs for longer than `max_runtime_seconds` | Failed; its Job is deleted |
+| Suspended, Scheduled, ended | the same | its Job is deleted |
 | Cancelling | its driver has not begun, or takes too long | its Job is deleted |
 | Cancelling | its driver has ended | Cancelled |
 | Cancelled | its Job is still there | its Job is deleted |
@@ -98,15 +99,24 @@ def ended(runs: Iterable[FlowRun]) -> dict[str, datetime]:
 
 
 def _decision(run: FlowRun, made: Driver, now: datetime) -> Decision | None:
+    if not made.here:
+        return None
+    if overrun := _overrun(run, made, now):
+        return overrun
     decide = {
         "PENDING": _pending,
-        "RUNNING": _running,
+        "RUNNING": _lost,
         "PAUSED": _lost,
         "CANCELLING": _cancelling,
         "CRASHED": _crashed,
     }.get(run.state.type, _cancelled)
     # A suspended run has no process, and needs none.
-    return decide(run, made, now) if made.here and run.state.name != "Suspended" else None
+    return None if _is_suspended(run) else decide(run, made, now)
+
+
+def _is_suspended(run: FlowRun) -> bool:
+    """Return whether a run is to have no process; another type of state may have that name, too."""
+    return run.state.type == "PAUSED" and run.state.name == "Suspended"
 
 
 def _pending(run: FlowRun, made: Driver, now: datetime) -> Decision | None:
@@ -147,12 +157,20 @@ def _without_job(run: FlowRun, now: datetime) -> Decision | None:
     return _set(run, "CRASHED", "Crashed", f"{_RESUBMITTED} in {_RESUBMISSIONS + 1} attempts", now)
 
 
-def _running(run: FlowRun, made: Driver, now: datetime) -> Decision | None:
+def _overrun(run: FlowRun, made: Driver, now: datetime) -> Decision | None:
+    """Decide about a driver that runs too long, whatever state its flow has set.
+
+    Not about one that has not begun or is cancelled, which have limits of their own.
+    """
     limit = run.policy.max_runtime
     began = max((each for pod in made.own_pods() for each in running_since(pod)), default=None)
-    if limit and began and now > began + limit:
+    if not limit or not began or now <= began + limit or run.state.type in {"PENDING", "CANCELLING"}:
+        return None
+    if run.state.type in {"RUNNING", "PAUSED"} and not _is_suspended(run):
         return _set(run, "FAILED", "Failed", f"ran longer than max_runtime_seconds ({_seconds(limit)})", now, made)
-    return _lost(run, made, now)
+    if now < run.state.since + _REPORTED:
+        return None  # it is about to exit
+    return Decision(run, jobs=jobs) if (jobs := made.to_delete()) else None
 
 
 def _lost(run: FlowRun, made: Driver, now: datetime) -> Decision | None:

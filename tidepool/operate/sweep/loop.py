@@ -23,6 +23,7 @@ from tidepool.operate.sweep.observation import NO_ANSWER, PARTS, REQUEST_SECONDS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+    from tidepool.operate.sweep.figures import SweepFigures
     from tidepool.operate.sweep.observation import Observation
 
 _POLL_SECONDS = 3.0
@@ -51,24 +52,30 @@ class Exchange:
     removed: deque[Leftover] = field(default_factory=lambda: deque(maxlen=1000))
 
 
-async def watch(namespaces: Sequence[str], exchange: Exchange) -> None:
+async def watch(namespaces: Sequence[str], exchange: Exchange, figures: SweepFigures) -> None:
     """Sweep the namespaces every three seconds, until cancelled. One part that fails does not keep the others."""
     problems, api = Problems(), None
     while True:
         for namespace in namespaces:
             with problems.of(f"sweep of namespace {namespace}"):
                 api = api or await connect()
-                await _sweep(api, namespace, exchange, problems)
+                await _sweep(api, namespace, exchange, problems, figures)
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _sweep(api: kr8s.asyncio.Api, namespace: str, exchange: Exchange, problems: Problems) -> None:
+async def _sweep(
+    api: kr8s.asyncio.Api, namespace: str, exchange: Exchange, problems: Problems, figures: SweepFigures
+) -> None:
     """Observe a namespace, and do what follows from that."""
     observation = await observe(api, namespace)
     with problems.of(f"Dask clusters of namespace {namespace}"):
         async for each in delete_leftovers(api, observation, exchange.finished):
+            figures.deleted(each)
             if each.kind == "DaskCluster":
                 exchange.removed.append(each)
+    # After the deletions: these go on without it.
+    with problems.of(f"figures of namespace {namespace}"):
+        figures.observed(observation, leftovers(observation, exchange.finished, datetime.now(UTC)))
 
 
 async def delete_leftovers(

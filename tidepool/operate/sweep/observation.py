@@ -27,7 +27,7 @@ REQUEST_SECONDS = 10.0
 # RuntimeError: another user of the connection has just replaced it, with a new token.
 NO_ANSWER = (httpx.HTTPError, kr8s.APITimeoutError, kr8s.ConnectionClosedError, OSError, RuntimeError)
 _OURS = ",".join(f"{name}={value}" for name, value in OURS.items())
-_DRIVERS = "app.kubernetes.io/component=flow-run"
+DRIVERS = "app.kubernetes.io/component=flow-run"
 # A pod that starts is Unhealthy for its probe.
 _WARNINGS = "type=Warning,reason!=Unhealthy"
 # Kind, API version and path of what belongs to a cluster, and the labels without which it is not read.
@@ -96,12 +96,30 @@ async def observe(api: kr8s.asyncio.Api, namespace: str) -> Observation:
     warnings = await reader.list("events", fieldSelector=_WARNINGS)
     parts = {kind: await reader.metadata(*where) for kind, where in PARTS.items()}
     clusters = await reader.metadata(GROUP, "daskclusters")
-    drivers = await reader.list("pods", labelSelector=_DRIVERS)
+    drivers = await reader.list("pods", labelSelector=DRIVERS)
     drivers += await reader.pods(_named_drivers(clusters) - {each["metadata"]["name"] for each in drivers})
     jobs = await reader.list("jobs", "batch/v1")
     waiting = any("nodeName" not in each["spec"] for each in drivers)
     nodes = await reader.nodes() if waiting and settings().operator.read_nodes else None
     return Observation(namespace, jobs, drivers, clusters, parts, warnings, nodes)
+
+
+async def pods_with(api: kr8s.asyncio.Api, namespace: str, labels: str) -> tuple[Object, ...]:
+    """Return the pods of a namespace that a label selector selects.
+
+    Raises:
+        ReadingError: they could not be read.
+    """
+    return await _Reader(api, namespace).list("pods", labelSelector=labels)
+
+
+async def listed(api: kr8s.asyncio.Api, namespace: str, path: str, version: str, labels: str) -> tuple[Object, ...]:
+    """Return the objects of a kind in a namespace that a label selector selects.
+
+    Raises:
+        ReadingError: they could not be read.
+    """
+    return await _Reader(api, namespace).list(path, version, labelSelector=labels)
 
 
 def _named_drivers(clusters: Iterable[Object]) -> set[str]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from tidepool.errors import TidepoolError, UsageError
+from tidepool.operate import unreadable
+from tidepool.operate.sweep import reports
 from tidepool.operate.sweep.flow_runs import needs_history
 from tidepool.operate.sweep.records import FlowRun, State, policy
+from tidepool.report import history
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -34,6 +39,7 @@ _CACHED_SECONDS = 30.0
 _RECENT = timedelta(hours=1)
 _UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
 _ERROR_LEVEL = 40
+_log = logging.getLogger(__name__)
 
 
 class PrefectServerError(TidepoolError):
@@ -51,6 +57,7 @@ class FlowRuns:
         self._deployments: dict[str, Json] = {}
         self._histories: dict[tuple[str, str], tuple[State, ...]] = {}
         self._forget = 0.0
+        self._unread: dict[str, None] = {}
 
     async def read(self, now: datetime) -> list[FlowRun]:
         """Return the runs that have not ended or have crashed within the last hour, and those that are due."""
@@ -68,7 +75,8 @@ class FlowRuns:
         ):
             body = {"flow_runs": criteria, "work_pools": {"name": {"any_": list(self._pools)}}}
             found |= {each["id"]: each for each in await self._pages("/flow_runs/filter", body)}
-        runs = [await self._with_history(each, now) for each in await self._flow_runs(found.values())]
+        listed = [await self._with_history(each, now) for each in await self._flow_runs(found.values())]
+        runs = [each for each in listed if each]
         current = {(each.id, each.state.id) for each in runs}
         self._histories = {key: each for key, each in self._histories.items() if key in current}
         return runs
@@ -107,6 +115,23 @@ class FlowRuns:
         if decision.output and result.status == SetStateStatus.ACCEPT:
             await self._log(run, decision.output)
         return result.status == SetStateStatus.ACCEPT
+
+    async def report_end(self, run: FlowRun) -> None:
+        """Publish the report of a flow run whose driver cannot: that the server has given a final state just now."""
+        found = await self._request("GET", f"/flow_runs/{run.id}")
+        deployment = self._deployments.get(run.deployment) or {}
+        name = deployment.get("name") or (await self._request("GET", f"/flows/{found['flow_id']}"))["name"]
+        only = {"flow_runs": {"id": {"any_": [run.id]}}}
+        body = {**only, "sort": "END_TIME_DESC", "limit": _PAGE}
+        task_runs = await self._request("POST", "/task_runs/filter", json=body)
+        past: list[Json] = []
+        if run.deployment:
+            completed = {"state": {"type": {"any_": ["COMPLETED"]}}}
+            body = {"deployments": {"id": {"any_": [run.deployment]}}, "flow_runs": completed}
+            options = {"sort": "END_TIME_DESC", "limit": history.MOST}
+            past = await self._request("POST", "/flow_runs/filter", json={**body, **options})
+        artifact = reports.artifact(name, deployment, found, task_runs, past, _PAGE)
+        await self._request("POST", "/artifacts/", json=artifact)
 
     async def report_removed(self, cluster: Leftover) -> None:
         """Emit the event `tidepool.cluster.removed` about a Dask cluster that a flow run left behind."""
@@ -169,25 +194,55 @@ class FlowRuns:
             expected=_time(each["expected_start_time"] or each["created"]),
         )
 
-    async def _with_history(self, run: FlowRun, now: datetime) -> FlowRun:
+    async def _with_history(self, run: FlowRun, now: datetime) -> FlowRun | None:
+        """Return a run with its earlier states, if they matter; None if the server cannot write them out."""
+        from prefect.exceptions import PrefectHTTPStatusError
+
         if not needs_history(run, now):
             return run
         key = (run.id, run.state.id)
         if key not in self._histories:
-            listed = await self._request("GET", "/flow_run_states/", params={"flow_run_id": run.id})
+            try:
+                listed = await self._request("GET", "/flow_run_states/", params={"flow_run_id": run.id})
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code != HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+                self._warn(f"the states of flow run {run.id}")
+                return None
             self._histories[key] = tuple(sorted((_state(each) for each in listed), key=lambda each: each.since))
         return replace(run, history=self._histories[key])
 
     async def _pages(self, path: str, body: Json) -> list[Json]:
-        found: list[Json] = []
+        async def ask(offset: int, limit: int) -> list[Json]:
+            return cast(
+                "list[Json]", await self._request("POST", path, json={**body, "limit": limit, "offset": offset})
+            )
+
+        found: list[Json | None] = []
         while True:
-            page = await self._request("POST", path, json={**body, "limit": _PAGE, "offset": len(found)})
+            page = await unreadable.page(ask, len(found), _PAGE)
             found += page
             if len(page) < _PAGE:
-                return found
+                break
+        if missing := found.count(None):
+            self._warn(f"{missing} of {path}")
+        return [each for each in found if each]
+
+    def _warn(self, what: str) -> None:
+        """Report once what the server cannot write out; it is left alone, and nothing takes it for gone."""
+        if what in self._unread:
+            return
+        self._unread[what] = None
+        while len(self._unread) > _PAGE:
+            del self._unread[next(iter(self._unread))]
+        _log.warning("the Prefect server cannot write out %s: left alone, the others are looked after", what)
 
     async def _request(self, method: str, path: str, **options: Any) -> Any:
-        answer = await self._client.request(cast("Any", method), cast("Any", path), **options)
+        async def ask() -> Any:
+            return await self._client.request(cast("Any", method), cast("Any", path), **options)
+
+        reads = method == "GET" or path.endswith("/filter")
+        answer = await (unreadable.answer(ask) if reads else ask())
         return answer.json() if answer.content else None
 
 

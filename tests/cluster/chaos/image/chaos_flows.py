@@ -18,6 +18,7 @@ from prefect.runtime import flow_run
 
 from tidepool import storage
 from tidepool.compute import dask_runner
+from tidepool.compute.batches import map_batched
 
 # The item that harms its worker, and the number of items that the driver waits for before it harms itself: by then all
 # workers compute.
@@ -101,3 +102,16 @@ def mapped(count: int, seconds: float, fault: str) -> int:
 def items(count: int = 30, seconds: float = 1.0, fault: str = "") -> int:
     """Map items on a Dask cluster of this run's own."""
     return mapped(count, seconds, fault)
+
+
+@task
+def leave(number: int, run: str) -> int:
+    """Leave an object."""
+    storage.write(f"chaos/{run}/items/{number}/{uuid4().hex}", b"1")
+    return number
+
+
+@flow(name="chaos-flows-batches", task_runner=dask_runner("small", start_early=True))
+def batches(count: int = 10_000) -> int:
+    """Map items in batches on a Dask cluster of this run's own."""
+    return len(map_batched(leave, range(count), run=str(flow_run.id)))

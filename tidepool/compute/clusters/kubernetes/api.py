@@ -29,13 +29,19 @@ _ABSENT = (HTTPStatus.NOT_FOUND,)
 
 
 class KubernetesApi:
-    """Requests in one namespace; an empty one becomes the pod's own or the kubeconfig's. Of one event loop only."""
+    """Requests in one namespace; an empty one becomes the pod's own or the kubeconfig's. Of one event loop only.
+
+    Attributes:
+        unsure: Whether the last request was made again because its first answer was lost: it may have created what the
+            second one found.
+    """
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         self._connection: kr8s.asyncio.Api | None = None
         self._give_up = 0.0
         self._created: set[str] = set()
+        self.unsure = False
 
     async def connect(self, seconds: float) -> None:
         """Find the credentials and try them, with `retry_for` so many seconds.
@@ -145,6 +151,7 @@ class KubernetesApi:
         Raises:
             ClusterError: refused, with the API's own sentence; or no answer, or the API's own failure.
         """
+        self.unsure = False
         while True:
             try:
                 return await request()
@@ -159,4 +166,5 @@ class KubernetesApi:
                 if monotonic() > self._give_up:
                     reason = str(error) or type(error).__name__
                     raise ClusterError(f"no answer from the Kubernetes API to {what}: {reason}") from error
+            self.unsure = True
             await asyncio.sleep(_RETRY_SECONDS)

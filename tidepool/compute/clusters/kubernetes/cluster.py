@@ -26,6 +26,7 @@ from tidepool.compute.clusters.kubernetes.api import KubernetesApi
 from tidepool.compute.clusters.preload.scheduler import USAGE
 from tidepool.compute.run_log import run_log
 from tidepool.errors import ClusterError, UsageError
+from tidepool.report import run_record
 from tidepool.settings import settings
 from tidepool.upstream.distributed_cluster import RemoteCluster
 
@@ -96,8 +97,9 @@ class KubernetesCluster(RemoteCluster):
         self._logs: list[usage.PodLog] = []
         self._began = self._logged = self._diagnosed = monotonic()
         self._give_up = self._began + self._settings.start_timeout_seconds
-        # The name of a shared one is final once the image is known; closing before that needs none.
-        super().__init__(manifest.name_for(self.run, secrets.token_hex(2)))
+        self._suffix = secrets.token_hex(2)
+        # Final once the driver's pod is known; closing before that needs none.
+        super().__init__(manifest.name_for(self.run, self._suffix))
         if self._settings.tls:
             self.security = certificate.own()
         _clusters.add(self)
@@ -155,6 +157,8 @@ class KubernetesCluster(RemoteCluster):
             self.name = manifest.shared_name(self.shared, self._driver.image, self._key)
             if self._key:
                 self.security = certificate.shared(self._key, self.name)
+        else:
+            self.name = manifest.name_for(self.run, self._suffix, self._driver.uid)
         while True:
             try:
                 await self._create()
@@ -213,9 +217,14 @@ class KubernetesCluster(RemoteCluster):
                 break
             await self._wait([], "the deletion of its predecessor")
         if self.security:
-            # One that exists is this cluster's too, created by another run that shares it, or by a first request whose
-            # answer was lost. With another key in it, the scheduler would not be believed.
-            await self._kubernetes.create(manifest.secret(cluster, self.security))
+            secret = manifest.secret(cluster, self.security)
+            # A shared cluster's may be of another run that shares it. With another key in it, the scheduler is not
+            # believed.
+            if not (await self._kubernetes.create(secret) or self.shared or self._kubernetes.unsure):
+                raise ClusterError(
+                    f"Dask cluster {self.name} cannot start: a Secret {secret['metadata']['name']} exists already, and "
+                    "this run did not create it"
+                )
         await self._kubernetes.create(manifest.worker_group(cluster))
         if self._settings.adaptive_minimum:
             await self._kubernetes.create(manifest.autoscaler(cluster, self.size, self._settings))
@@ -366,6 +375,10 @@ class KubernetesCluster(RemoteCluster):
         # First: logs may take what time there is.
         counted = await getattr(self.scheduler_comm, USAGE)()
         self.used = usage.measure(counted, self.size)
+        record = run_record.current()
+        record.use(core_seconds=self.used.core_seconds, gib_seconds=self.used.gib_seconds)
+        limit = int(self.size.memory_gib * usage.GIB)
+        record.see_workers(len(self.used.workers), int(self.used.memory_peak_gib * usage.GIB), limit)
         self._logger.info("Dask cluster %s used %s", self.name, usage.summary(self.used))
         pods = (await self._kubernetes.pods(self.name))[:_LOG_PODS]
         logs = await asyncio.gather(*(self._kubernetes.log(pod["metadata"]["name"], _LOG_LINES) for pod in pods))

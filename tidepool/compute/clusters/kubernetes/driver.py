@@ -49,6 +49,7 @@ class Driver:
     placement: dict[str, Any] = field(default_factory=dict)  # nodeSelector, tolerations, affinity, imagePullSecrets, …
     owner: tuple[str, str] | None = None  # name and uid of the run's Job, with which Kubernetes deletes the cluster
     deployment: str = ""  # of Prefect, from the label of its pods
+    uid: str = ""  # of the driver's pod; empty outside of one
 
 
 def driver_of(pod: Mapping[str, Any], settings: KubernetesSettings) -> Driver:
@@ -68,6 +69,7 @@ def driver_of(pod: Mapping[str, Any], settings: KubernetesSettings) -> Driver:
         placement=placement,
         owner=(settings.job_name, settings.job_uid) if settings.job_uid else owners.get("Job"),
         deployment=pod["metadata"].get("labels", {}).get("prefect.io/deployment-name", ""),
+        uid=pod["metadata"].get("uid", ""),
     )
 
 

@@ -60,9 +60,10 @@ _TLS_VARIABLES = {
 }
 
 
-def name_for(run: Run, suffix: str) -> str:
-    """Return a cluster's name: flow, run, attempt, and a random suffix: one run may have several clusters."""
+def name_for(run: Run, suffix: str, pod_uid: str = "") -> str:
+    """Return a cluster's name: flow, run, attempt, a random suffix (one run may have several clusters), and its pod."""
     tail = f"-{run.id[:8]}-{run.attempt}-{suffix}" if run.id else f"-{suffix}"
+    tail += f"-{pod_uid[: names.UID_LENGTH]}" if pod_uid else ""
     return names.slug(run.flow)[: NAME_LENGTH - len(tail)].strip("-") + tail
 
 
@@ -72,7 +73,7 @@ def shared_name(name: str, image: str, key: str) -> str:
     It depends on the image and the key (empty without TLS): after a change of one, no run meets what it cannot use.
     """
     tail = "-" + hmac.digest(key.encode(), digest(image).encode(), "sha256").hex()[:8]
-    return f"shared-{names.slug(name)}"[: NAME_LENGTH - len(tail)].strip("-") + tail
+    return f"{names.SHARED_PREFIX}{names.slug(name)}"[: NAME_LENGTH - len(tail)].strip("-") + tail
 
 
 def check_caps(sizes: Iterable[SizeSettings], settings: KubernetesSettings) -> None:
@@ -175,7 +176,7 @@ def worker_group(cluster: Mapping[str, Any]) -> dict[str, Any]:
         "metadata": {
             "name": f"{metadata['name']}-default",
             "labels": labels,
-            "annotations": metadata["annotations"],
+            "annotations": _annotations(cluster),
             "ownerReferences": [_owned_by(cluster)],
         },
         "spec": {"cluster": metadata["name"], "worker": cluster["spec"]["worker"]},
@@ -209,11 +210,17 @@ def autoscaler(cluster: Mapping[str, Any], size: SizeSettings, settings: Kuberne
         "metadata": {
             "name": name,
             "labels": cluster["metadata"]["labels"],
-            "annotations": cluster["metadata"]["annotations"],
+            "annotations": _annotations(cluster),
             "ownerReferences": [_owned_by(cluster)],
         },
         "spec": {"cluster": name, "minimum": settings.adaptive_minimum, "maximum": size.workers},
     }
+
+
+def _annotations(cluster: Mapping[str, Any]) -> dict[str, str]:
+    """Return ours: a shared cluster that another run has made has the operator's by now, which no run may write."""
+    found = cluster["metadata"]["annotations"]
+    return {name: value for name, value in found.items() if name.startswith(names.OWN_ANNOTATIONS)}
 
 
 def _owned_by(cluster: Mapping[str, Any]) -> dict[str, Any]:

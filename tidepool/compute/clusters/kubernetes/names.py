@@ -20,6 +20,8 @@ LABEL_CLUSTER = "dask.org/cluster-name"
 # Prefect and for tidepool.
 LABEL_RUN = "tidepool.dev/flow-run-id"
 LABEL_SHARED = "tidepool.dev/shared-cluster"
+# Of all annotations of ours. Admission lets a run write no others.
+OWN_ANNOTATIONS = "tidepool.dev/"
 ANNOTATION_DEPLOYMENT = "tidepool.dev/deployment"
 # Seconds that a cluster may exist, whatever it does.
 ANNOTATION_DEADLINE = "tidepool.dev/deadline-seconds"
@@ -28,6 +30,11 @@ ANNOTATION_DRIVER = "tidepool.dev/driver"
 ANNOTATION_IMAGE = "tidepool.dev/image"
 ANNOTATION_VERSIONS = "tidepool.dev/versions"
 ANNOTATION_WORKERS = "tidepool.dev/workers"
+
+# The name of a run's cluster ends with so many characters of the uid of its driver's pod: admission refuses others, so
+# no other run can take it, or a name made from it, beforehand. That of a shared cluster begins with the prefix.
+UID_LENGTH = 8
+SHARED_PREFIX = "shared-"
 
 # Reason of the Warning event about an object that asks for more than a flow run may have.
 REFUSED = "Refused"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # A pod as the API returns it, and the last lines of its log.
 PodLog = tuple[dict[str, Any], str]
 
-_GIB = 1024**3
+GIB = 1024**3
 _MIB = 1024**2
 # The cluster is deleted by then: only the end of the run waits. A busy server took more than 5 s.
 _PUBLISH_SECONDS = 15.0
@@ -51,7 +51,7 @@ def measure(counted: Mapping[str, Any], size: SizeSettings) -> Usage:
         busy_seconds=busy,
         # A task that runs other tasks (a worker client) counts twice: never below 0.
         idle_share=max(0.0, 1 - busy / thread_seconds) if thread_seconds else 1.0,
-        memory_peak_gib=max((each["memory_peak"] for each in workers), default=0) / _GIB,
+        memory_peak_gib=max((each["memory_peak"] for each in workers), default=0) / GIB,
         workers=workers,
     )
 

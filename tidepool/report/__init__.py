@@ -1,4 +1,4 @@
-"""The view of a run in the Prefect UI: tables, pages with charts, the outputs, progress.
+"""The view of a run in the Prefect UI: tables, pages with charts, the outputs, progress, names, warnings.
 
 Keys are global in Prefect, so every key starts with the flow's name (`weekly-forecast-report`); the page of a key is
 its history.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tidepool import storage
+from tidepool.report import run_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from prefect.tasks import TaskRunNameCallbackWithParameters
 
 # Prefect has no limit, and its Artifacts page loads every body: 100 KiB keep that page fast.
 LIMIT_BYTES = 100 * 1024
@@ -24,6 +26,11 @@ LIMIT_BYTES = 100 * 1024
 TABLE_ROWS = 200
 # Legible on the UI's light and dark background.
 _GREY = "#808080"
+# Enough to compare two files by eye: `sha256:` and twelve digits.
+_HASH = 19
+_KIB = 1024
+# Longer names of runs are cut off in the UI's lists, and those of task runs in its graph.
+_VALUE, _TASK_NAME = 40, 60
 
 
 def table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
@@ -61,9 +68,78 @@ def outputs(flow: str, targets: Iterable[str]) -> list[str]:
         The URLs of the targets.
     """
     urls = [storage.url(target) for target in targets]
-    rows = [{"url": url, "bytes": storage.size(url), "content": storage.content_hash(url)} for url in urls]
+    # The UI cuts off what is beyond the third column: the name and the figure first, the long address last.
+    rows = [
+        {
+            "file": url.rpartition("/")[2],
+            "size": size(storage.size(url) or 0),
+            "content": storage.content_hash(url)[:_HASH],
+            "url": url,
+        }
+        for url in urls
+    ]
     table(f"{flow}-outputs", rows, f"{len(rows)} file{'s' if len(rows) != 1 else ''} written")
     return urls
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as text with its unit: `12 B`, `3.4 MiB`."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < _KIB:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= _KIB
+    return f"{value:.1f} GiB"
+
+
+def warn(text: str) -> None:
+    """Warn about the run: in its log, its report, the message of its state.
+
+    Call it in the flow or in a task that runs in the flow's process, not in a mapped one.
+    """
+    from tidepool.compute.run_log import run_log
+
+    run_record.current().warn(text)
+    run_log().warning(text)
+
+
+def run_name(template: str) -> Callable[[], str]:
+    """Return the `flow_run_name` of a flow whose runs are told apart by their time: `2026-11-27 17:40 · 3 of x`.
+
+    Args:
+        template: As Prefect's, with the flow's parameters in braces; a long value is shortened to its end.
+    """
+
+    def name() -> str:
+        from prefect.runtime import flow_run
+
+        due = flow_run.scheduled_start_time
+        return f"{due:%Y-%m-%d %H:%M} · {template.format(**_short(flow_run.parameters))}"
+
+    return name
+
+
+def task_name(template: str) -> TaskRunNameCallbackWithParameters:
+    """Return the `task_run_name` of a task, at most 60 characters long.
+
+    Args:
+        template: As Prefect's, with the task's parameters in braces; a long value is shortened to its end.
+    """
+
+    def name(parameters: dict[str, Any]) -> str:
+        text = template.format(**_short(parameters))
+        return text if len(text) <= _TASK_NAME else f"{text[: _TASK_NAME - 1]}…"
+
+    # Prefect looks at the names of its parameters; its protocol has a method that only a class would have.
+    return cast("TaskRunNameCallbackWithParameters", name)
+
+
+def _short(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with long texts shortened to their end, where a path has its file name."""
+    return {
+        name: f"…{value[1 - _VALUE :]}" if isinstance(value, str) and len(value) > _VALUE else value
+        for name, value in values.items()
+    }
 
 
 def axes(width: float = 8, height: float = 3) -> tuple[Figure, Axes]:

@@ -1,0 +1,278 @@
+"""What on-call is told of failed runs, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidepool.operate.exporter.incidents import AGAIN_SECONDS, HOLD_SECONDS, MOST, Failure, Incidents, Told
+from tidepool.operate.exporter.notifications import Notifications, message
+from tidepool.operate.exporter.reader import Fact
+from tidepool.operate.exporter.records import Deployment, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tests.conftest import Receiver
+
+UI = "http://127.0.0.1:4200/v2/runs/flow-run/"
+
+
+def deployment(name: str = "nightly", tier: str = "1") -> Deployment:
+    text = "| [docs/runbooks/nightly.md](https://host/main/docs/runbooks/nightly.md) |"
+    return Deployment(("sell", name, tier, "media", "pool"), (), scheduled=True, changed=0.0, description=text)
+
+
+def run(number: int, ended: float, state: str = "Failed", name: str = "nightly", text: str = "no rows") -> Run:
+    id_ = f"{number:08x}-0000-0000-0000-000000000000"
+    return Run(id_, name, "pool", state, ended, ended, ended - 9, ended, 9.0, text)
+
+
+def failure(number: int, ended: float, **more: str) -> Failure:
+    tier = more.pop("tier", "1")
+    found = run(number, ended, **more)
+    return Failure(found, deployment(found.deployment, tier), found.message, success=None)
+
+
+class Shift:
+    """Incidents over some minutes; every failure lasts, unless it is `retried`."""
+
+    def __init__(self) -> None:
+        self.incidents = Incidents()
+        self.retried: set[str] = set()
+
+    def at(self, now: float, *failures: Failure, completed: Iterable[Run] = ()) -> list[Told]:
+        for each in failures:
+            self.incidents.add(each)
+        over = self.incidents.completed(completed)
+        due = self.incidents.due(now)
+        self.incidents.settle(due, due - self.retried)
+        return [*([over] if over else []), *self.incidents.told(now)]
+
+
+def test_a_failure_is_told_when_it_has_lasted_and_once() -> None:
+    shift = Shift()
+    assert shift.at(0, failure(1, 0)) == []
+    assert shift.at(HOLD_SECONDS - 1) == []
+    [told] = shift.at(HOLD_SECONDS)
+    assert [each.run.id for each in told.failures] == [failure(1, 0).run.id]
+    assert (told.runs, told.causes) == (1, 1)
+    for minute in range(2, 60):
+        assert shift.at(60 * minute, failure(minute, 60 * minute - HOLD_SECONDS)) == [], "the same again"
+
+
+def test_a_retry_that_begins_within_a_minute_is_not_told() -> None:
+    shift = Shift()
+    shift.retried = {failure(1, 0).run.id}
+    assert shift.at(0, failure(1, 0)) == []
+    assert shift.at(HOLD_SECONDS) == []
+    assert shift.incidents.held == {}
+
+
+def test_equal_failures_are_one_message() -> None:
+    shift = Shift()
+    texts = [f"bucket 'b{number}' does not answer after {number} s" for number in range(20)]
+    [told] = shift.at(
+        HOLD_SECONDS, *(failure(number, 0, name=f"d{number}", text=text) for number, text in enumerate(texts))
+    )
+    assert (len(told.failures), told.runs, told.causes) == (20, 20, 1)
+
+
+def test_deployments_that_join_later_are_one_more_message() -> None:
+    shift = Shift()
+    said = []
+    for number in range(20):
+        now = 15.0 * number
+        said += shift.at(now, failure(number, now - HOLD_SECONDS, name=f"d{number}"))
+    assert [len(each.failures) for each in said] == [1]
+    [rest] = shift.at(AGAIN_SECONDS)
+    assert len(rest.failures) == 19
+
+
+def test_many_causes_are_one_message_too() -> None:
+    shift = Shift()
+    words = ["alpha", "beta", "gamma", "delta", "zeta", "eta", "theta", "iota"]
+    told = shift.at(HOLD_SECONDS, *(failure(n, 0, name=f"d{n}", text=word) for n, word in enumerate(words)))
+    assert [each.causes for each in told] == [1] * MOST + [len(words) - MOST]
+    assert shift.at(HOLD_SECONDS + 15, failure(99, 0, name="d99", text="kappa")) == [], "not before ten minutes"
+    [later] = shift.at(HOLD_SECONDS + AGAIN_SECONDS)
+    assert later.failures[0].sentence == "kappa"
+
+
+def test_a_deployment_with_a_new_cause_each_time_has_few() -> None:
+    shift = Shift()
+    said = []
+    for number in range(200):
+        now = 60.0 * number + HOLD_SECONDS
+        said += shift.at(now, failure(number, now - HOLD_SECONDS, text="x" * (number + 1)))
+    assert len(said) <= MOST + 1
+
+
+def test_what_is_over_is_told_if_the_failure_was() -> None:
+    shift = Shift()
+    shift.at(HOLD_SECONDS, failure(1, 0), failure(2, 10))
+    shift.at(HOLD_SECONDS + 10, failure(3, 50, name="other"))
+    assert shift.at(80, completed=[run(0, 5, "Completed")]) == [], "it ended before the last failure"
+    [over] = shift.at(90, completed=[run(4, 85, "Completed"), run(5, 85, "Completed", name="other")])
+    assert [(each.labels[1], runs) for each, runs in over.over] == [("nightly", 2)], "the other is still held"
+    assert shift.at(200, completed=[run(6, 195, "Completed")]) == [], "once"
+
+
+def test_tier_3_is_silent() -> None:
+    shift = Shift()
+    assert shift.at(HOLD_SECONDS, failure(1, 0, tier="3")) == []
+
+
+async def failed(ids: Iterable[str]) -> dict[str, str]:
+    """All of them still are Failed."""
+    return dict.fromkeys(ids, "Failed")
+
+
+def text_of(*failures: Failure, **more: int) -> tuple[str, str]:
+    found = message(Told(failures, causes=more.get("causes", 1), runs=len(failures)), lambda id_: UI + id_, 7200)
+    return found.title, found.body
+
+
+def test_a_message_leads_with_the_reason_and_has_the_command() -> None:
+    one = Failure(run(0x750895CA, 60), deployment(), "no rows", success=0.0)
+    title, body = text_of(one)
+    assert title == "Failed: sell/nightly: no rows"
+    assert body.splitlines() == [
+        "`no rows`",
+        "",
+        "ran 9.0 s, last success 2 h 0 min ago, tier 1, team media",
+        "",
+        f"- Run: {UI}{one.run.id}",
+        "- Report: http://127.0.0.1:4200/v2/artifacts/key/nightly-run",
+        "- Runbook: https://host/main/docs/runbooks/nightly.md",
+        "- Runbook of failed runs: docs/runbooks/run-failed.md",
+        "",
+        "`tidepool status 750895ca`",
+    ]
+
+
+def test_a_message_about_many_names_ten() -> None:
+    title, body = text_of(*(failure(n, 0, name=f"d{n}") for n in range(12)))
+    assert title == "Failed: sell/d0 and 11 more: no rows"
+    assert "- sell/d9\n- and 2 more" in body
+    title, body = text_of(*(failure(n, 0, name=f"d{n}", text="x" * n) for n in range(3)), causes=3)
+    assert title == "3 deployments fail, for 3 reasons"
+
+
+@given(st.text())
+def test_any_reason_makes_a_title_of_one_line_for_a_phone(text: str) -> None:
+    found: list[str] = []
+
+    async def scenario() -> None:
+        seen = Notifications(failed, lambda _: None)
+        await seen.observe([run(1, 0, text=text)], {"nightly": deployment()}, {"nightly": Fact()}, HOLD_SECONDS)
+        found.extend(each.message.title for each in seen._outbox)
+
+    asyncio.run(scenario())
+    [title] = found
+    assert len(title) <= 120
+    assert len(title.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cannot read https://user:s3cret/x@host/x", "cannot read https://***@host/x"),
+        ("x" * 280 + " https://user:s3cret@host/x", "x" * 280 + " https://***@host/x"),
+        ("403 https://host/x?sig=s3cret&b=1", "403 https://host/x?sig=***&b=1"),
+        ("login failed: password = 's3cret'", "login failed: password = ***"),
+        ("ValueError: bad frame; item: token='s3cret'", "ValueError: bad frame"),
+        ("ValueError: bad (load: url='x', key='s3cret'); 1 of 3 items failed", "ValueError: bad; 1 of 3 items failed"),
+        ("worker lost (SIGKILL); item: number=1", "worker lost (SIGKILL)"),
+    ],
+)
+def test_no_secrets_and_no_parameters_in_a_message(text: str, said: str) -> None:
+    async def scenario() -> str:
+        seen = Notifications(failed, lambda _: None)
+        await seen.observe([run(1, 0, text=text)], {"nightly": deployment()}, {}, HOLD_SECONDS)
+        return seen._outbox[0].message.body
+
+    body = asyncio.run(scenario())
+    assert body.splitlines()[0].replace("\u200b", "") == f"`{said}`"
+    assert "s3cret" not in body
+    assert "run-1" not in body, "a name may be made of parameters"
+
+
+def test_a_later_success_within_the_minute_ends_a_failure() -> None:
+    shift = Shift()
+    assert shift.at(0, failure(1, 0)) == []
+    assert shift.at(40, completed=[run(2, 30, "Completed")]) == []
+    assert shift.at(HOLD_SECONDS) == []
+    assert shift.at(100, failure(3, 40)) != [], "one that came after it is told"
+
+
+def test_a_deployment_that_is_not_known_yet_is_looked_for_once() -> None:
+    async def scenario() -> list[bool]:
+        seen = Notifications(failed, lambda _: None)
+        known = {"nightly": deployment()}
+        asked = [await seen.observe([run(1, 0), run(2, 0, name="")], {}, {}, HOLD_SECONDS)]
+        asked.append(await seen.observe([], known, {}, HOLD_SECONDS + 15))
+        asked.append(len(seen._outbox) == 1)
+        asked.append(await seen.observe([run(3, 0, name="gone")], known, {}, HOLD_SECONDS + 30))
+        asked.append(await seen.observe([], known, {}, HOLD_SECONDS + 45))
+        return asked
+
+    assert asyncio.run(scenario()) == [True, False, True, True, False]
+
+
+def test_what_was_noted_stays_when_the_server_does_not_answer() -> None:
+    async def scenario() -> int:
+        away = [True]
+
+        async def states(ids: Iterable[str]) -> dict[str, str]:
+            if away.pop():
+                raise OSError("away")
+            return dict.fromkeys(ids, "Failed")
+
+        seen = Notifications(states, lambda _: None)
+        known = {"nightly": deployment()}
+        with pytest.raises(OSError, match="away"):
+            await seen.observe([run(1, 0)], known, {}, HOLD_SECONDS)
+        away.append(False)
+        await seen.observe([], known, {}, HOLD_SECONDS + 15)
+        return len(seen._outbox)
+
+    assert asyncio.run(scenario()) == 1
+
+
+def test_a_flows_own_markdown_and_mentions_are_none_of_the_messages() -> None:
+    async def scenario() -> str:
+        seen = Notifications(failed, lambda _: None)
+        text = "<!channel> @here `x` [click](https://evil)"
+        await seen.observe([run(1, 0, text=text)], {"nightly": deployment()}, {}, HOLD_SECONDS)
+        return seen._outbox[0].message.body
+
+    assert asyncio.run(scenario()).splitlines()[0] == "`<!\u200bchannel> @\u200bhere 'x' [click](https://evil)`"
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # by a plug-in of Apprise
+def test_a_target_that_is_away_gets_the_message_later(receiver: Receiver, targets: Callable[..., None]) -> None:
+    targets(receiver.target)
+
+    async def scenario() -> None:
+        now = time.time()
+        seen = Notifications(failed, lambda _: None)
+        await seen.observe([run(1, now - HOLD_SECONDS)], {"nightly": deployment()}, {}, now)
+        receiver.answer = 500
+        await seen.send()
+        await seen.send()  # not due yet
+        seen._outbox[0].due = 0.0
+        later = [run(2, now, "Completed")]
+        await seen.observe(later, {"nightly": deployment()}, {}, now + 15)
+        receiver.answer = 200
+        await seen.send()
+        await seen.send()
+
+    asyncio.run(scenario())
+    titles = [each["title"].partition(":")[0] for each in receiver.got]
+    assert titles == ["Failed", "Failed", "Completed again"], "in their order"

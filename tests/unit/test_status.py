@@ -1,0 +1,240 @@
+"""What `tidepool status` concludes and prints, from answers of server and Kubernetes. Without either."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tidepool.operate.status import picture, view
+from tidepool.operate.status.picture import Finding, Kubernetes, Overview, RunStatus, run_status
+from tidepool.operate.sweep.leftovers import Leftover
+
+NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+ID = "750895ca-0000-4000-8000-000000000000"
+NAMES = {"d1": "nightly-scoring", "d2": "csv-etl"}
+
+
+def at(**ago: float) -> str:
+    return (NOW - timedelta(**ago)).isoformat()
+
+
+def run(kind: str, name: str = "", message: str = "", deployment: str = "d1", **more: Any) -> dict[str, Any]:
+    state = {"type": kind, "name": name or kind.capitalize(), "message": message, "timestamp": at(minutes=1)}
+    return {
+        "id": ID,
+        "name": "2026-11-27 11:00 · 60 items",
+        "deployment_id": deployment,
+        "state": {**state, **more.pop("state", {})},
+        "created": at(minutes=6),
+        "start_time": at(minutes=5),
+        "end_time": None,
+        "expected_start_time": at(minutes=6),
+        "next_scheduled_start_time": None,
+        "infrastructure_pid": "flows:nightly-x7k",
+        **more,
+    }
+
+
+def job(*conditions: str) -> dict[str, Any]:
+    found = [{"type": each, "status": "True"} for each in conditions]
+    return {"metadata": {"name": "nightly-x7k"}, "status": {"conditions": found}}
+
+
+def pod(phase: str, **container: Any) -> dict[str, Any]:
+    statuses = [container] if container else []
+    return {"metadata": {"name": "driver"}, "status": {"phase": phase, "containerStatuses": statuses}}
+
+
+def status_of(found: dict[str, Any], kubernetes: Kubernetes | None = None, **more: Any) -> RunStatus:
+    history = [
+        {"timestamp": at(minutes=6), "name": "Scheduled", "message": ""},
+        {"timestamp": at(minutes=5), "name": "Running", "message": ""},
+        {"timestamp": at(minutes=1), "name": found["state"]["name"], "message": found["state"]["message"]},
+    ]
+    values: dict[str, Any] = {
+        "deployment": {"name": "nightly-scoring", "description": "[docs/runbooks/x.md](https://h/docs/runbooks/x.md)"},
+        "history": history,
+        "items": {"COMPLETED": 58, "FAILED": 2},
+        "failed": [{"name": "score-7", "state": {"message": "Task run encountered an exception ValueError: bad"}}],
+        "warnings": [{"message": "one partition was empty"}],
+        "unknown": {},
+        **more,
+    }
+    return run_status(found, kubernetes=kubernetes, now=NOW, **values)
+
+
+# --- now --------------------------------------------------------------------------------------------------------------
+
+
+def test_late_runs_of_a_deployment_are_one_finding() -> None:
+    late = [run("SCHEDULED", "Late", expected_start_time=at(minutes=ago)) for ago in (5, 10)]
+    not_yet = run("SCHEDULED", deployment="d2", expected_start_time=at(seconds=20))
+    waits = run("SCHEDULED", "AwaitingConcurrencySlot", deployment="d2")
+    (found,) = picture.waiting([*late, not_yet, waits], NAMES, NOW)
+    assert found == Finding("late", "nightly-scoring", "2 runs are late, the first by 10 min 0 s", "runs-late.md")
+
+
+def test_a_stuck_run_has_its_reason_and_its_runbook() -> None:
+    pending = run("PENDING", "InfrastructureWaiting", "quota: pods 11 of 11", state={"timestamp": at(minutes=30)})
+    cancelling = run("CANCELLING", state={"timestamp": at(minutes=4)}, deployment="d2")
+    found = picture.waiting([pending, cancelling, run("PENDING"), run("RUNNING")], NAMES, NOW)
+    assert [(each.kind, each.subject, each.runbook) for each in found] == [
+        ("stuck", "nightly-scoring (750895ca)", "run-stuck-pending.md"),
+        ("stuck", "csv-etl (750895ca)", "run-stuck-cancelling.md"),
+    ]
+    assert found[0].text == "InfrastructureWaiting for 30 min 0 s: quota: pods 11 of 11"
+
+
+def test_two_failures_in_a_row_are_a_finding_and_one_is_not() -> None:
+    ended = [
+        run("FAILED", message="Flow run encountered an exception: ValueError: bad"),
+        run("FAILED", deployment="d2"),
+        run("CRASHED"),
+        run("COMPLETED", deployment="d2"),
+        run("COMPLETED"),
+    ]
+    (found,) = picture.failing(ended, NAMES)
+    assert (found.subject, found.text) == ("nightly-scoring", "the last 2 runs failed: ValueError: bad")
+
+
+def test_a_pause_names_who_made_it_and_is_wrong_when_it_is_over() -> None:
+    deployments = [{"name": "csv-etl"}, {"name": "image-etl"}, {"name": "by-hand"}]
+    pauses = [
+        {"deployment": "csv-etl/csv-etl", "by": "kim", "reason": "bad data", "until": at(hours=-2)},
+        {"deployment": "image-etl/image-etl", "by": "lee", "reason": "store away", "until": at(hours=2)},
+    ]
+    meant, over, unknown = picture.paused(deployments, pauses, NOW)
+    assert (meant.wrong, over.wrong, unknown.wrong) == (False, True, False)
+    assert meant.text == "by kim until 2026-11-27 14:00 UTC: bad data"
+    assert over.text.endswith("that is over: `tidepool resume image-etl`")
+    assert unknown.text == "no reason recorded"
+
+
+def test_a_pool_without_a_sign_of_a_worker_is_a_finding() -> None:
+    types = {
+        "fresh": "kubernetes",
+        "silent": "kubernetes",
+        "never": "process",
+        "cloud": "ecs:push",
+        "stopped": "ecs:push",
+    }
+    found = [{"name": name, "type": kind, "is_paused": name == "stopped"} for name, kind in types.items()]
+    workers = {
+        "fresh": [{"last_heartbeat_time": at(seconds=30)}, {"last_heartbeat_time": at(hours=3)}],
+        "silent": [{"last_heartbeat_time": at(minutes=10)}],
+    }
+    assert [(each.kind, each.subject, each.text) for each in picture.pools(found, workers, NOW)] == [
+        ("worker silent", "work pool silent", "no Prefect worker: its last sign was 10 min 0 s ago"),
+        ("worker silent", "work pool never", "no Prefect worker: none has polled it"),
+        ("paused", "work pool stopped", "no run of it starts"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("summary", "ago", "kinds"),
+    [
+        ("production: as in Git", 30, []),
+        ("production: 2 differ from Git", 30, ["drift"]),
+        ("production: as in Git, 1 to resume, as their pause expired", 30, ["drift"]),
+        ("production: as in Git", 300, ["drift"]),
+    ],
+)
+def test_drift_is_what_the_last_report_says(summary: str, ago: float, kinds: list[str]) -> None:
+    reports = [{"description": summary, "updated": at(minutes=ago)}]
+    assert [each.kind for each in picture.drift(reports, NOW)] == kinds
+    assert picture.drift([], NOW) == []
+
+
+def test_what_is_left_behind_is_a_finding() -> None:
+    left = Leftover("DaskCluster", "flows", "x-1", "uid", "its driver pod x is gone")
+    (found,) = picture.orphans([left])
+    assert (found.subject, found.text) == ("DaskCluster flows/x-1", "its driver pod x is gone")
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+_CLUSTER = {"metadata": {"name": "x-1"}}
+
+
+@pytest.mark.parametrize(
+    ("found", "kubernetes", "words"),
+    [
+        (run("RUNNING"), Kubernetes(), ["the server says Running, and its Job is gone"]),
+        (
+            run("RUNNING"),
+            Kubernetes([job("Failed")], [pod("Failed")]),
+            ["the server says Running, and its Job is Failed"],
+        ),
+        (run("RUNNING"), Kubernetes([job()], [pod("Running")]), []),
+        (run("RUNNING"), Kubernetes([job("Failed")], [pod("Running")]), []),
+        (run("COMPLETED"), Kubernetes([job()]), ["the server says Completed, and Job nightly-x7k has not ended"]),
+        (
+            run("FAILED"),
+            Kubernetes([job("Failed")], clusters=[_CLUSTER]),
+            ["the server says Failed, and Dask cluster x-1 is still there"],
+        ),
+        (run("COMPLETED"), Kubernetes([job("Complete")]), []),
+        (run("RUNNING", infrastructure_pid=None), Kubernetes(), []),
+        (run("RUNNING"), None, []),
+    ],
+)  # fmt: skip
+def test_a_contradiction_between_server_and_kubernetes_is_named(
+    found: dict[str, Any], kubernetes: Kubernetes | None, words: list[str]
+) -> None:
+    assert picture.mismatches(found, kubernetes) == words
+    assert status_of(found, kubernetes).wrong == (bool(words) or found["state"]["type"] == "FAILED")
+
+
+def test_the_text_of_a_failed_run_says_why_and_what_to_do_first() -> None:
+    message = "Flow run encountered an exception: ValueError: bad"
+    killed = {"restartCount": 2, "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+    status = status_of(run("FAILED", message=message), Kubernetes([job("Failed")], [pod("Failed", **killed)]))
+    lines = view.as_text(status, 160).splitlines()
+    assert lines[0].split("  ")[:2] == ["FAILED", "nightly-scoring / 2026-11-27 11:00 · 60 items"]
+    assert lines[1] == "why        ValueError: bad"
+    assert lines[2].startswith("do         Find the message in the runbook")
+    assert lines[2].endswith(f"prefect flow-run retry {ID}")
+    text = "\n".join(lines)
+    for part in (
+        "Runbook: https://h/docs/runbooks/x.md",
+        "timeline        +0.0 s  Scheduled",
+        "+300.0 s  Failed: ValueError: bad",
+        "items      60 task runs: 58 completed, 2 failed",
+        "failed     score-7: ValueError: bad",
+        "kubernetes Job nightly-x7k: Failed",
+        "driver pod driver: Failed, OOMKilled (137), 2 restarts",
+        "warnings   one partition was empty",
+    ):
+        assert part in text, text
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_text_fits_the_terminal(width: int) -> None:
+    status = status_of(run("RUNNING"), Kubernetes(), warnings=[{"message": "a warning of many words " * 20}])
+    lines = view.as_text(status, width).splitlines()
+    assert all(len(line) <= width for line in lines[1:] if "docs/" not in line and ID not in line), lines
+
+
+def test_a_source_that_does_not_answer_is_named() -> None:
+    text = view.as_text(status_of(run("COMPLETED"), None, unknown={"kubernetes": "no credentials"}), 120)
+    assert "unknown    kubernetes: no credentials" in text
+
+
+def test_the_overview_counts_what_is_wrong_and_lists_what_is_meant_last() -> None:
+    meant, wrong = Finding("paused", "a", "by kim", wrong=False), Finding("late", "b", "a run is late", "runs-late.md")
+    lines = view.as_text(Overview([meant, wrong]), 120).splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "late", "paused"]
+    assert lines[1].endswith("docs/runbooks/runs-late.md")
+    assert not Overview([meant]).wrong
+    assert Overview([wrong]).wrong
+    assert Overview([], {"prefect": "no answer"}).wrong
+    assert "the Prefect server does not answer" in view.as_text(Overview([], {"prefect": "no answer"}), 120)
+
+
+def test_json_says_what_the_exit_code_says() -> None:
+    found = json.loads(view.as_json(status_of(run("FAILED", message="x"))))
+    assert (found["wrong"], found["state"], found["items"]) == (True, "Failed", {"COMPLETED": 58, "FAILED": 2})
+    assert json.loads(view.as_json(Overview())) == {"findings": [], "unknown": {}, "wrong": False}

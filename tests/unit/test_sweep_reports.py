@@ -1,0 +1,59 @@
+"""The report that the operator writes for a driver that is gone, from answers of the server. Without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tidepool.operate.sweep import reports
+
+RUN = {
+    "id": "750895ca-0000-4000-8000-000000000000",
+    "name": "scoring",
+    "state": {
+        "type": "CRASHED",
+        "name": "Crashed",
+        "message": "its Job was deleted",
+        "timestamp": "2026-11-27T12:00:00+00:00",
+    },
+    "start_time": "2026-11-27T11:58:00+00:00",
+    "end_time": "2026-11-27T12:00:00+00:00",
+}
+DEPLOYMENT = {"name": "nightly-scoring", "description": "[docs/runbooks/nightly-scoring.md](https://h/x.md)"}
+
+
+def task_run(name: str, kind: str, message: str = "") -> dict[str, Any]:
+    return {
+        "name": name,
+        "state": {"type": kind, "name": kind.capitalize(), "message": message},
+        "start_time": "2026-11-27T11:58:30+00:00",
+        "total_run_time": 3.5,
+        "run_count": 2,
+    }
+
+
+def test_it_has_what_the_server_knows_and_says_that_it_is_incomplete() -> None:
+    task_runs = [
+        task_run("a", "COMPLETED"),
+        task_run("b", "FAILED", "Task run encountered an exception ValueError: bad"),
+        task_run("c", "RUNNING"),
+    ]
+    past = [{"id": "1", "total_run_time": 60.0}]
+    found = reports.artifact("nightly-scoring", DEPLOYMENT, RUN, task_runs, past, 200)
+    assert (found["key"], found["flow_run_id"]) == ("nightly-scoring-run", RUN["id"])
+    text = found["data"]
+    assert text.startswith("# Crashed: its Job was deleted; 1 of 3 items failed\n")
+    assert "[Runbook](https://h/x.md)" in text
+    assert "Figures are incomplete: the driver is gone, this is what the server knows of its task runs." in text
+    assert "| duration | 2 min 0 s | 1 min 0 s |" in text
+    assert "1 done, 1 failed, 1 not ended, 2 retried." in text
+    assert "| b | 2 | ValueError: bad |" in text
+
+
+def test_a_full_page_of_task_runs_is_a_part_of_them() -> None:
+    found = reports.artifact("x", {}, RUN, [task_run("a", "COMPLETED")] * 2, [], 2)
+    assert "of the last 2 task runs" in found["data"]
+
+
+def test_a_run_that_never_began_has_a_report() -> None:
+    found = reports.artifact("x", {}, {**RUN, "start_time": None}, [], [], 200)
+    assert found["description"] == "Crashed: its Job was deleted · 0.0 s"

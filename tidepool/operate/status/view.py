@@ -1,0 +1,76 @@
+"""The status as text for a terminal and as JSON. Pure."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from tidepool.operate.status.picture import Overview, RunStatus
+from tidepool.report.run_page import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_LABEL = 11
+_RUNBOOKS = "docs/runbooks/"
+
+
+def as_json(status: Overview | RunStatus) -> str:
+    """Return the status as one JSON object; `wrong` says what the exit code says."""
+    return json.dumps({**asdict(status), "wrong": status.wrong}, indent=2)
+
+
+def as_text(status: Overview | RunStatus, width: int) -> str:
+    """Return the status as lines of at most that many characters, where words allow it."""
+    lines = _run(status) if isinstance(status, RunStatus) else _overview(status)
+    return "\n".join(part for line in lines for part in _wrapped(line, width))
+
+
+def _overview(status: Overview) -> list[tuple[str, str]]:
+    wrong = [each for each in status.findings if each.wrong]
+    count = f"{len(wrong)} thing{'' if len(wrong) == 1 else 's'} wrong" if wrong else "nothing is wrong"
+    lines = [("", count if "prefect" not in status.unknown else "the Prefect server does not answer")]
+    for each in sorted(status.findings, key=lambda one: not one.wrong):
+        runbook = f"  {_RUNBOOKS}{each.runbook}" if each.runbook else ""
+        lines.append((each.kind, f"{each.subject}: {each.text}{runbook}"))
+    return [*lines, *_unknown(status.unknown.items())]
+
+
+def _run(status: RunStatus) -> list[tuple[str, str]]:
+    lines = [("", f"{status.state.upper()}  {status.deployment} / {status.name}  {duration(status.seconds)}")]
+    lines += [("MISMATCH", each) for each in status.mismatches]
+    lines.append(("why", status.why))
+    if status.advice:
+        retry = f"  prefect flow-run retry {status.id}" if "retry" in status.advice.lower() else ""
+        lines.append(("do", f"{status.advice}{retry}"))
+    lines += [("", f"{title}: {address}") for title, address in status.links.items()]
+    for at, name, message in status.timeline:
+        lines.append(("timeline" if not at else "", f"{at:+9.1f} s  {name}{f': {message}' if message else ''}"))
+    if status.items:
+        count = ", ".join(f"{number} {kind.lower()}" for kind, number in status.items.items())
+        lines.append(("items", f"{sum(status.items.values())} task runs: {count}"))
+    lines += [("" if at else "failed", f"{name}: {error}") for at, (name, error) in enumerate(status.failed)]
+    lines += [("" if at else "kubernetes", each) for at, each in enumerate(status.objects)]
+    lines += [("" if at else "warnings", each) for at, each in enumerate(status.warnings)]
+    return [*lines, ("run", status.id), *_unknown(status.unknown.items())]
+
+
+def _unknown(sources: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [("unknown", f"{name}: {why}") for name, why in sources]
+
+
+def _wrapped(line: tuple[str, str], width: int) -> list[str]:
+    label, text = line
+    if not label and text.split("  ")[0].isupper():
+        return [text]  # the first line: a run's state
+    indent = " " * _LABEL
+    return textwrap.wrap(
+        text,
+        max(width, 2 * _LABEL),
+        initial_indent=f"{label:<{_LABEL}}",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [label]

@@ -1,0 +1,119 @@
+"""The end of a run in one sentence, and what to do: the same in its state, its report, a message and `status`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tidepool.report.run_record import RunRecord
+
+_SHOWN = 300
+# Prefect's words before an error.
+_PREFIXES = (
+    "Flow run encountered an exception:",
+    "Task run encountered an exception:",
+    "Task run encountered an exception",
+    "Execution was interrupted by an unexpected exception:",
+)
+_OWN = (
+    "InputError: ",
+    "_MissingError: ",
+    "WorkerLostError: ",
+    "UsageError: ",
+    "StorageError: ",
+    "ClusterError: ",
+    "TidepoolError: ",
+)
+_COUNTED = re.compile(r"; [0-9]+ of [0-9]+ items failed$")
+_ENDS = {"COMPLETED": "Completed", "FAILED": "Failed", "CRASHED": "Crashed", "CANCELLED": "Cancelled"}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """The end of a run, for people.
+
+    Attributes:
+        sentence: Why it ended so, without its state.
+        advice: What to do, in one sentence; empty if there is nothing to do.
+    """
+
+    sentence: str
+    advice: str
+
+
+def plain(message: str | None) -> str:
+    """Return the first line of a state's message without Prefect's words before it."""
+    line = next((each.strip() for each in (message or "").splitlines() if each.strip()), "")
+    for prefix in _PREFIXES:
+        line = line.removeprefix(prefix).strip()
+    for name in _OWN:  # errors of ours are sentences already
+        line = line.removeprefix(name)
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+
+
+def sentence(kind: str, message: str | None, record: RunRecord) -> str:
+    """Return why a run ended as it did.
+
+    Args:
+        kind: Type of its final state, such as FAILED.
+        message: The message of that state.
+        record: Figures of the run.
+    """
+    if kind == "COMPLETED":
+        return _completed(record)
+    text = plain(message) or f"{_ENDS.get(kind, kind)} without a reason"
+    if kind == "CANCELLED" and not text.lower().startswith("cancel"):
+        text = f"cancelled: {text}"
+    if record.errors and (first := record.errors[0]):
+        # The flow repeats the error of its item, and cannot say which one it was.
+        error, _, own = first.error.partition("; item: ")  # a worker adds the item to its error
+        if first.name not in text and error in text:
+            text = f"{text} ({first.name}: {own})" if own else f"{text} ({first.name})"
+        # The state has it already when the report is written: items that had not ended then have failed since.
+        if not _COUNTED.search(text):
+            text = f"{text}; {record.failed} of {record.submitted or record.items} items failed"
+    return text
+
+
+def _completed(record: RunRecord) -> str:
+    if record.warnings:
+        more = f" (and {len(record.warnings) - 1} more)" if len(record.warnings) > 1 else ""
+        return f"completed with a warning: {record.warnings[0]}{more}"
+    if not record.items:
+        return "completed"
+    parts = [f"{record.done} items done"]
+    parts += [f"{record.failed} failed"] if record.failed else []
+    parts += [f"{record.retried} retried"] if record.retried else []
+    return f"completed: {', '.join(parts)}"
+
+
+_ADVICE = (
+    ("out of memory", "Give it more memory (`memory_limit` of the driver, the size of its Dask workers), then retry."),
+    ("worker lost", "The item ends its worker, or workers run out of memory: take a larger size, or exclude it."),
+    ("did not start within", "Read the reason above: image, quota or nodes; then retry."),
+    ("cannot be pulled", "Register an image that exists: `prefect deploy --all`, or go back with `tidepool rollback`."),
+    ("exceeded timeout", "Find out what is slow (the slowest items are below), or raise `timeout_seconds`."),
+    ("max_runtime_seconds", "Find out what is slow, or raise `max_runtime_seconds`."),
+    ("heartbeat", "Its process is lost: retry."),
+    ("termination signal", "Its process was told to end; retry unless that was meant."),
+    ("killed by", "Its process was killed; retry, and look at the node if it happens again."),
+    ("does not exist", "Check the name of the input, or wait for its producer; then retry."),
+    ("access denied", "Check the credentials of the store; then retry."),
+)
+_DEFAULT = {
+    "FAILED": "Find the message in the runbook; correct the cause, then retry.",
+    "CRASHED": "Its process ended without a report of its own; retry, and see the runbook if it happens again.",
+}
+
+
+def reason(kind: str, message: str | None, record: RunRecord) -> Reason:
+    """Return why a run ended as it did, and what to do; the arguments are those of `sentence`."""
+    text = sentence(kind, message, record)
+    if kind == "COMPLETED":
+        return Reason(text, "Look at the warnings below." if record.warnings else "")
+    if kind == "CANCELLED":
+        return Reason(text, "Nothing, if that was meant; otherwise retry.")
+    advice = next((advice for words, advice in _ADVICE if words in text.lower()), "")
+    return Reason(text, advice or _DEFAULT.get(kind, ""))
