@@ -66,7 +66,9 @@ def _run(number: int, **options: Any) -> FlowRun:
 
     @flow(name=options.pop("name", "frames"), task_runner=dask_runner("small"))
     def frames() -> int:
-        return sum(item.map(list(range(number))).result())
+        items = item.map(list(range(number)))
+        items.wait()  # all of them: the first that fails would end the run
+        return sum(items.result())
 
     with get_client(sync_client=True) as client:
         state = frames(return_state=True)

@@ -104,7 +104,7 @@ def test_an_environment_without_an_image_needs_none(repository: Path) -> None:
 
 
 def test_keys_without_a_value_that_prefects_templates_have_are_accepted(repository: Path) -> None:
-    nothing = "".join(f"    {key}: null\n" for key in ("schedule", "flow_name", "sla", "triggers", "paused", "pull"))
+    nothing = "".join(f"    {key}: null\n" for key in ("schedule", "flow_name", "sla", "triggers", "paused"))
     change(repository, ("    parameters: {count: 2}\n", f"    parameters: {{}}\n{nothing}"))
     assert problems(repository) == []
 
