@@ -61,18 +61,24 @@ def item(number: int, each: str = "frame") -> int:
     return number
 
 
-def _run(number: int, **options: Any) -> FlowRun:
+def _run(number: int, *, wait: bool = True, **options: Any) -> FlowRun:
     """A flow run of mapped tasks, one of which fails if there are more than three."""
 
     @flow(name=options.pop("name", "frames"), task_runner=dask_runner("small"))
     def frames() -> int:
         items = item.map(list(range(number)))
-        items.wait()  # all of them: the first that fails would end the run
+        if wait:  # for all of them: the first that fails ends the run
+            items.wait()
         return sum(items.result())
 
     with get_client(sync_client=True) as client:
         state = frames(return_state=True)
         return client.read_flow_run(state.state_details.flow_run_id)
+
+
+def _all_lines(run_id: UUID) -> list[str]:
+    last = "Finished in state Failed('Flow"
+    return until(lambda: _lines(run_id), lambda found: any(each.startswith(last) for each in found))
 
 
 def _lines(flow_run_id: UUID) -> list[str]:
@@ -90,9 +96,7 @@ def _reports(flow_run_id: UUID) -> list[Artifact]:
 def test_the_log_of_a_mapped_run_has_progress_and_no_line_for_each_item(provider: str) -> None:
     run = _run(5)
     assert run.state_type == "FAILED"
-    lines = until(
-        lambda: _lines(run.id), lambda found: any(each.startswith("Finished in state Failed('Flow") for each in found)
-    )
+    lines = _all_lines(run.id)
     # Of the task runs, only the one that failed.
     assert not [each for each in lines if each.startswith("Finished in state Completed")]
     assert sum(each.startswith("the author's line") for each in lines) == 5
@@ -101,6 +105,16 @@ def test_the_log_of_a_mapped_run_has_progress_and_no_line_for_each_item(provider
     assert [each for each in lines if each.startswith(about[provider])]
     if provider == "local":
         assert [each for each in lines if "bad frame; item: number=3" in each]
+
+
+@pytest.mark.usefixtures("provider")
+@pytest.mark.parametrize("provider", ["local"], indirect=True)
+def test_items_that_the_run_did_not_wait_for_have_not_failed() -> None:
+    run = _run(300, wait=False)
+    lines = _all_lines(run.id)
+    *_, progress = [each for each in lines if each.startswith("Mapped tasks: ")]
+    assert " of 300 done, 1 failed" in progress
+    assert [each for each in lines if "task runs were not final and are cancelled" in each]
 
 
 @pytest.mark.usefixtures("threads")

@@ -397,8 +397,11 @@ class Tracker:
         """Note the end of an item for log and report; a batch notes its items itself."""
         if future.is_batch:
             return
+        state = outcome.state() if outcome.failed else None
+        if state and state.is_cancelled():
+            return  # of this item there was no end: it has not failed
         begun = outcome.start_time.timestamp() if outcome.start_time else 0.0
-        error = plain(outcome.state().message) or "no result" if outcome.failed else ""
+        error = plain(state.message) or "no result" if state else ""
         name, tries = outcome.name or future.task_name, max(outcome.tries, 1) + losses
         self._progress.end(run_record.Item(name, begun, outcome.seconds, outcome.worker or "", tries, error))
 
