@@ -557,6 +557,11 @@ PLATFORM = Dashboard(
                     "1 if there is more than the exporter reads (docs/metrics.md).",
                     {"{{part}}": "max by (part) (tidepool_exporter_truncated)"},
                 ),
+                Panel(
+                    "Messages about failed runs",
+                    _watched("In the hour before each point.", "TidepoolMessagesLost"),
+                    {"{{end}}": "sum by (end) (increase(tidepool_messages_total[1h]))"},
+                ),
             ),
         ),
         Row(

@@ -169,7 +169,7 @@ def test_any_reason_makes_a_title_of_one_line_for_a_phone(text: str) -> None:
     found: list[str] = []
 
     async def scenario() -> None:
-        seen = Notifications(failed, lambda _: None)
+        seen = Notifications(failed, lambda _: None, print)
         await seen.observe([run(1, 0, text=text)], {"nightly": deployment()}, {"nightly": Fact()}, HOLD_SECONDS)
         found.extend(each.message.title for each in seen._outbox)
 
@@ -193,7 +193,7 @@ def test_any_reason_makes_a_title_of_one_line_for_a_phone(text: str) -> None:
 )
 def test_no_secrets_and_no_parameters_in_a_message(text: str, said: str) -> None:
     async def scenario() -> str:
-        seen = Notifications(failed, lambda _: None)
+        seen = Notifications(failed, lambda _: None, print)
         await seen.observe([run(1, 0, text=text)], {"nightly": deployment()}, {}, HOLD_SECONDS)
         return seen._outbox[0].message.body
 
@@ -213,7 +213,7 @@ def test_a_later_success_within_the_minute_ends_a_failure() -> None:
 
 def test_a_deployment_that_is_not_known_yet_is_looked_for_once() -> None:
     async def scenario() -> list[bool]:
-        seen = Notifications(failed, lambda _: None)
+        seen = Notifications(failed, lambda _: None, print)
         known = {"nightly": deployment()}
         asked = [await seen.observe([run(1, 0), run(2, 0, name="")], {}, {}, HOLD_SECONDS)]
         asked.append(await seen.observe([], known, {}, HOLD_SECONDS + 15))
@@ -234,7 +234,7 @@ def test_what_was_noted_stays_when_the_server_does_not_answer() -> None:
                 raise OSError("away")
             return dict.fromkeys(ids, "Failed")
 
-        seen = Notifications(states, lambda _: None)
+        seen = Notifications(states, lambda _: None, print)
         known = {"nightly": deployment()}
         with pytest.raises(OSError, match="away"):
             await seen.observe([run(1, 0)], known, {}, HOLD_SECONDS)
@@ -247,7 +247,7 @@ def test_what_was_noted_stays_when_the_server_does_not_answer() -> None:
 
 def test_a_flows_own_markdown_and_mentions_are_none_of_the_messages() -> None:
     async def scenario() -> str:
-        seen = Notifications(failed, lambda _: None)
+        seen = Notifications(failed, lambda _: None, print)
         text = "<!channel> @here `x` [click](https://evil)"
         await seen.observe([run(1, 0, text=text)], {"nightly": deployment()}, {}, HOLD_SECONDS)
         return seen._outbox[0].message.body
@@ -258,14 +258,16 @@ def test_a_flows_own_markdown_and_mentions_are_none_of_the_messages() -> None:
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # by a plug-in of Apprise
 def test_a_target_that_is_away_gets_the_message_later(receiver: Receiver, targets: Callable[..., None]) -> None:
     targets(receiver.target)
+    ends: list[str] = []
 
     async def scenario() -> None:
         now = time.time()
-        seen = Notifications(failed, lambda _: None)
+        seen = Notifications(failed, lambda _: None, ends.append)
         await seen.observe([run(1, now - HOLD_SECONDS)], {"nightly": deployment()}, {}, now)
         receiver.answer = 500
         await seen.send()
         await seen.send()  # not due yet
+        assert ends == []
         seen._outbox[0].due = 0.0
         later = [run(2, now, "Completed")]
         await seen.observe(later, {"nightly": deployment()}, {}, now + 15)
@@ -276,3 +278,20 @@ def test_a_target_that_is_away_gets_the_message_later(receiver: Receiver, target
     asyncio.run(scenario())
     titles = [each["title"].partition(":")[0] for each in receiver.got]
     assert titles == ["Failed", "Failed", "Completed again"], "in their order"
+    assert ends == ["accepted", "accepted"]
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # by a plug-in of Apprise
+def test_a_message_that_is_given_up_is_counted(receiver: Receiver, targets: Callable[..., None]) -> None:
+    targets(receiver.target)
+    receiver.answer = 500
+    ends: list[str] = []
+
+    async def scenario() -> None:
+        now = time.time() - 3600.0  # since when it waits
+        seen = Notifications(failed, lambda _: None, ends.append)
+        await seen.observe([run(1, now - HOLD_SECONDS)], {"nightly": deployment()}, {}, now)
+        await seen.send()
+
+    asyncio.run(scenario())
+    assert ends == ["given up"]

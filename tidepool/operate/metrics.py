@@ -17,6 +17,7 @@ PREFIX = "tidepool_"
 RUN = ("flow", "deployment", "tier", "team", "work_pool")
 """Labels of figures that an alert carries to a person; tier and team are the deployment's tags `tier:` and `owner:`."""
 DEPLOYMENT = ("flow", "deployment")
+MESSAGE_ENDS = ("accepted", "given up")
 # Not `namespace` and `pod`, which Prometheus sets to those of the process that it scrapes.
 NAMESPACE = ("run_namespace",)
 
@@ -130,6 +131,12 @@ EXPORTER = (
     Metric("pool_slots_limit", "gauge", "Concurrency limit of a work pool; absent without one.", ("work_pool",)),
     Metric("pool_paused", "gauge", "1 if a work pool is paused, otherwise 0.", ("work_pool",)),
     Metric("budget_per_day", "gauge", "A team's budget for a day: TIDEPOOL_EXPORTER_BUDGETS.", ("team",)),
+    Metric(
+        "messages",
+        "counter",
+        "Messages about failed runs since the exporter started: accepted by a target, or given up.",
+        ("end",),
+    ),
     Metric("prefect_api_up", "gauge", "1 if the last reading of the Prefect server succeeded, otherwise 0."),
     Metric(
         "prefect_api_request_seconds",

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tidepool.operate.exporter.records import FINAL, OTHER, Deployment, Run
-from tidepool.operate.metrics import EXPORTER, Metrics
+from tidepool.operate.metrics import EXPORTER, MESSAGE_ENDS, Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,10 +46,16 @@ class Figures:
             self._metrics.gauge("budget_per_day", team).set(budget)
         self._begin(OTHER)
         self._metrics.gauge("exporter_last_read_timestamp_seconds").set(0)
+        for end in MESSAGE_ENDS:
+            self._metrics.counter("messages", end)
 
     def observe_request(self, seconds: float) -> None:
         """Count a request to the server."""
         self._metrics.histogram("prefect_api_request_seconds").observe(seconds)
+
+    def count_message(self, end: str) -> None:
+        """Count a message that was sent or given up."""
+        self._metrics.counter("messages", end).inc()
 
     def page(self) -> bytes:
         """Return the figures in Prometheus' text format."""

@@ -70,15 +70,18 @@ class Notifications:
     Args:
         states: Returns the present states of flow runs, by id.
         link: Returns the address of a flow run in the UI by its id; None without one.
+        count: Takes note of a message's end: one of `metrics.MESSAGE_ENDS`.
     """
 
     def __init__(
         self,
         states: Callable[[Iterable[str]], Awaitable[dict[str, str]]],
         link: Callable[[str], str | None],
+        count: Callable[[str], None],
     ) -> None:
         self._states = states
         self._link = link
+        self._count = count
         self._incidents = Incidents()
         self._unknown: list[Run] = []
         self._outbox: deque[_Letter] = deque()
@@ -132,6 +135,7 @@ class Notifications:
                 return
             if not accepted:
                 _log.error("gave up a message that no target has accepted: %s", letter.message.title)
+            self._count("accepted" if accepted else "given up")
             self._outbox.popleft()
 
     def _put(self, told: Told, now: float) -> None:
@@ -140,6 +144,7 @@ class Notifications:
             self._outbox.append(letter)
         else:
             _log.error("gave up a message, because too many wait: %s", letter.message.title)
+            self._count("given up")
 
 
 def _sentence(run: Run) -> str:

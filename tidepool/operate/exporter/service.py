@@ -122,7 +122,7 @@ class Exporter:
         self._looked_for = float("-inf")
         self._problems = Problems()
         urls = settings().notify.urls.get_secret_value().split()
-        self.notifications = Notifications(self._reader.states, _link) if urls else None
+        self.notifications = Notifications(self._reader.states, _link, self._figures.count_message) if urls else None
 
     async def watch(self) -> None:
         """Refresh the page at every polling interval, until cancelled."""
