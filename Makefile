@@ -98,6 +98,10 @@ lock: setup ## Lock the dependencies of requirements/*.in (UPGRADE=--upgrade for
 	  $(BIN)/uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    requirements/$$name.in --output-file requirements/$$name.txt; done
 
+.PHONY: reference
+reference: setup ## Generate docs/settings.md and docs/commands.md
+	@$(BIN)/python -m docs.generate
+
 .PHONY: clean
 clean: ## Remove the environment, the caches and the demo's data
 	@rm -rf $(VENV) .tidepool .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* htmlcov build

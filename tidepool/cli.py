@@ -210,15 +210,24 @@ def doctor(
 
 
 @app.command()
-def settings() -> None:
+def settings(
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each setting means.")] = False,
+) -> None:
     """Print the effective settings and where each comes from; secrets are masked."""
-    from tidepool.settings import effective
+    import shutil
+    import textwrap
+
+    from tidepool.settings import effective, meanings
 
     rows = effective()
+    texts = meanings() if explain else {}
     name_width = max(len(name) for name, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)
+    width = shutil.get_terminal_size((120, 0)).columns
     for name, value, origin in rows:
         typer.echo(f"{name:<{name_width}}  {value:<{value_width}}  {origin}")
+        if explain:
+            typer.echo(textwrap.fill(texts[name], width, initial_indent="    ", subsequent_indent="    "))
 
 
 register(app)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -314,6 +315,25 @@ def effective() -> list[tuple[str, str, str]]:
         (name, str(getattr(getattr(settings(), group), field)), "environment" if name in os.environ else "default")
         for name, (group, field) in sorted(variables().items())
     ]
+
+
+def meanings() -> dict[str, str]:
+    """Return what each setting means, by variable: the text below its field in this file."""
+    import ast
+
+    texts: dict[tuple[str, str], str] = {}
+    for group in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
+        body = group.body if isinstance(group, ast.ClassDef) else []
+        for field, text in pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+                and isinstance(field.target, ast.Name)
+            ):
+                texts[group.name, field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[attr-defined]
+    groups = {name: cast("type[BaseModel]", info.annotation).__name__ for name, info in Settings.model_fields.items()}
+    return {name: texts[groups[group], field] for name, (group, field) in variables().items()}
 
 
 def set_variables(values: dict[str, str]) -> None:
