@@ -322,7 +322,7 @@ def test_a_lost_worker_has_the_reason_that_kubernetes_reports(
     with KubernetesCluster(SIZE) as cluster:
         assert cluster.worker_exit("tcp://10.0.0.1:8788") is None, "not reported yet"
         objects["pods"][1]["status"]["containerStatuses"] = [killed]
-        assert cluster.worker_exit("tcp://10.0.0.1:8788") == "OOMKilled (137)"
+        assert cluster.worker_exit("tcp://10.0.0.1:8788") == "out of memory (137)"
         removed = cluster.worker_exit("tcp://10.0.0.2:8788")
         assert removed == "its pod was removed (deleted, evicted, or its node is gone)"
 

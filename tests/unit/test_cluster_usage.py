@@ -37,7 +37,7 @@ def test_the_page_holds_the_ends_of_the_logs_and_stays_within_its_limit() -> Non
     assert len(page.encode()) <= 20_000
     assert page.count("last\n") == 4
     assert "first" not in page
-    assert "p on n, 1 restarts, OOMKilled (137)" in page
+    assert "p on n, 1 restarts, out of memory (137)" in page
 
 
 def test_the_page_says_when_the_scheduler_was_lost() -> None:

@@ -70,7 +70,10 @@ def test_only_a_permanent_failure_ends_the_wait(status: dict[str, Any], *, perma
 
 
 def test_an_out_of_memory_kill_is_named() -> None:
-    assert pod_status.last_exit(pod("worker", OOM)) == "OOMKilled (137)"
+    assert pod_status.last_exit(pod("worker", OOM)) == "out of memory (137)"
+    for code, reason, words in ((137, "Error", "killed by SIGKILL (137)"), (1, "Error", "Error (1)")):
+        ended = {"lastState": {"terminated": {"reason": reason, "exitCode": code}}}
+        assert pod_status.last_exit(pod("worker", ended)) == words
     assert pod_status.last_exit(pod("worker", STARTING)) == ""
 
 

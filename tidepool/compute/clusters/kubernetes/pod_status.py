@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 # Waiting longer does not help with these.
 _PERMANENT = {"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError"}
 _CRASHES = 2
+_SIGNALLED = {128 + each.value: each.name for each in signal.Signals}
 
 
 def component(pod: Mapping[str, Any]) -> str:
@@ -43,12 +45,22 @@ def permanent_failure(pods: Iterable[Mapping[str, Any]]) -> str:
 
 
 def last_exit(pod: Mapping[str, Any]) -> str:
-    """Return how a pod's container last terminated, such as `OOMKilled (137)`; empty when it never did."""
+    """Return how a pod's container last terminated, such as `out of memory (137)`; empty when it never did."""
     for container in _containers(pod):
         for when in ("state", "lastState"):
             if ended := container.get(when, {}).get("terminated"):
-                return f"{ended.get('reason', 'Terminated')} ({ended.get('exitCode')})"
+                return exit_words(ended)
     return ""
+
+
+def exit_words(terminated: Mapping[str, Any]) -> str:
+    """Return how a container terminated, in the words that `compute.runner.worker_loss` has for local processes."""
+    code = terminated.get("exitCode", 0)
+    if terminated.get("reason") == "OOMKilled":
+        return f"out of memory ({code})"
+    if code in _SIGNALLED:
+        return f"killed by {_SIGNALLED[code]} ({code})"
+    return f"{terminated.get('reason', 'Terminated')} ({code})"
 
 
 def restarts(pod: Mapping[str, Any]) -> int:
@@ -67,7 +79,7 @@ def _reason(container: Mapping[str, Any]) -> str:
     if ended and ended.get("exitCode"):
         last = (ended.get("message") or "").strip().splitlines()[-1:]
         said = f", last line: {last[0]}" if last else ""
-        return f"terminated: {ended.get('reason', 'Error')} ({ended['exitCode']}){said}"
+        return f"terminated: {exit_words(ended)}{said}"
     if waiting and waiting.get("reason") not in {"ContainerCreating", "PodInitializing"}:
         return f"waiting: {waiting['reason']} {waiting.get('message', '')}".strip()
     return ""
