@@ -59,6 +59,8 @@ def schema(values: dict[str, Any], docs: Docs) -> dict[str, Any]:
             node |= {"properties": inner, "additionalProperties": False}
         elif path[-1] == "resources":
             node |= _RESOURCES
+        elif path[-1] == "pod":
+            node |= _pod()
         return node | extra
 
     properties = {key: of(value, (key,)) for key, value in values.items()}
@@ -102,6 +104,55 @@ _QUANTITIES = {
 _RESOURCES = {"properties": {"requests": _QUANTITIES, "limits": _QUANTITIES}, "additionalProperties": False}
 
 
+_PODS = (
+    "The pods of `server`, `services`, `worker`, `operator` and `exporter` bend by a value `pod` of each, for example\n"
+    "`server.pod.tolerations`. Those of flow runs bend by the variables of the base job template: `workPool.defaults`."
+)
+_OBJECTS = {"type": "array", "items": {"type": "object"}}
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+# What the chart itself names: `tmp` and the files of a component; labels that select pods and network policies.
+_VOLUMES = {"not": {"enum": ["tmp", "base-job-template", "flow-run-api"]}}
+_LABELS = {"propertyNames": {"not": {"pattern": r"^(app\.kubernetes\.io|helm\.sh|tidepool\.dev)/"}}}
+POD: dict[str, tuple[str, dict[str, Any]]] = {
+    "nodeSelector": ("Labels that a node must have, beside the chart's `nodeSelector`.", _TEXTS),
+    "tolerations": ("Taints of nodes that the pods tolerate, beside the chart's `tolerations`.", _OBJECTS),
+    "affinity": ("Affinity to nodes and to other pods.", {"type": "object"}),
+    "topologySpreadConstraints": ("How several pods are spread over zones and nodes.", _OBJECTS),
+    "priorityClassName": ("PriorityClass in place of `priorityClasses.platform`.", {"type": "string"}),
+    "annotations": ("Annotations of the pods, for example of a service mesh.", _TEXTS),
+    "labels": ("Labels of the pods; none of `app.kubernetes.io/`, `helm.sh/`, `tidepool.dev/`.", _TEXTS | _LABELS),
+    "env": (
+        "Environment variables as in a container, also from Secrets (`valueFrom`). Of two of a name this one counts.",
+        {"type": "array", "items": {"type": "object", "required": ["name"]}},
+    ),
+    "volumes": (
+        "Volumes as in a pod, for example a bundle of certificates.",
+        {"type": "array", "items": {"type": "object", "required": ["name"], "properties": {"name": _VOLUMES}}},
+    ),
+    "volumeMounts": (
+        "Where its main container finds them; /tmp is taken.",
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "mountPath"],
+                "properties": {"mountPath": {"type": "string", "not": {"pattern": "^/tmp/?$"}}},
+            },
+        },
+    ),
+    "securityContext": (
+        "Keys of the pod's security context in place of the chart's, for example `runAsUser`.",
+        {"type": "object"},
+    ),
+}
+"""What a component's value `pod` accepts, with its meaning: additions to what the chart writes."""
+
+
+def _pod() -> dict[str, Any]:
+    properties = {key: {"description": text, **kind} for key, (text, kind) in POD.items()}
+    return {"properties": properties, "additionalProperties": False}
+
+
 def readme(values: dict[str, Any], docs: Docs) -> str:
     """Return the chart's README with one row per value."""
 
@@ -114,7 +165,9 @@ def readme(values: dict[str, Any], docs: Docs) -> str:
         return [f"| `{name}` | `{json.dumps(value)}` | {description} |"]
 
     header = (CHART / "README.in.md").read_text()
-    return header + "\n".join(row for key, value in values.items() for row in rows(value, (key,))) + "\n"
+    table = "".join(f"{row}\n" for key, value in values.items() for row in rows(value, (key,)))
+    pods = "".join(f"| `pod.{key}` | {text} |\n" for key, (text, _) in POD.items())
+    return f"{header}{table}\n## Pods\n\n{_PODS}\n\n| value | meaning |\n|---|---|\n{pods}"
 
 
 def dashboards_page() -> str:

@@ -1,10 +1,25 @@
 {{/* Common parts of every pod of the platform. */}}
 
-{{/* Pod spec head. Takes (dict "root" $ "values" .Values.<component> "account" name-or-empty).
+{{/* Metadata of a component's pods. Takes (list $ component .Values.<component>.pod annotations). */}}
+{{- define "tidepool.pod-metadata" -}}
+{{- $pod := index . 2 -}}
+labels:
+  {{- include "tidepool.labels" . | nindent 2 }}
+  {{- with $pod.labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with merge (dict) (index . 3) ($pod.annotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Pod spec head. Takes (dict "root" $ "pod" .Values.<component>.pod-or-nothing "account" name-or-empty).
      A token is mounted only for a component with its own ServiceAccount, unless "withoutToken" is true. Service links are off because
      Kubernetes would turn a Service into TIDEPOOL_* variables, which are not settings. */}}
 {{- define "tidepool.pod" -}}
 {{- $root := .root -}}
+{{- $pod := .pod | default dict -}}
 {{- with .account }}
 serviceAccountName: {{ include "tidepool.fullname" $root }}-{{ . }}
 {{- end }}
@@ -14,24 +29,28 @@ enableServiceLinks: false
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $root.Values.priorityClasses.platform }}
+{{- with $pod.priorityClassName | default $root.Values.priorityClasses.platform }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with $root.Values.nodeSelector }}
+{{- with merge (dict) ($pod.nodeSelector | default dict) $root.Values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $root.Values.tolerations }}
+{{- with concat $root.Values.tolerations ($pod.tolerations | default list) }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with $pod.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pod.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $security := dict "runAsNonRoot" true "runAsUser" 10001 "runAsGroup" 10001 "fsGroup" 10001 "seccompProfile" (dict "type" "RuntimeDefault") }}
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 10001
-  runAsGroup: 10001
-  fsGroup: 10001
-  seccompProfile:
-    type: RuntimeDefault
+  {{- toYaml (merge (dict) ($pod.securityContext | default dict) $security) | nindent 2 }}
 {{- end }}
 
 {{- define "tidepool.container" -}}
