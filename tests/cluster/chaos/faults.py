@@ -289,11 +289,11 @@ def _cancel(when: Callable[[Trial], bool], **changes: Any) -> Row:
 
 
 def _cannot_start(says: str, **changes: Any) -> Row:
-    """Return the row of a run whose pod cannot start."""
+    """Return the row of a run whose pod cannot start; it has a minute before it is given up."""
     return Row(
         **{
             "inject": nothing_to_do, "expected": (CRASHED,), "seconds": CANNOT_START_SECONDS, "says": says,
-            "when": at_once, "variables": CANNOT_START, **changes,
+            "when": at_once, "variables": CANNOT_START, "from_end": True, **changes,
         }
     )  # fmt: skip
 
