@@ -306,7 +306,7 @@ def _by_itself(fault: str) -> dict[str, Any]:
 # Items for as long as the fault lasts, and some more: two workers do two each second.
 LONG, LONGER = {"count": 180}, {"count": 480}
 # By the policy; without it the run stays Crashed.
-RETRIED: dict[str, Any] = {"variables": {"on_crash": "retry 1"}, "passing": (CRASHED,)}
+RETRIED: dict[str, Any] = {"variables": {"on_crash": "retry 1"}, "passing": (CRASHED,), "parameters": {"keep": True}}
 # Names of the state in which a run waits for its pod.
 WAITING = ("InfrastructurePending", "InfrastructureWaiting")
 BIG = {"cpu_request": "90"}

@@ -87,10 +87,12 @@ def harm_driver(fault: str, run: str) -> None:
     {"driver-oom": exhaust_memory, "driver-hung": hang_in_c}[fault]()
 
 
-def mapped(count: int, seconds: float, fault: str) -> int:
+def mapped(count: int, seconds: float, fault: str, *, keep: bool) -> int:
     """Map so many items; return their number."""
     run = str(flow_run.id)
-    futures = item.map(range(count), run, seconds, fault)
+    if keep:
+        storage.keep_results()
+    futures = item.with_options(persist_result=keep).map(range(count), run, seconds, fault)
     if fault.startswith("driver-"):
         for future in futures[:HARMFUL]:
             future.result()
@@ -99,9 +101,9 @@ def mapped(count: int, seconds: float, fault: str) -> int:
 
 
 @flow(name="chaos-flows-items", task_runner=dask_runner("small", start_early=True))
-def items(count: int = 30, seconds: float = 1.0, fault: str = "") -> int:
+def items(count: int = 30, seconds: float = 1.0, fault: str = "", keep: bool = False) -> int:  # noqa: FBT001, FBT002
     """Map items on a Dask cluster of this run's own."""
-    return mapped(count, seconds, fault)
+    return mapped(count, seconds, fault, keep=keep)
 
 
 @task
