@@ -87,12 +87,12 @@ def harm_driver(fault: str, run: str) -> None:
     {"driver-oom": exhaust_memory, "driver-hung": hang_in_c}[fault]()
 
 
-def mapped(count: int, seconds: float, fault: str, *, keep: bool) -> int:
+def mapped(count: int, seconds: float, fault: str, *, keep: bool = False) -> int:
     """Map so many items; return their number."""
     run = str(flow_run.id)
     if keep:
         storage.keep_results()
-    futures = item.with_options(persist_result=keep).map(range(count), run, seconds, fault)
+    futures = item.with_options(persist_result=keep or None).map(range(count), run, seconds, fault)
     if fault.startswith("driver-"):
         for future in futures[:HARMFUL]:
             future.result()
