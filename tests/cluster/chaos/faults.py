@@ -210,6 +210,12 @@ def upgraded(world: World, redis: str) -> None:
     from test_upgrade import upgrade
 
     upgrade(world.platform, f"--set=redis.host={redis}")
+    # Requests go through a connection to the pod that leaves.
+    of_server = "app.kubernetes.io/component=server"
+    world.platform.until(
+        lambda: len(world.platform.namespace.get("pods", of_server)) == 1, "the old server is gone", 120
+    )
+    world.platform.read("health")
 
 
 @contextmanager

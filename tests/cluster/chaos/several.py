@@ -94,7 +94,7 @@ def slot_of_a_killed_driver(world: World) -> dict[str, Any]:
         "chaos-limit-1", concurrency_limit=1, concurrency_options={"collision_strategy": "ENQUEUE"}
     )
     first = Trial(world, _NO_ROW, world.start(deployment))
-    second = Trial(world, _NO_ROW, world.start(deployment, count=4))
+    second = Trial(world, _NO_ROW, world.start(deployment))
     first.until(lambda: computing(first) or computing(second), "one of them computes", NEXT_SECONDS)
     if computing(second):
         first, second = second, first
