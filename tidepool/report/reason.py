@@ -83,9 +83,11 @@ def _completed(record: RunRecord) -> str:
         return f"completed with a warning: {record.warnings[0]}{more}"
     if not record.items:
         return "completed"
+    lost = record.workers.lost
     parts = [f"{record.done} items done"]
     parts += [f"{record.failed} failed"] if record.failed else []
     parts += [f"{record.retried} retried"] if record.retried else []
+    parts += [f"{lost} worker{'s' if lost > 1 else ''} lost"] if lost else []
     return f"completed: {', '.join(parts)}"
 
 
