@@ -65,6 +65,14 @@ def test_the_sentence_names_the_item_and_how_many_failed() -> None:
     assert sentence("FAILED", text, record_of(60, failed=2)) == text
 
 
+@pytest.mark.parametrize("length", [200, 290, 400])
+def test_a_long_sentence_is_the_same_when_it_is_read_from_the_state(length: int) -> None:
+    record = record_of(60, failed=2, error=f"ValueError: {'bad ' * (length // 4)}".strip())
+    text = sentence("FAILED", record.errors[0].error.partition("; item: ")[0], record)
+    assert text.endswith("; 2 of 60 items failed")
+    assert plain(text) == text == sentence("FAILED", text, RunRecord())
+
+
 def test_a_completed_run_names_its_retries_and_lost_workers() -> None:
     record = record_of(60, failed=0)
     assert sentence("COMPLETED", None, record) == "completed: 60 items done, 1 retried"
