@@ -210,8 +210,8 @@ class RepositorySettings(_Group):
     """The repository on the web."""
 
     url: str = ""
-    """Web address of the repository's files (https://host/owner/name/blob/main), for the links to runbooks in the
-    deployments' descriptions."""
+    """Web address of the repository's files (https://host/owner/name/blob/main), for the links to runbooks in
+    descriptions, reports, messages and automations."""
 
 
 class DeploySettings(_Group):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tidepool.report.reason import Reason, plain, reason, sentence
 from tidepool.report.run_page import LIMIT_BYTES, Past, Run, duration, headline, page
 from tidepool.report.run_record import FAILED, LANES, SLOWEST, Item, RunRecord
+from tidepool.report.run_report import runbooks
 from tidepool.report.timeline import timeline
 
 
@@ -62,6 +63,37 @@ def test_the_sentence_names_the_item_and_how_many_failed() -> None:
     assert text == "ValueError: bad (item-0: n=0); 2 of 60 items failed"
     # It is the message of the state, from which it is made again.
     assert sentence("FAILED", text, record_of(60, failed=2)) == text
+
+
+@pytest.mark.parametrize("length", [200, 290, 400])
+def test_a_long_sentence_is_the_same_when_it_is_read_from_the_state(length: int) -> None:
+    record = record_of(60, failed=2, error=f"ValueError: {'bad ' * (length // 4)}".strip())
+    text = sentence("FAILED", record.errors[0].error.partition("; item: ")[0], record)
+    assert text.endswith("; 2 of 60 items failed")
+    assert plain(text) == text == sentence("FAILED", text, RunRecord())
+
+
+def test_a_completed_run_names_its_retries_and_lost_workers() -> None:
+    record = record_of(60, failed=0)
+    assert sentence("COMPLETED", None, record) == "completed: 60 items done, 1 retried"
+    for lost, text in ((1, "1 worker lost"), (2, "2 workers lost")):
+        record.workers.lost = lost
+        assert sentence("COMPLETED", None, record) == f"completed: 60 items done, 1 retried, {text}"
+
+
+def test_the_runbook_of_failed_runs_has_the_address_of_the_deployments_own() -> None:
+    def path(base: str) -> str:
+        return f"| [docs/runbooks/a.md]({base}/docs/runbooks/a.md) |"
+
+    failed = "docs/runbooks/run-failed.md"
+    assert runbooks(path("http://h:1/main"), "FAILED") == {
+        "Runbook": "http://h:1/main/docs/runbooks/a.md",
+        "Runbook of failed runs": f"http://h:1/main/{failed}",
+    }
+    assert runbooks(path(""), "FAILED") == {"Runbook": "docs/runbooks/a.md", "Runbook of failed runs": failed}
+    assert runbooks(path(""), "COMPLETED") == {"Runbook": "docs/runbooks/a.md"}
+    assert runbooks("[docs/runbooks/a.md](https://wiki/a)", "COMPLETED") == {"Runbook": "https://wiki/a"}
+    assert runbooks(None, "CRASHED") == {"Runbook of failed runs": failed}
 
 
 def test_an_error_of_the_flow_itself_names_no_item() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tidepool.report.run_record import RunRecord
 
-_SHOWN = 300
+_SHOWN, _ITEM = 300, 120
 # Prefect's words before an error.
 _PREFIXES = (
     "Flow run encountered an exception:",
@@ -50,7 +50,11 @@ def plain(message: str | None) -> str:
         line = line.removeprefix(prefix).strip()
     for name in _OWN:  # errors of ours are sentences already
         line = line.removeprefix(name)
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+    return _short(line, _SHOWN)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def sentence(kind: str, message: str | None, record: RunRecord) -> str:
@@ -69,11 +73,14 @@ def sentence(kind: str, message: str | None, record: RunRecord) -> str:
     if record.errors and (first := record.errors[0]):
         # The flow repeats the error of its item, and cannot say which one it was.
         error, _, own = first.error.partition("; item: ")  # a worker adds the item to its error
+        more = ""
         if first.name not in text and error in text:
-            text = f"{text} ({first.name}: {own})" if own else f"{text} ({first.name})"
+            more = f" ({_short(f'{first.name}: {own}' if own else first.name, _ITEM)})"
         # The state has it already when the report is written: items that had not ended then have failed since.
         if not _COUNTED.search(text):
-            text = f"{text}; {record.failed} of {record.submitted or record.items} items failed"
+            more += f"; {record.failed} of {record.submitted or record.items} items failed"
+        # `tidepool status` reads the whole from the state: it has to be as short as any.
+        text = f"{_short(text, _SHOWN - len(more))}{more}"
     return text
 
 
@@ -83,9 +90,11 @@ def _completed(record: RunRecord) -> str:
         return f"completed with a warning: {record.warnings[0]}{more}"
     if not record.items:
         return "completed"
+    lost = record.workers.lost
     parts = [f"{record.done} items done"]
     parts += [f"{record.failed} failed"] if record.failed else []
     parts += [f"{record.retried} retried"] if record.retried else []
+    parts += [f"{lost} worker{'s' if lost > 1 else ''} lost"] if lost else []
     return f"completed: {', '.join(parts)}"
 
 

@@ -142,10 +142,13 @@ def _links(flow_run: FlowRun, deployment: DeploymentResponse | None, kind: str) 
 
 def runbooks(description: str | None, kind: str) -> dict[str, str]:
     """Return the runbooks of a run by title: the one that its deployment's description links, and that of failures."""
+    own, base = _RUNBOOK.search(description or ""), settings().repository.url.rstrip("/")
+    path, target = own.groups() if own else ("", "")
+    if own and not base and target.endswith(f"/{path}"):
+        base = target.removesuffix(f"/{path}")  # the setting's value when the deployment was registered
     links = {}
-    base = settings().repository.url.rstrip("/")
-    if found := _RUNBOOK.search(description or ""):
-        links["Runbook"] = f"{base}/{found[1]}" if base else found[2] if "://" in found[2] else found[1]
+    if own:
+        links["Runbook"] = f"{base}/{path}" if base else target if "://" in target else path
     if kind in {"FAILED", "CRASHED"}:
         links["Runbook of failed runs"] = "/".join(each for each in (base, "docs/runbooks/run-failed.md") if each)
     return links

@@ -4,12 +4,14 @@ Alerts and repairs (Prefect automations), templates of work pools, global concur
 `managed-by:<owner>` marks them as managed; concurrency limits have no tags, so their names start with `<owner>-`.
 
 An action of `type: notify` becomes a notification through the block `<owner>-notify`, which holds the targets of the
-setting TIDEPOOL_NOTIFY_URLS. `deployment: flow/name` stands for the id that Prefect requires.
+setting TIDEPOOL_NOTIFY_URLS. `deployment: flow/name` stands for the id that Prefect requires. In texts, the path of a
+runbook gets the address TIDEPOOL_REPOSITORY_URL before it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -19,6 +21,7 @@ from tidepool.deploy.config import models, yaml_source
 from tidepool.deploy.config.models import Automation, ServerFile, WorkPool
 from tidepool.deploy.config.yaml_source import InvalidFileError, Problem, place_in
 from tidepool.errors import UsageError, did_you_mean, reason
+from tidepool.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +36,7 @@ NOTIFY = "notify"
 # Sets in Prefect's models: their order has no meaning.
 _SETS = ("expect", "after", "for_each")
 _NOT_COMPARED = {"name", "enabled", "tags", "owner_resource"}
+_RUNBOOKS = "docs/runbooks/"
 
 
 def load(repository: Path) -> ServerFile:
@@ -190,12 +194,18 @@ def model(entry: Automation, owner: str, ids: Mapping[str, str]) -> AutomationCo
     return AutomationCore.model_validate(
         {
             "name": entry.name,
-            "description": entry.description,
+            "description": _linked(entry.description),
             "tags": [owner_tag(owner)],
             "trigger": entry.trigger,
             "actions": [_action(action, ids) for action in entry.actions],
         }
     )
+
+
+def _linked(text: str) -> str:
+    """Return a text with the address of the repository's files before the path of a runbook, if it is known."""
+    base = settings().repository.url.rstrip("/")
+    return re.sub(rf"(?<![\w/]){_RUNBOOKS}", f"{base}/{_RUNBOOKS}", text) if base else text
 
 
 def fields(entry: Automation, owner: str, *, notified: bool) -> dict[str, Any]:
@@ -222,14 +232,19 @@ def _normal(value: Any, names: Mapping[str, str]) -> Any:
         }
     if isinstance(value, list):
         return [_normal(item, names) for item in value]
-    return names.get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if not settings().repository.url:  # then it is not compared
+        value = re.sub(rf"https?://\S+/(?={_RUNBOOKS})", "", value)
+    return names.get(value, value)
 
 
 def _action(action: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
     if action.get("type") == NOTIFY:
         if NOTIFY not in ids:
             return {"type": "do-nothing"}
-        return {**action, "type": "send-notification", "block_document_id": ids[NOTIFY]}
+        texts = {key: _linked(value) if isinstance(value, str) else value for key, value in action.items()}
+        return {**texts, "type": "send-notification", "block_document_id": ids[NOTIFY]}
     if "deployment" in action:
         name = action["deployment"]
         if name not in ids:
