@@ -9,7 +9,7 @@ import typer
 
 from tidepool.deploy.commands import register
 from tidepool.errors import TidepoolError
-from tidepool.settings import Provider, repository
+from tidepool.settings import Provider, prefect_settings_problem, repository
 
 app = typer.Typer(
     name="tidepool",
@@ -36,6 +36,10 @@ def main() -> None:
         typer.echo(f"tidepool: {error.format_message()}", err=True)
     except typer.Abort:
         typer.echo("tidepool: aborted", err=True)
+    except Exception as error:
+        if not (reason := prefect_settings_problem(error)):
+            raise
+        typer.echo(f"tidepool: {reason}", err=True)
     sys.exit(1)
 
 

@@ -59,6 +59,12 @@ def _likeness(given: str, known: str) -> float:
     return difflib.SequenceMatcher(None, given[start:], known[start:]).ratio()
 
 
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Return the place of the byte that is not UTF-8, from the error of decoding a whole file."""
+    before = error.object[: error.start]
+    return f"line {before.count(10) + 1}: byte {error.start - before.rfind(10)} of it is not UTF-8"
+
+
 def reason(problem: ErrorDetails, *, show_input: bool = True) -> str:
     """Return the message of one of pydantic's errors as a part of a sentence, with the value unless it is secret."""
     text = problem["msg"].removeprefix("Value error, ")

@@ -7,6 +7,7 @@ A setting's variable is `TIDEPOOL_<GROUP>_<FIELD>`: `TIDEPOOL_STORAGE_ROOT` is `
 from __future__ import annotations
 
 import os
+import traceback
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -276,6 +277,22 @@ def variables() -> dict[str, tuple[str, str]]:
         for group, info in Settings.model_fields.items()
         for field in cast("type[BaseModel]", info.annotation).model_fields
     }
+
+
+def prefect_settings_problem(error: BaseException) -> str:
+    """Return the sentence about an error that Prefect raises when it reads its settings; empty for another error.
+
+    It reads them when it is imported, so that any command may end there.
+    """
+    files = {Path(frame.filename).parts[-3:-1] for frame in traceback.extract_tb(error.__traceback__)}
+    if ("prefect", "settings") not in files:
+        return ""
+    if isinstance(error, ValidationError):
+        text = "; ".join(f"{'.'.join(map(str, each['loc']))}: {reason(each)}" for each in error.errors())
+    else:
+        text = " ".join(str(error).split())
+    sources = "PREFECT_* variables, its profile, .env, prefect.toml, pyproject.toml"
+    return f"Prefect cannot read its settings ({sources}): {text}"
 
 
 def reject_unknown(names: Any) -> None:

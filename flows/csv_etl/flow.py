@@ -18,7 +18,7 @@ from pydantic import Field
 
 from flows.csv_etl.transform import Row, increase, key, parse, preview, render
 from tidepool import report, storage
-from tidepool.errors import InputError
+from tidepool.errors import InputError, not_utf8
 
 NAME = "csv-etl"
 
@@ -93,7 +93,7 @@ def extract(source: str) -> list[Row]:
     try:
         return parse(storage.read(storage.source(source)).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise InputError(f"{source}: byte {error.start + 1} is not UTF-8; expected a CSV of integers") from None
+        raise InputError(f"{source}: {not_utf8(error)}; expected a CSV of integers") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Row = list[int]
 
+# Python refuses to convert more than 4,300.
+_MOST_DIGITS = 4_000
 # int() alone would also take 1_000 and the digits of other scripts.
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -77,6 +79,8 @@ def _integer(cell: str, line: int, column: int) -> int:
     text = cell.strip()
     if not _INTEGER.fullmatch(text):
         raise InputError(f"line {line}, column {column}: {cell!r} is not an integer")
+    if len(text) > _MOST_DIGITS:
+        raise InputError(f"line {line}, column {column}: an integer of {len(text):,} digits; at most {_MOST_DIGITS:,}")
     return int(text)
 
 

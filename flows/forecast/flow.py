@@ -25,7 +25,7 @@ from pydantic import Field
 from flows.forecast.models import MODEL_NAMES, ModelName
 from tidepool import report, storage
 from tidepool.compute import dask_runner
-from tidepool.errors import InputError, TidepoolError
+from tidepool.errors import InputError, TidepoolError, not_utf8
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +151,7 @@ def get_data(source: str, date_column: str, value_column: str, *, due: date, pla
         weekly = transform.weekly(observed, due)
         transform.check_series(weekly, plan)
     except UnicodeDecodeError as error:
-        raise InputError(f"{source}: byte {error.start + 1} is not UTF-8; expected a CSV") from None
+        raise InputError(f"{source}: {not_utf8(error)}; expected a CSV") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     later = int((observed.index > weekly.index[-1]).sum())

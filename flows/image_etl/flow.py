@@ -130,7 +130,10 @@ def split(data: str) -> tuple[str, list[tuple[int, int]]]:
         The data's hash; the first byte of each frame and the one after its last.
     """
     content = storage.read(data)
-    pieces = transform.pieces(content)
+    try:
+        pieces = transform.pieces(content)
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from None
     if not pieces:
         raise InputError(f"{data}: no frame in {storage.size(data)} bytes; frames are separated by four newline bytes")
     get_run_logger().info("%s frames in %s", len(pieces), data)

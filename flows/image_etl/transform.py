@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SEPARATOR = b"\n\n\n\n"
+_CONVERTED = SEPARATOR.replace(b"\n", b"\r\n")
 # The widths (pixels) that a preview tries, and the steps in which it then leaves frames out.
 _PREVIEW_WIDTHS = (160, 80)
 _PREVIEW_STEPS = (1, 2, 3, 4, 6, 9, 18, 36, 72)
@@ -30,7 +31,13 @@ def default_key(data_url: str) -> str:
 
 
 def pieces(data: bytes) -> list[tuple[int, int]]:
-    """Find the pieces between separators of four newline bytes, as (start, end); empty pieces are dropped."""
+    """Find the pieces between separators of four newline bytes, as (start, end); empty pieces are dropped.
+
+    Raises:
+        InputError: the separators are four CR LF, as in a file that was converted as text, which damages images.
+    """
+    if SEPARATOR not in data and _CONVERTED in data:
+        raise InputError("separators of four CR LF: the file was converted as text; copy it again as binary data")
     found = []
     start = 0
     while start <= len(data):

@@ -25,6 +25,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 RIDE = tuple(NAMES)
 # Pickups are local times: hours of another zone would be other hours.
 _OFFSET = r"[Tt ]\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)\s*$"
+# Every whole number up to it is exact as a float.
+_LARGEST = 2.0**53
 MEANING = {
     "pickup": "a local date and time (ISO 8601, no offset)",
     "tip": "a number",
@@ -90,6 +92,7 @@ def _values(column: str, raw: pd.Series[Any]) -> pd.Series[Any]:
     if column == "pickup":
         return _times(raw)
     numbers = pd.to_numeric(raw, errors="coerce").astype("float64")
+    numbers = numbers.where(numbers.abs() <= _LARGEST)  # not infinite
     if column != "passengers":
         return numbers
     return numbers.where(numbers % 1 == 0).astype("Int64")
@@ -182,6 +185,8 @@ def tips_by_passengers(means: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InputError: no ride has a passenger count above 0 and a tip.
     """
+    if means.empty:
+        raise InputError("no rides; no mean can be computed")
     counts = means["passengers"].astype("Int64")
     kept = means.assign(passengers=counts)[(counts > 0).fillna(value=False) & means["tip"].notna()]
     if kept.empty:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pyarrow import compute
 from pyarrow import csv as arrow_csv
 from pydantic import TypeAdapter
 
-from tidepool.errors import InputError
+from tidepool.errors import InputError, not_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MEMBER = "incident_event_log.csv"
 TIMESTAMPS = ("opened_at", "sys_created_at", "sys_updated_at", "resolved_at", "closed_at")
+_TIME = r"^\s*\d{1,2}[-/]\d{1,2}[-/]\d{4} \d{1,2}:\d{2}\s*$"
 NEEDED = ("sys_updated_at", "closed_at", "priority")
 
 METRICS = ("MAE", "MedAE", "MSE", "R2")
@@ -61,12 +63,15 @@ def read(data: bytes, name: str) -> pd.DataFrame:
         raise InputError(f"{name}: the file is empty; expected a CSV with the columns {', '.join(NEEDED)}")
     # Arrow and not pandas: with a selection of columns, pandas silently shifts the cells of a line that has too many.
     try:
+        text.decode()
         header = next(csv.reader(io.TextIOWrapper(io.BytesIO(text), "utf-8-sig", newline="")))
         if missing := [column for column in NEEDED if column not in header]:
             raise InputError(
                 f"{name}: column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} missing; "
                 f"found: {', '.join(header)}"
             )
+        if duplicate := [column for column in NEEDED if header.count(column) > 1]:
+            raise InputError(f"{name}: duplicate column {duplicate[0]!r}")
         columns = [column for column in header if column in {*TIMESTAMPS, *NEEDED}]
         table = arrow_csv.read_csv(
             io.BytesIO(text),
@@ -79,12 +84,32 @@ def read(data: bytes, name: str) -> pd.DataFrame:
                 strings_can_be_null=True,
             ),
         )
-    except (csv.Error, UnicodeDecodeError, pa.ArrowInvalid) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not a CSV in UTF-8: {not_utf8(error)}") from None
+    except (csv.Error, pa.ArrowInvalid) as error:
         raise InputError(f"{name}: not a CSV in UTF-8: {' '.join(str(error).split())[:120]}") from None
-    frame: pd.DataFrame = table.to_pandas()
-    if frame.empty:
+    if not table.num_rows:
         raise InputError(f"{name}: a header, but no tickets below it")
+    _refuse_other_times(table, name)
+    frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def _refuse_other_times(table: pa.Table, name: str) -> None:
+    """Refuse times of another form, such as those with an offset: tickets left out for it would bias the metrics.
+
+    Raises:
+        InputError: names the row and the value.
+    """
+    for column in ("sys_updated_at", "closed_at"):
+        formed = compute.match_substring_regex(table[column], _TIME)
+        row = compute.index(formed, value=False).as_py()  # a missing value is neither
+        if row >= 0:
+            value = table[column][row].as_py()
+            raise InputError(
+                f"{name}: row {row + 2}, {column}: {value!r} is not a local time (day-month-year hour:minute); "
+                "the header is row 1"
+            )
 
 
 def sample(tickets: pd.DataFrame, size: int, seed: int) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def test_an_empty_file_is_an_empty_output(storage_root: str, tmp_path: Path) -> 
     ("content", "sentence"),
     [
         (b"1,2\n3,4\n5,x7\n", "line 3, column 2: 'x7' is not an integer"),
-        (b"1,\xff\n", "byte 3 is not UTF-8; expected a CSV of integers"),
+        (b"1,\xff\n", "line 1: byte 3 of it is not UTF-8; expected a CSV of integers"),
     ],
 )
 def test_a_bad_cell_fails_the_run_at_once(storage_root: str, tmp_path: Path, content: bytes, sentence: str) -> None:

@@ -124,6 +124,34 @@ def test_a_server_that_does_not_answer_is_one_sentence(shop: Shop, proxy: Proxy)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["plan", "drift", "apply"])
+def test_files_with_mistakes_are_their_sentences(shop: Shop, proxy: Proxy, command: str) -> None:
+    del shop.deployment("one", NIGHTLY)["entrypoint"]
+    shop.server_file["automations"] = [{"name": "x"}]
+    shop.write()
+    proxy.requests.clear()
+    done = tidepool(shop, command)
+    assert done.returncode == 1
+    assert "deployments[one].entrypoint: missing" in done.stderr
+    assert "automations[x].trigger: missing" in done.stderr
+    assert proxy.writes == []
+
+
+def test_a_folder_that_git_does_not_read_is_not_recorded(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.deployment("one", NIGHTLY)
+    shop.write()
+    without = tidepool(shop, "apply")
+    assert "not recorded for `tidepool rollback`: this is not a Git checkout" in without.stderr
+    git(shop, "init", "--quiet", "--initial-branch=main")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # Git's own switch for its tests of this
+    for entry in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(entry, str(shop.root))
+    refused = tidepool(shop, "rollback")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("tidepool: Git does not read this folder, because it belongs to another user")
+    assert refused.stderr.count("\n") == 1
+
+
 def git(shop: Shop, *arguments: str) -> str:
     command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments]
     return subprocess.run(command, cwd=shop.root, capture_output=True, text=True, check=True).stdout.strip()

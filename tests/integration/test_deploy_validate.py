@@ -80,6 +80,8 @@ WRONG = [
     ("parameters.shop", "{{ prefect.blocks.json.no-such }}", "the server has no such block"),
     ("parameters.shop", "{{ comit.stdout }}", "unknown step 'comit'; did you mean commit?"),
     ("parameters.shop", "{{ $SHOP_NAME | default('y') }}", "is not a name, so Prefect leaves it as text"),
+    ("work_pool.work_queue_name", "{{ comit.stdout }}", "unknown step 'comit'; did you mean commit?"),
+    ("entrypoint", "{{ comit.stdout }}.sell", "unknown step 'comit'; did you mean commit?"),
     ("tags", ["{{ comit.stdout }}"], "unknown step 'comit'; did you mean commit?"),
     ("description", "docs/runbooks/d.md {{ $TIDEPOOL_REPO_URL }}", "did you mean TIDEPOOL_REPOSITORY_URL?"),
 ]
@@ -88,7 +90,8 @@ WRONG = [
 def test_wrong_placeholders_stop_a_bare_deploy_before_the_first_write(shop: Shop, proxy: Proxy) -> None:
     """Each is a problem of its own, with the exit code of one (tests/unit/test_validate_rules.py): here all at once."""
     (shop.root / "pyproject.toml").write_text('[tool.tidepool]\nvariables = ["SHOP_NAME"]\nrunbooks = false\n')
-    shop.manifest["build"].append(STEP)
+    other = {"prefect.deployments.steps.run_shell_script": {"id": "other", "script": "echo {{ comit.stdout }}"}}
+    shop.manifest["build"] += [STEP, other]
     shop.deployment("good", NIGHTLY)
     for index, (place, text, _) in enumerate(WRONG):
         field(shop.deployment(f"d{index}", NIGHTLY), place, text)
@@ -101,6 +104,7 @@ def test_wrong_placeholders_stop_a_bare_deploy_before_the_first_write(shop: Shop
             each for each in done.stderr.splitlines() if f"[d{index}].{place}" in each and "managed-by" not in each
         ]
         assert message in lines[0]  # Prefect repeats them
+    assert "build[2].prefect.deployments.steps.run_shell_script.script: {{ comit.stdout }}: unknown step" in done.stderr
     with pytest.raises(UsageError, match="problem"):
         shop.apply()
     assert proxy.writes == []

@@ -201,7 +201,7 @@ def test_the_same_series_gives_the_same_files(storage_root: str, tmp_path: Path)
         (daily(6), {}, "6 weeks, but 2 windows of 2 weeks need at least 7 in all"),
         ("", {}, "no observations; expected a CSV with columns 'day' and 'level'"),
         ("day,level\n", {}, "no observations; expected a CSV with columns 'day' and 'level'"),
-        ("day,level\n2026-01-05,\xe4\n".encode("latin-1"), {}, "byte 22 is not UTF-8; expected a CSV"),
+        ("day,level\n2026-01-05,\xe4\n".encode("latin-1"), {}, "line 2: byte 12 of it is not UTF-8; expected a CSV"),
     ],
     ids=["missing column", "date", "too short", "empty", "header only", "encoding"],
 )

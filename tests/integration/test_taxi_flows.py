@@ -128,16 +128,19 @@ def test_tips_of_several_parquet_files_with_missing_passenger_counts(storage_roo
 
 
 @pytest.mark.usefixtures("threads")
-def test_a_wrong_value_fails_the_run_with_its_place_and_leaves_nothing(storage_root: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["free", "inf"])
+def test_a_wrong_value_fails_the_run_with_its_place_and_leaves_nothing(
+    storage_root: str, tmp_path: Path, value: str
+) -> None:
     write(tmp_path, "a.csv", "passengers,tip\n1,2\n")
-    write(tmp_path, "b.csv", "passengers,tip\n1,2\n,\n2,free\n")
+    write(tmp_path, "b.csv", f"passengers,tip\n1,2\n,\n2,{value}\n")
 
     state, run_id = run(taxi_tip_amounts, source=f"{tmp_path}/*.csv")
 
     assert state.is_failed()
     with pytest.raises(InputError) as caught:
         state.result()
-    assert str(caught.value) == f"file://{tmp_path}/b.csv: line 4, tip: 'free' is not a number"
+    assert str(caught.value) == f"file://{tmp_path}/b.csv: line 4, tip: '{value}' is not a number"
     assert outputs(storage_root) == []
     (mean_tips,) = until(lambda: task_runs(run_id), lambda r: len(r) == 1 and r[0].state is not None)
     assert mean_tips.run_count == 1

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tidepool.deploy.config import checks
+from tidepool.deploy.config.yaml_source import once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,4 +175,4 @@ def problems(repository: Path, environment: str = "production", **more: Any) -> 
     """Check a repository of these files."""
     for module in ("rule_flows", "rule_steps"):
         sys.modules.pop(module, None)
-    return [str(problem) for problem in checks.check(repository, environment, owner="tidepool", **more)]
+    return [str(problem) for problem in once(checks.check(repository, environment, owner="tidepool", **more))]

@@ -85,8 +85,9 @@ def test_the_line_of_a_value_is_the_overlays_where_it_sets_it(repository: Path) 
     assert problems(repository, "staging") == []
     change(repository, ("deadline_seconds: 600", "deadline_seconds: 1"), file="environments/staging.yaml")
     assert problems(repository) == []
-    expected = "environments/staging.yaml:2: deployments[{}].work_pool.job_variables.deadline_seconds: 1 is less than the minimum of 60"
-    assert problems(repository, "staging") == [expected.format("deliver"), expected.format("sell")]
+    assert problems(repository, "staging") == [
+        "environments/staging.yaml:2: deployments[deliver].work_pool.job_variables.deadline_seconds: 1 is less than the minimum of 60 (also in deployments[sell])"
+    ]
 
 
 def test_lines_stay_right_when_an_overlay_removes_a_deployment_and_the_image(repository: Path) -> None:
@@ -176,6 +177,72 @@ def test_late_imports_are_found_in_modules_that_the_flow_imports(repository: Pat
             "that uses it"
         )
     ]
+
+
+def test_files_of_another_encoding_are_problems_and_not_tracebacks(repository: Path) -> None:
+    (repository / "pyproject.toml").write_text(
+        '[tool.tidepool]\nlate_imports = ["numpy"]\nrunbook_headings = ["Meaning"]\n'
+    )
+    (repository / "docs/runbooks/sell.md").write_bytes(b"# Page\n\n## Meaning \xe9\n")
+    (repository / "rule_helpers.py").write_bytes(b"# -*- coding: latin-1 -*-\nimport numpy  # \xe9\n")
+    (repository / "rule_other.py").write_text("def (")
+    imports = "import rule_helpers\ntry:\n    import rule_other\nexcept SyntaxError:\n    pass\n"
+    change(repository, ("from prefect import flow\n", f"from prefect import flow\n{imports}"), file="rule_flows.py")
+    assert [problem.split(": ")[0] for problem in problems(repository)] == [
+        "docs/runbooks/sell.md:3",
+        "rule_helpers.py:2",
+    ]
+
+
+def test_what_an_overlay_adds_to_a_value_of_the_wrong_form_is_not_a_second_problem(repository: Path) -> None:
+    wrong = "    work_pool: kubernetes\n"
+    right = '    work_pool: {name: kubernetes, job_variables: {image: "{{ pin-image.image }}"}}\n'
+    change(repository, (right, wrong))
+    command = [sys.executable, "-m", "tidepool.cli", "validate"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.stderr == (
+        "tidepool: 1 problem:\n  prefect.yaml:36: deployments[deliver].work_pool: must be a mapping, not 'kubernetes'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "variable", "reason"),
+    [
+        ("pyproject.toml", "[tool.tidepool", "", "Failed to load Prefect settings from pyproject.toml: invalid TOML"),
+        ("pyproject.toml", "tool = 3\n", "", "'int' object has no attribute 'get'"),
+        ("pyproject.toml", "", "many", "max_retries: input should be a valid integer"),
+    ],
+)
+def test_settings_that_prefect_refuses_are_one_sentence(
+    repository: Path, file: str, text: str, variable: str, reason: str
+) -> None:
+    (repository / file).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "tidepool.cli", "validate"],
+        cwd=repository,
+        env={**settings.environment(), **({"PREFECT_CLIENT_MAX_RETRIES": variable} if variable else {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]  # Prefect prints something of its own before
+    assert last.startswith("tidepool: Prefect cannot read its settings (PREFECT_* variables")
+    assert reason in last
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_mends_then_reports_what_is_left(repository: Path) -> None:
+    change(repository, ("pull: []\n", ""), ("count: 2", "count: many"))
+    command = [sys.executable, "-m", "tidepool.cli", "validate", "--fix"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == "fixed prefect.yaml:16: pull: added `pull: []`: the image is the code\n"
+    assert done.stderr.startswith("tidepool: 1 problem:\n  prefect.yaml:25: deployments[sell].parameters.count: ")
+    change(repository, ("pull: []\n", ""))
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["no problems: production, staging"]
 
 
 def test_the_command_prints_all_problems_and_exits_with_1(repository: Path) -> None:

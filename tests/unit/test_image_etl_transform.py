@@ -35,6 +35,11 @@ def test_pieces_are_what_is_between_separators(data: bytes, expected: list[bytes
     assert [data[start:end] for start, end in transform.pieces(data)] == expected
 
 
+def test_a_file_that_was_converted_as_text_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^separators of four CR LF: the file was converted as text"):
+        transform.pieces(image(RED) + transform.SEPARATOR.replace(b"\n", b"\r\n") + image(BLUE))
+
+
 @given(st.binary().map(lambda data: data.replace(b"a", b"\n")))
 def test_pieces_are_those_of_split(data: bytes) -> None:
     found = [data[start:end] for start, end in transform.pieces(data)]

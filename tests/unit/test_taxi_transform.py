@@ -65,6 +65,9 @@ LOCAL = "a local date and time (ISO 8601, no offset)"
         (1, "pickup", "2019-03-23 20:21:09-04:00", LOCAL),
         (1, "pickup", "2019-03-23 20:21:09.5+0100", LOCAL),
         (0, "passengers", "1.5", "a whole number"),
+        (2, "passengers", "1e30", "a whole number"),
+        (1, "total", "inf", "a number"),
+        (1, "tip", "1,5", "a number"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_line(row: int, column: str, value: str, meaning: str) -> None:
@@ -178,6 +181,11 @@ def test_mean_tips_of_counts_above_zero_rounded_to_cents() -> None:
         "tip": [2.0, 2.13],
         "rides": [4, 3],
     }
+
+
+def test_a_file_without_rows_has_no_mean() -> None:
+    with pytest.raises(InputError, match=r"^no rides; no mean can be computed$"):
+        transform.tips_by_passengers(pd.DataFrame([]))
 
 
 def test_no_passenger_count_above_zero_is_an_error() -> None:

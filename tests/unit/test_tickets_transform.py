@@ -80,7 +80,20 @@ def test_the_log_is_read_however_it_is_packed(data: bytes) -> None:
             (LOG + "a,b,c,d,e,f\n").encode(),
             "x.csv: not a CSV in UTF-8: CSV parse error: Row #5: Expected 5 columns, got 6",
         ),
-        (LOG.encode("utf-16"), "x.csv: not a CSV in UTF-8: 'utf-8' codec can't decode byte 0xff in position 0: "),
+        (LOG.encode("utf-16"), "x.csv: not a CSV in UTF-8: line 1: byte 1 of it is not UTF-8"),
+        *(
+            (
+                (LOG + f"INC4,?,03-05-2016 06:00,?,{time}\n").encode(),
+                f"x.csv: row 5, closed_at: '{time}' is not a local time (day-month-year hour:minute); the header is",
+            )
+            for time in ("2016-03-05T06:00:00+01:00", "05-03-2016 06:00 -0500", "2016-03-05 06:00", "NaN", "soon")
+        ),
+        (
+            (LOG + "INC4,?,03-05-2016 06:00Z,?,?\n").encode(),
+            "x.csv: row 5, sys_updated_at: '03-05-2016 06:00Z' is not a local time (day-month-year hour:minute)",
+        ),
+        (LOG.replace("opened_at", "closed_at").encode(), "x.csv: duplicate column 'closed_at'"),
+        (LOG.encode() + b"INC4,?,?,\xe9,?\n", "x.csv: not a CSV in UTF-8: line 5: byte 10 of it is not UTF-8"),
         (zipped(other=LOG), "x.csv: the ZIP has no incident_event_log.csv; found: other.csv"),
         (zipped(incident_event_log=LOG)[:60], "x.csv: the ZIP cannot be read: File is not a zip file"),
     ],

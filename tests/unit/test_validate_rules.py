@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+# A whole deployment at the top of the file.
+TOP = """\
+build: [{tidepool.deploy.steps.validate: {}}]
+pull: []
+name: sell
+entrypoint: rule_flows.sell
+tags: [managed-by:tidepool]
+schedules: [{slug: nightly, cron: "15 3 * * *"}]
+work_pool: {name: kubernetes}
+"""
+
+
 class Row(NamedTuple):
     """A rule: its name, the change of a good file that breaks it (all of it without `old`), and the whole messages."""
 
@@ -36,8 +48,8 @@ class Row(NamedTuple):
 ROWS = [
     Row("unknown key", "concurrency_limit: {", "concurency_limit: {", ("prefect.yaml:24: deployments[sell].concurency_limit: unknown key; did you mean concurrency_limit?",)),
     Row("unknown key of the work pool", "      job_variables:\n", "      job_varables:\n", ("prefect.yaml:28: deployments[sell].work_pool.job_varables: unknown key; did you mean job_variables?",)),
-    Row("job variable in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    env: {GREETING: hello}\n", ("prefect.yaml:26: deployments[sell].env: unknown key; a job variable is written below `work_pool: {job_variables: {env: …}}`",)),
-    Row("job variables in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    job_variables: {}\n", ("prefect.yaml:26: deployments[sell].job_variables: unknown key; it is written below `work_pool`",)),
+    Row("job variable in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    env: {GREETING: hello}\n", ("prefect.yaml:26: deployments[sell].env: unknown key; job variables belong into `work_pool: {job_variables: {…}}`",)),
+    Row("job variables in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    job_variables: {}\n", ("prefect.yaml:26: deployments[sell].job_variables: unknown key; these keys belong into `work_pool`",)),
     Row("missing key", "    entrypoint: rule_flows.deliver\n", "", ("prefect.yaml:32: deployments[deliver].entrypoint: missing",)),
     Row("no name does not hide what is next to it", "  - name: sell\n    description: Sells. docs/runbooks/sell.md\n", "  - description: Sells.\n", ("prefect.yaml:18: deployments[0].description: no link to a runbook, such as docs/runbooks/<name>.md", "prefect.yaml:18: deployments[0].name: missing")),
     Row("own build", "    parameters: {count: 2}\n", "    build: null\n", ("prefect.yaml:25: deployments[sell].build: not allowed here: a deployment with its own `build` skips the checks of the top-level one",)),
@@ -49,13 +61,22 @@ ROWS = [
     Row("names that are not a pattern", "variables =", 'names = "["\nvariables =', ("pyproject.toml:3: tool.tidepool.names: '[' is not a regular expression: unterminated character set at position 0",), file="pyproject.toml"),
     Row("timezones", "      timezone: Europe/Paris\n", "", ("prefect.yaml:13: deployments[sell].schedules[0].timezone: missing: `timezones` of [tool.tidepool] asks for it",), house_rule="timezones = true"),
     Row("schedule of Prefect 2", "    parameters: {count: 2}\n", "    schedule: {cron: '0 1 * * *'}\n", ("prefect.yaml:25: deployments[sell].schedule: not allowed here: write `schedules`, a list, each with a slug",)),
-    Row("work queue in the wrong place", "    parameters: {count: 2}\n", "    work_queue_name: default\n", ("prefect.yaml:25: deployments[sell].work_queue_name: unknown key; it is written below `work_pool`",)),
+    Row("work queue in the wrong place", "    parameters: {count: 2}\n", "    work_queue_name: default\n", ("prefect.yaml:25: deployments[sell].work_queue_name: unknown key; these keys belong into `work_pool`",)),
     Row("pull without a value", "pull: []\n", "pull:\n", ("prefect.yaml:10: pull: missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`",)),
     Row("step of an installed package that lacks it", "prefect.deployments.steps.run_shell_script:\n      id: commit\n", "prefect.deployments.steps.run_shel_script:\n      id: commit\n      requires: prefect\n", ("prefect.yaml:4: build[1].prefect.deployments.steps.run_shel_script: unknown step prefect.deployments.steps.run_shel_script; did you mean run_shell_script?",)),
     Row("pull step of a deployment", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    pull: [{prefect.deployments.steps.git_clone: {repositry: x, branch: '{{ nowhere.stdout }}'}}]\n", ("prefect.yaml:26: deployments[sell].pull[0].prefect.deployments.steps.git_clone.branch: {{ nowhere.stdout }}: unknown step 'nowhere'; known: add, commit, pin-image", "prefect.yaml:26: deployments[sell].pull[0].prefect.deployments.steps.git_clone.repositry: unknown input of this step; did you mean repository?")),
     Row("pull of a deployment without a value", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    pull:\n", ("prefect.yaml:26: deployments[sell].pull: missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`",)),
-    Row("key of a schedule in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    timezone: Europe/Paris\n    active: true\n", ("prefect.yaml:26: deployments[sell].timezone: unknown key; it is one of a schedule: indent it below `schedules`", "prefect.yaml:27: deployments[sell].active: unknown key; it is one of a schedule: indent it below `schedules`")),
-    Row("entrypoint with backslashes", "entrypoint: rule_flows.deliver", "entrypoint: flows\\m.py:a", ("prefect.yaml:34: deployments[deliver].entrypoint: 'flows\\\\m.py:a' is a file; name the function by its module, with dots, as Dask workers import it: flows.m.a",)),
+    Row("key of a schedule in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    timezone: Europe/Paris\n", ("prefect.yaml:26: deployments[sell].timezone: unknown key; the keys of a schedule belong into an item of `schedules`",)),
+    Row("keys of a schedule in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    timezone: Europe/Paris\n    active: true\n", ("prefect.yaml:26: deployments[sell].timezone: unknown keys timezone, active; the keys of a schedule belong into an item of `schedules`",)),
+    Row("keys of a concurrency limit in the wrong place", "concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}", "limit: 1\n    collision_strategy: CANCEL_NEW", ("prefect.yaml:24: deployments[sell].limit: unknown keys limit, collision_strategy; these keys belong into `concurrency_limit`",)),
+    Row("a deployment at the top", "", TOP, ("prefect.yaml:4: entrypoint: unknown keys entrypoint, tags, schedules, work_pool; the keys of a deployment belong into an item of `deployments`",)),
+    Row("keys of the last deployment at the top", """    entrypoint: rule_flows.deliver
+    tags: [managed-by:tidepool]
+    work_pool: {name""", """entrypoint: rule_flows.deliver
+tags: [managed-by:tidepool]
+work_pool: {name""", ("prefect.yaml:34: entrypoint: unknown keys entrypoint, tags, work_pool; the keys of a deployment belong into an item of `deployments`",)),
+    Row("a mistake at an anchor", "  - name: deliver\n", "  - name: late\n    description: docs/runbooks/sell.md\n    entrypoint: rule_flows.sell\n    tags: [managed-by:tidepool]\n    schedules: [{<<: *nightly, timezone: Mars}, {<<: *nightly, slug: b, cron: '0 1 * * 9'}]\n    work_pool: &pool {name: kubernetes, job_variables: {image: a/b:c, dealine_seconds: 9}}\n  - name: later\n    description: docs/runbooks/sell.md\n    entrypoint: rule_flows.sell\n    tags: [managed-by:tidepool]\n    work_pool: *pool\n  - name: deliver\n", ("prefect.yaml:36: deployments[late].schedules[0].timezone: unknown timezone 'Mars'; an example is Europe/Paris", "prefect.yaml:36: deployments[late].schedules[1].cron: '0 1 * * 9': day of week '9' is not accepted: 0 to 7, or SUN to SAT", "prefect.yaml:37: deployments[late].work_pool.job_variables.dealine_seconds: work pool kubernetes has no such job variable; did you mean deadline_seconds? (also in deployments[later])")),
+    Row("entrypoint with backslashes", "entrypoint: rule_flows.deliver", "entrypoint: flows\\m.py:a", ("prefect.yaml:34: deployments[deliver].entrypoint: 'flows\\\\m.py:a' is a file that does not exist; name the function by its module, with dots, as Dask workers import it: flows.m.a",)),
     Row("secret of an environment variable under another name", "GREETING: hello", 'GREETING: "{{ $SHOP_PASSWORD }}"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.GREETING: the value of $SHOP_PASSWORD would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
     Row("secret under a name of its own", "GREETING: hello", "TS_AUTHKEY: abc", ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.TS_AUTHKEY: looks like a secret in plain text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
     Row("step of Prefect 2", "prefect.deployments.steps.run_shell_script", "prefect.projects.steps.run_shell_script", ("prefect.yaml:4: build[1].prefect.projects.steps.run_shell_script: cannot import step prefect.projects.steps.run_shell_script: ModuleNotFoundError: No module named 'prefect.projects'; the steps of Prefect 3 are in prefect.deployments.steps",)),
@@ -64,6 +85,9 @@ ROWS = [
     Row("duplicate key", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    parameters: {count: 2}\n", ("prefect.yaml:26: deployments[sell].parameters: duplicate key (first at line 25)",)),
     Row("no pull", "pull: []\n", "", ("prefect.yaml:1: pull: missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`",)),
     Row("no validation step", "  - tidepool.deploy.steps.validate: {}\n", "", ("prefect.yaml:2: build: the first step must be tidepool.deploy.steps.validate: it refuses an invalid file before the first write",)),
+    Row("build that is a text hides no step's name", PREFECT[PREFECT.index("build:") : PREFECT.index("push:")], "build: tidepool.deploy.steps.validate\n", ("prefect.yaml:2: build: input should be a valid list, not 'tidepool.deploy.steps.validate'",)),
+    Row("step that is a text", "  - tidepool.deploy.steps.validate: {}\n", "  - tidepool.deploy.steps.validate\n", ("prefect.yaml:3: build[0]: must be a mapping, not 'tidepool.deploy.steps.validate'",)),
+    Row("misspelt build", "build:\n", "biuld:\n", ("prefect.yaml:2: biuld: unknown key; did you mean build?",)),
     Row("no deployments", "", "build: [{tidepool.deploy.steps.validate: {}}]\npull: []\ndeployments: []\n", ("prefect.yaml:3: deployments: list should have at least 1 item after validation, not 0, not []",)),
     Row("text instead of a mapping", '    work_pool: {name: kubernetes, job_variables: {image: "{{ pin-image.image }}"}}\n', "    work_pool: kubernetes\n", ("prefect.yaml:36: deployments[deliver].work_pool: must be a mapping, not 'kubernetes'",)),
     Row("text instead of a deployment", "deployments:\n", "deployments:\n  - sell\n", ("prefect.yaml:18: deployments[0]: must be a mapping, not 'sell'",)),
@@ -108,10 +132,13 @@ ROWS = [
     Row("step without inputs", "validate: {}", "validate:", ("prefect.yaml:3: build[0].tidepool.deploy.steps.validate: inputs must be a mapping; write {} for none",)),
     Row("two steps in one", "validate: {}", "validate: {}\n    rule_steps.undeclared: {}", ("prefect.yaml:3: build[0].tidepool.deploy.steps.validate: a step is one key with its inputs below it, not also rule_steps.undeclared",)),
     Row("flow that is not there", "rule_flows.sell", "rule_flows.sel", ("prefect.yaml:20: deployments[sell].entrypoint: cannot import flow rule_flows.sel: MissingFlowError: Flow function with name 'sel' not found in 'rule_flows'.",)),
-    Row("entrypoint of a file", "rule_flows.sell", "./shop/rule_flows.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: './shop/rule_flows.py:sell' is a file; name the function by its module, with dots, as Dask workers import it: shop.rule_flows.sell",)),
+    Row("entrypoint of a file", "rule_flows.sell", "./shop/rule_flows.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: './shop/rule_flows.py:sell' is a file that does not exist; name the function by its module, with dots, as Dask workers import it: shop.rule_flows.sell",)),
     Row("name of a limit", "automations:\n", "concurrency_limits: [{name: tidepool-Down_loads, limit: 2}]\nautomations:\n", ("automations.yaml:5: concurrency_limits[tidepool-Down_loads].name: 'tidepool-Down_loads' must be lower-case words joined by hyphens",), file="automations.yaml"),
     Row("key at the top that belongs into a deployment", "name: shop\n", "variables: {a: b}\nname: shop\n", ("prefect.yaml:1: variables: unknown key; known: build, definitions, deployments, name, prefect-version, pull, push",)),
-    Row("entrypoint of a file outside of the repository", "rule_flows.sell", "lib/python3.11/shop.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'lib/python3.11/shop.py:sell' is a file; name the function by its module, with dots, as Dask workers import it: flows.<domain>.flow.<function>",)),
+    Row("entrypoint of a file outside of the repository", "rule_flows.sell", "lib/python3.11/shop.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'lib/python3.11/shop.py:sell' is a file that does not exist; name the function by its module, with dots, as Dask workers import it: flows.<domain>.flow.<function>",)),
+    Row("entrypoint of a file hides nothing", PREFECT[PREFECT.index("    entrypoint: rule_flows.sell") : PREFECT.index("count: 2")], PREFECT[PREFECT.index("    entrypoint: rule_flows.sell") : PREFECT.index("count: 2")].replace("rule_flows.sell", "rule_flows.py:sell") + "cuont: 1, ", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows.py:sell' is a file; name the function by its module, with dots, as Dask workers import it: rule_flows.sell", "prefect.yaml:25: deployments[sell].parameters.cuont: the flow has no such parameter; did you mean count?")),
+    Row("entrypoint that is one word", "rule_flows.sell", "sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'sell' is not a module's function; name the function by its module, with dots, as Dask workers import it: flows.<domain>.flow.<function>",)),
+    Row("entrypoint of a file with a mistake", "rule_flows.sell", "rule_flows.py:sel", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows.py:sel' is a file; name the function by its module, with dots, as Dask workers import it: rule_flows.sel, which cannot be imported: MissingFlowError: Flow function with name 'sel' not found in 'rule_flows'.",)),
     Row("entrypoint with a colon", "rule_flows.sell", "rule_flows:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows:sell' has a colon; name the function by its module, with dots, as Dask workers import it: rule_flows.sell",)),
     Row("parameter of another type", "count: 2", "count: many", ("prefect.yaml:25: deployments[sell].parameters.count: input should be a valid integer, unable to parse string as an integer, not 'many'",)),
     Row("parameter that the flow would convert and the server does not", "count: 2", "count: '2'", ("prefect.yaml:25: deployments[sell].parameters.count: '2' is not of type 'integer'; the server converts nothing",)),
@@ -126,6 +153,7 @@ ROWS = [
     Row("parameter among the others", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.pack\n    parameters: {box: 1, labels: {box: a}}\n", ("prefect.yaml:35: deployments[deliver].parameters.labels.box: is a parameter of its own: write it beside `labels`",)),
     Row("parameter outside of the others", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.pack\n    parameters: {box: 1, colour: red}\n", ("prefect.yaml:35: deployments[deliver].parameters.colour: the flow has no such parameter; write it as a key of `labels`",)),
     Row("unknown parameter", "count: 2", "cuont: 2", ("prefect.yaml:25: deployments[sell].parameters.cuont: the flow has no such parameter; did you mean count?",)),
+    Row("name of a parameter that is a number", "count: 2", "1: 2", ("prefect.yaml:25: deployments[sell].parameters[1]: input should be a valid string, not 1",)),
     Row("item of a parameter", "    parameters: {count: 2}\n", "    parameters:\n      sizes:\n        - 1\n        - big\n", ("prefect.yaml:28: deployments[sell].parameters.sizes[1]: input should be a valid integer, unable to parse string as an integer, not 'big'",)),
     Row("parameter of a schedule", '      cron: "15 3 * * *"\n', '      cron: "15 3 * * *"\n      parameters: {count: 0}\n', ("prefect.yaml:16: deployments[sell].schedules[0].parameters.count: input should be greater than or equal to 1, not 0",)),
     Row("required parameter of a scheduled flow", "    entrypoint: rule_flows.deliver\n", "    entrypoint: rule_flows.deliver\n    schedules: [*nightly]\n", ("prefect.yaml:13: deployments[deliver].schedules[0].parameters: missing address, which the flow requires: each scheduled run would fail",)),
@@ -157,13 +185,14 @@ ROWS = [
     Row("invalid prefect.yaml", "pull: []\n", "pull: ]\n", ("prefect.yaml:10: invalid YAML: no value where one is expected",)),
     Row("unknown key of an overlay", "every_deployment:", "every_deploymnt:", ("environments/staging.yaml:1: every_deploymnt: unknown key; did you mean every_deployment?",), file="environments/staging.yaml", environment="staging"),
     Row("unknown deployment in an overlay", "  deliver:\n", "  delivr:\n", ("environments/staging.yaml:4: deployments.delivr: unknown deployment 'delivr'; did you mean deliver?",), file="environments/staging.yaml", environment="staging"),
+    Row("overlay of a file without deployments", PREFECT[PREFECT.index("deployments:") :], "", ("prefect.yaml:1: deployments: missing",), environment="staging"),
     Row("schedules in an overlay", "    paused: true\n", "    schedules: []\n", ("environments/staging.yaml:5: deployments.deliver.schedules: schedules are written in prefect.yaml only; `paused` switches them off",), file="environments/staging.yaml", environment="staging"),
     Row("image in an overlay", "every_deployment:", "image: a/b\nevery_deployment:", ("environments/staging.yaml:1: image: only null is possible: the environment runs without an image",), file="environments/staging.yaml", environment="staging"),
     Row("overlay that is a list", "", "- a\n", ("environments/staging.yaml:1: the file: it must be a mapping, not list",), file="environments/staging.yaml", environment="staging"),
     Row("list of deployments in an overlay", "deployments:\n  deliver:\n    paused: true\n", "deployments: [deliver]\n", ("environments/staging.yaml:3: deployments: must be a mapping, not list",), file="environments/staging.yaml", environment="staging"),
     Row("patch that is not a mapping", "    paused: true\n", "    - paused\n", ("environments/staging.yaml:4: deployments.deliver: must be a mapping, not list",), file="environments/staging.yaml", environment="staging"),
     Row("unknown key by an overlay", "    paused: true\n", "    pausd: true\n", ("environments/staging.yaml:5: deployments[deliver].pausd: unknown key; did you mean paused?",), file="environments/staging.yaml", environment="staging"),
-    Row("value by an overlay", "deadline_seconds: 600", "deadline_seconds: 1", ("environments/staging.yaml:2: deployments[deliver].work_pool.job_variables.deadline_seconds: 1 is less than the minimum of 60", "environments/staging.yaml:2: deployments[sell].work_pool.job_variables.deadline_seconds: 1 is less than the minimum of 60"), file="environments/staging.yaml", environment="staging"),
+    Row("value by an overlay", "deadline_seconds: 600", "deadline_seconds: 1", ("environments/staging.yaml:2: deployments[deliver].work_pool.job_variables.deadline_seconds: 1 is less than the minimum of 60 (also in deployments[sell])",), file="environments/staging.yaml", environment="staging"),
     Row("duplicate key of an overlay", "    paused: true\n", "    paused: true\n    paused: true\n", ("environments/staging.yaml:6: deployments.deliver.paused: duplicate key (first at line 5)",), file="environments/staging.yaml", environment="staging"),
     Row("unknown environment", "", "", ("environments/stagin.yaml:1: unknown environment 'stagin'; did you mean staging?",), file="environments/staging.yaml", environment="stagin"),
     Row("invalid overlay", "    paused: true\n", "    paused: ]\n", ("environments/staging.yaml:5: invalid YAML: no value where one is expected",), file="environments/staging.yaml", environment="staging"),
@@ -175,11 +204,14 @@ ROWS = [
     Row("automation of an unknown deployment", "{type: notify, subject: failed, body: look}", "{type: run-deployment, deployment: sell/nope}", ("automations.yaml:15: automations[run-failed].actions: unknown deployment 'sell/nope'; known: deliver/deliver, sell/sell",), file="automations.yaml"),
     Row("template that is not there", "template.json", "templat.json", ("templat.json:1: template of work pool kubernetes: No such file or directory",), file="automations.yaml"),
     Row("template that is not an object", "", "[]", ("template.json:1: template of work pool kubernetes: it must be a JSON object",), file="template.json"),
+    Row("template whose variables are not a schema", '{"image": {"type": "string"}', '{"image": {"type": "strin"}', ("template.json:1: template of work pool kubernetes: variables.properties.image.type is not a JSON schema: 'strin' is not valid under any of the given schemas",), file="template.json"),
+    Row("automation of a deployment that is a list", "{type: notify, subject: failed, body: look}", "{type: run-deployment, deployment: [sell]}", ("automations.yaml:15: automations[run-failed].actions: unknown deployment \"['sell']\"; known: deliver/deliver, sell/sell",), file="automations.yaml"),
     Row("limit without the owner's name", "automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", ("automations.yaml:5: concurrency_limits[downloads].name: the name must start with tidepool-, which marks it as managed: a limit has no tags",), file="automations.yaml"),
     Row("two resources of one name", "variables:\n", "variables:\n  - {name: shop_owner, value: bob}\n", ("automations.yaml:5: variables[shop_owner]: duplicate name",), file="automations.yaml"),
     Row("invalid automations", "work_pools:\n", "work_pools: ]\n", ("automations.yaml:1: invalid YAML: no value where one is expected",), file="automations.yaml"),
     Row("unknown house rule", "variables =", "variable =", ("pyproject.toml:3: tool.tidepool.variable: unknown key; did you mean variables?",), file="pyproject.toml"),
     Row("house rule of another type", '["SHOP_NAME"]', '"SHOP_NAME"', ("pyproject.toml:3: tool.tidepool.variables: input should be a valid list, not 'SHOP_NAME'",), file="pyproject.toml"),
+    Row("house rules that are not a table", PYPROJECT, "[tool]\ntidepool = 3\n", ("pyproject.toml:1: tidepool: must be a table, not 3",), file="pyproject.toml"),
     Row("pyproject.toml that cannot be read", "[tool.tidepool]", "[tool.tidepool", ("pyproject.toml:1: cannot be read: Expected ']' at the end of a table declaration (at line 1, column 15)",), file="pyproject.toml"),
     Row("missing runbook", "docs/runbooks/deliver.md", "docs/runbooks/delivery.md", ("prefect.yaml:33: deployments[deliver].description: the runbook docs/runbooks/delivery.md does not exist",)),
     Row("no runbook", " docs/runbooks/deliver.md", "", ("prefect.yaml:33: deployments[deliver].description: no link to a runbook, such as docs/runbooks/deliver.md",)),

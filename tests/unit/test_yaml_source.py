@@ -113,6 +113,7 @@ def test_all_duplicate_keys_are_found_at_once(tmp_path: Path) -> None:
             "a: !!python/name:os.system\n",
             "file.yaml:1: invalid YAML: unknown tag; put a text that begins with `!` in quotes",
         ),
+        ("a: 1\n---\nb: 1\n", "file.yaml:2: invalid YAML: a second document begins (`---`), and Prefect reads one"),
         ("a: \x07\n", None),
         ("a: 2026-13-01\n", "file.yaml:1: invalid YAML: month must be in 1..12"),
     ],
@@ -126,7 +127,11 @@ def test_invalid_yaml_is_one_sentence_with_its_line(tmp_path: Path, text: str, m
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_bytes(b"\xff")
-    for path in (tmp_path / "file.yaml", tmp_path / "missing.yaml"):
+    (tmp_path / "file.yaml").write_bytes(b"a: 1\nb: \xe9\n")
+    with pytest.raises(
+        UsageError, match=r"^file\.yaml:2: cannot be read: byte 0xe9 is not UTF-8; save the file in UTF-8$"
+    ):
+        yaml_source.read(tmp_path / "file.yaml", "file.yaml")
+    for path in (tmp_path, tmp_path / "missing.yaml"):
         with pytest.raises(UsageError, match=r"^file\.yaml:1: cannot be read: "):
             yaml_source.read(path, "file.yaml")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidepool.deploy.client import connect
-from tidepool.errors import UsageError
+from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import repository, settings
 
 if TYPE_CHECKING:
@@ -59,30 +59,42 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def validate(environment: Environment = None) -> None:
+def validate(
+    environment: Environment = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="First mend in prefect.yaml what has exactly one right answer, line by line.")
+    ] = False,
+) -> None:
     """Check prefect.yaml, automations.yaml and the environments: report all problems at once, with their lines.
 
     Without --environment, all of them. Works offline; with PREFECT_API_URL, also against the server's work pools,
     variables and blocks: those of TIDEPOOL_DEPLOY_ENVIRONMENT, or of --environment, must exist. With --environment
     production, a warning if the links to runbooks will lead nowhere.
 
-    Exit code: 0 no problem, 1 problems.
+    With --fix, an entrypoint that names a file becomes one that names its module, a missing `pull: []` and the first
+    build step are added, and `active: true` of a schedule is removed. The rest of the file stays as it is.
+
+    Exit code: 0 no problem, 1 problems; with --fix those that are left.
     """
     from prefect.settings import PREFECT_API_URL
 
-    from tidepool.deploy.config import environments
-    from tidepool.deploy.config.yaml_source import raise_if_any
+    from tidepool.deploy.config import environments, fixes
+    from tidepool.deploy.config.yaml_source import is_inside, raise_if_any
     from tidepool.deploy.reconcile import comparison
 
     root, deploy = repository(), settings().deploy
     names = [environment] if environment else environments.names(root)
+    names.sort(key=lambda name: name != environments.PRODUCTION)
+    for each in fixes.fix(root) if fix else ():
+        typer.echo(f"fixed {each}")
     found: set[Problem] = set()
     with connect() if PREFECT_API_URL.value() else nullcontext() as client:
         for name in names:
             served = name == (environment or deploy.environment)
-            found.update(comparison.check(client, root, name, deploy.owner, served=served))
-    raise_if_any(sorted(found))
-    typer.echo(f"no problems: {', '.join(names)}")
+            new = comparison.check(client, root, name, deploy.owner, served=served)
+            found |= {each for each in new if not is_inside(each, found)}
+    raise_if_any(found)
+    typer.echo(f"no problems: {', '.join(sorted(names))}")
     if environment == environments.PRODUCTION and not settings().repository.url:
         advice = "set it to the web address of the repository's files, https://host/owner/name/blob/main"
         typer.echo(f"warning: TIDEPOOL_REPOSITORY_URL is empty, links to runbooks lead nowhere; {advice}", err=True)
@@ -139,8 +151,10 @@ def apply(
     typer.echo(f"{name}: {len(written)} written" if written else f"{name}: nothing to do")
     # An environment without an image runs what is in the working folder: there is no version to go back to.
     if written and record and environments.runs_an_image(repository(), name):
-        tag = history.record(repository(), name, image, datetime.now(UTC))
-        typer.echo(f"recorded as {tag}" if tag else "not recorded: this is not a clean Git checkout")
+        try:
+            typer.echo(f"recorded as {history.record(repository(), name, image, datetime.now(UTC))}")
+        except TidepoolError as error:
+            typer.echo(f"not recorded for `tidepool rollback`: {error}", err=True)
 
 
 def prune(
@@ -185,7 +199,12 @@ def drift(
 
     name = environment or settings().deploy.environment
     with connect() as client:
-        found = drift_module.find(client, name, now=datetime.now(UTC), end_pauses=end_pauses)
+        try:
+            found = drift_module.find(client, name, now=datetime.now(UTC), end_pauses=end_pauses)
+        except (LookupError, TypeError, AttributeError, ValueError, OSError):
+            # Pauses end whatever the files say. Files that cannot be compared have problems, which are the reason.
+            _raise_if_invalid(client, name)
+            raise
     _emit(found.view, output, json=json, markdown=found.markdown() if markdown else "")
     for each in found.resumed:
         typer.echo(f"resumed {each.deployment}: paused until {each.until:%Y-%m-%d %H:%M %Z}", err=True)
@@ -257,13 +276,20 @@ def rollback(
 def _compare(
     client: SyncPrefectClient, name: str, image: str | None, version: str | None, *, deploying: bool = False
 ) -> Comparison:
+    from tidepool.deploy.reconcile import comparison
+
+    _raise_if_invalid(client, name, image, deploying=deploying)
+    return comparison.compare(client, repository(), name, settings().deploy.owner, image=image, version=version)
+
+
+def _raise_if_invalid(
+    client: SyncPrefectClient, name: str, image: str | None = None, *, deploying: bool = False
+) -> None:
     from tidepool.deploy.config.yaml_source import raise_if_any
     from tidepool.deploy.reconcile import comparison
 
-    root, owner = repository(), settings().deploy.owner
-    problems = comparison.check(client, root, name, owner, image=image, deploying=deploying)
+    problems = comparison.check(client, repository(), name, settings().deploy.owner, image=image, deploying=deploying)
     raise_if_any(problems, "nothing was written" if deploying else "")
-    return comparison.compare(client, root, name, owner, image=image, version=version)
 
 
 def _guard(found: Comparison, yes_delete: int | None) -> None:

@@ -19,6 +19,14 @@ from tidepool.settings import environment as process_environment
 if TYPE_CHECKING:
     from pathlib import Path
 
+# What Git says, and the sentence for it.
+_REFUSALS = {
+    "dubious ownership": (
+        "Git does not read this folder, because it belongs to another user; to trust it: "
+        'git config --global --add safe.directory "$PWD"'
+    ),
+    "not a git repository": "this is not a Git checkout",
+}
 _TIME = "%Y%m%dT%H%M%SZ"
 _IMAGE = "%(contents:trailers:key=image,valueonly,separator=)"
 _FIELDS = f"%(refname:strip=2)%00%(*objectname)%00{_IMAGE}%00%(*subject)"
@@ -47,13 +55,13 @@ def record(repository: Path, environment: str, image: str | None, now: datetime)
     """Record in Git that the current commit was deployed.
 
     Returns:
-        The tag; empty without a Git checkout, or if it has uncommitted changes.
+        The tag.
+
+    Raises:
+        TidepoolError: the folder is not a Git checkout that this user can read, or has uncommitted changes.
     """
-    try:
-        if _git(repository, "status", "--porcelain", "--untracked-files=no"):
-            return ""
-    except (TidepoolError, FileNotFoundError):
-        return ""
+    if _git(repository, "status", "--porcelain", "--untracked-files=no"):
+        raise TidepoolError("the Git checkout has uncommitted changes")
     tag = f"deployed/{environment}/{now.astimezone(UTC).strftime(_TIME)}"
     message = f"Deployed to {environment}\n\nimage: {image or '-'}\n"
     _git(
@@ -118,7 +126,21 @@ def apply_version(repository: Path, environment: str, version: Version, options:
 
 
 def _git(repository: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=repository, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise TidepoolError(f"git {arguments[0]}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=repository,
+            env={**process_environment(), "LC_ALL": "C"},  # Git's words in English
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise TidepoolError("Git is not installed") from None
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.strip() or done.stdout.strip()
+    for words, sentence in _REFUSALS.items():
+        if words in said:
+            raise TidepoolError(sentence)
+    raise TidepoolError(f"git {arguments[0]}: {' '.join(said.split())}")

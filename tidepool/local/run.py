@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_jsonable_python
 
-from tidepool.deploy.config import deployments, environments, flows, placeholders
+from tidepool.deploy.config import environments, flows, placeholders
 from tidepool.deploy.config.yaml_source import path
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.local.processes import signals_interrupt
@@ -56,7 +56,7 @@ def run(
     settings()
     os.chdir(repository)
     with _only_result_on_stdout():
-        flow = deployments.flow_of(repository, _entrypoint(name, deployment))
+        flow = flows.flow_of(repository, _entrypoint(name, deployment))
         given = assignments(parameters)
         values = bind(flow, _base(name, deployment, given), given)
         with _api(repository):

@@ -126,7 +126,7 @@ def _problems(repository: Path, owner: str, file: YamlFile, content: ServerFile)
             template(repository, pool)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            yield Problem(pool.base_job_template, 1, f"template of work pool {pool.name}: {reason}")
+            yield Problem(pool.base_job_template, 1, "", f"template of work pool {pool.name}: {reason}")
 
 
 def _read(repository: Path) -> YamlFile:
@@ -246,7 +246,7 @@ def _action(action: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]
         texts = {key: _linked(value) if isinstance(value, str) else value for key, value in action.items()}
         return {**texts, "type": "send-notification", "block_document_id": ids[NOTIFY]}
     if "deployment" in action:
-        name = action["deployment"]
+        name = str(action["deployment"])
         if name not in ids:
             raise ValueError(f"unknown deployment {name!r}{did_you_mean(name, sorted(set(ids) - {NOTIFY}))}")
         rest = {key: value for key, value in action.items() if key != "deployment"}
@@ -259,9 +259,16 @@ def template(repository: Path, pool: WorkPool) -> dict[str, Any]:
 
     Raises:
         OSError: the file does not exist.
-        ValueError: it is not a JSON object.
+        ValueError: it is not a JSON object, or its `variables` are not a JSON schema.
     """
+    from jsonschema import Draft202012Validator, SchemaError
+
     content = json.loads((repository / pool.base_job_template).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("it must be a JSON object")  # noqa: TRY004 - of the file, not of an argument
+    try:
+        Draft202012Validator.check_schema(content.get("variables", {}))
+    except SchemaError as error:
+        where = ".".join(["variables", *(str(part) for part in error.absolute_path)])
+        raise ValueError(f"{where} is not a JSON schema: {error.message}") from None
     return content

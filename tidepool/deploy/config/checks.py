@@ -14,6 +14,7 @@ from tidepool.deploy.config import (
     automations,
     deployments,
     environments,
+    flows,
     house_rules,
     models,
     placeholders,
@@ -150,17 +151,25 @@ class _Files:
             overlay = self._read_overlay(environment, found)
         manifest, positions = environments.assemble(data, overlay, image)
         # Steps of a deployment take the place of the file's.
-        own_pull = all("pull" in _dict(each) for each in _list(data.get("deployments")))
+        listed = _list(data.get("deployments"))
+        own_pull = bool(listed) and all("pull" in _dict(each) for each in listed)
+        misplaced = models.misplaced(data)
         found += [
             self._base.problem(place, message)
             for place, message in models.findings(models.PrefectFile, data)
             if not (own_pull and place == ("pull",) and "pull" not in data)
             if len(place) <= 2 or place[0] != "deployments"  # noqa: PLR2004 - inside of one, with its overlay below
         ]
-        if not any(STEP in _dict(first) for first in _list(manifest.get("build"))[:1]):
+        # One mistake is one problem: of steps without the form of steps, the names are not known.
+        of_steps = ("build", "push")
+        unclear = any(
+            each.where.startswith(of_steps) or each.message.endswith(tuple(f"did you mean {key}?" for key in of_steps))
+            for each in found
+        )
+        if not unclear and not any(STEP in _dict(first) for first in _list(manifest.get("build"))[:1]):
             message = f"the first step must be {STEP}: it refuses an invalid file before the first write"
             found.append(self._base.problem(("build",), message))
-        after, problems = scope.after_steps(self._repository, manifest, self._context.scope)
+        after, problems = scope.after_steps(self._repository, manifest, replace(self._context.scope, unclear=unclear))
         for place, message in problems:
             phase, step = str(place[0]), _step(manifest, place)  # without the steps that this environment leaves out
             own = next(index for index, each in enumerate(data[phase]) if each is step)
@@ -169,9 +178,11 @@ class _Files:
         names: list[str] = []
         for position, config in zip(positions, manifest["deployments"], strict=True):
             for inside, message in self._deployment(config, names, found):
+                if inside and inside[0] in misplaced and inside[0] not in config:
+                    continue  # it stands one level too high, which has been reported
                 file, line = self._locate(config.get("name"), position, inside)
                 shown = path(("deployments", position, *inside), {"deployments": {position: config}})
-                found.append(Problem(file, line, f"{shown}: {message}"))
+                found.append(Problem(file, line, shown, message))
         return found
 
     def _read_overlay(self, environment: str, found: list[Problem]) -> dict[str, Any]:
@@ -179,7 +190,7 @@ class _Files:
         known = environments.names(self._repository)
         name = f"environments/{environment}.yaml"
         if environment not in known:
-            found.append(Problem(name, 1, f"unknown environment {environment!r}{did_you_mean(environment, known)}"))
+            found.append(Problem(name, 1, "", f"unknown environment {environment!r}{did_you_mean(environment, known)}"))
             return {}
         try:
             self._overlay = overlay = yaml_source.read(self._repository / name, name)
@@ -204,18 +215,19 @@ class _Files:
             names.append(name)
             self.names.unresolved.add(name)
         if isinstance(entrypoint, str) and not placeholders.find(entrypoint):
-            try:
-                flow = deployments.flow_of(self._repository, entrypoint)
-            except UsageError as error:
-                yield ("entrypoint",), str(error)
+            flow, problem = flows.find(self._repository, entrypoint)
+            if problem:
+                yield ("entrypoint",), problem
         found += house_rules.check_runbooks(self._context.rules, self._repository, config)
         if flow is not None:
             self.names.resolve(flow.name, str(name))
             found += house_rules.check_imports(self._context.rules, self._repository, flow)
         # One mistake is one problem: what has the wrong form is not looked at again.
-        wrong = [*(place for place, _ in of_form if place), *models.misspelt(of_form)]
+        reported = [*(place for place, _ in of_form if place), *models.misspelt(of_form)]
+        wrong = [tuple(map(str, place)) for place in reported]  # a key that is a number has become a text
         for place, message in deployments.problems(self._context, config, flow):
-            if not any(place[: len(each)] == each or each[: len(place)] == place for each in wrong):
+            own = tuple(map(str, place))
+            if not any(own[: len(each)] == each or each[: len(own)] == own for each in wrong):
                 yield place, message
 
     def _locate(self, name: Any, position: int, inside: Place) -> tuple[str, int]:

@@ -72,29 +72,6 @@ def problems(context: Context, raw: Mapping[str, Any], flow: Flow[..., Any] | No
     yield from _refused_by_the_server(config)
 
 
-def flow_of(repository: Path, entrypoint: str) -> Flow[..., Any]:
-    """Return the flow of an entrypoint.
-
-    Raises:
-        UsageError: the entrypoint is not a module's function, or cannot be imported.
-    """
-    path, colon, function = entrypoint.replace("\\", "/").partition(":")
-    if colon or "/" in path:
-        kind = "is a file" if path.endswith(".py") or "/" in path else "has a colon"
-        raise UsageError(f"{entrypoint!r} {kind}; {_advice(repository, path, function)}")
-    return flows.load(repository, entrypoint)
-
-
-def _advice(repository: Path, path: str, function: str) -> str:
-    """Return how to write an entrypoint that names a function by a file or with a colon."""
-    file = path.removesuffix(".py").strip("./")
-    module = file.replace("/", ".")
-    advice = "name the function by its module, with dots, as Dask workers import it"
-    if path.startswith(("/", "..")) or not function or ("/" in file and "." in file):
-        return f"{advice}: flows.<domain>.flow.<function>"
-    return f"{advice}: {module}.{function}{flows.shadowed(repository, module.split('.', maxsplit=1)[0])}"
-
-
 def _placeholders(scope: Scope, raw: Mapping[str, Any]) -> Iterator[Finding]:
     for key, value in raw.items():
         if key == "schedules":  # their times cannot have any

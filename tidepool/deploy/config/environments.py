@@ -48,10 +48,12 @@ def load(repository: Path, environment: str, image: str | None = None, version: 
         version: Version of the deployments, for a folder that is not a Git checkout.
 
     Raises:
-        UsageError: the environment is unknown, its overlay does not fit prefect.yaml, or the image is not pinned by
-            digest.
+        UsageError: the environment is unknown, prefect.yaml has no list of deployments or its overlay does not fit it,
+            or the image is not pinned by digest.
     """
     manifest = _read(repository, "prefect.yaml")
+    if not isinstance(manifest.get("deployments"), list):
+        raise UsageError("prefect.yaml: `deployments` must be a list, each with a name")
     if environment == PRODUCTION:
         return render(manifest, {}, image, version)
     known = names(repository)
@@ -137,7 +139,7 @@ def problems(manifest: Any, overlay: Any) -> list[Finding]:
     for name, patch in single.items():
         if name in known:
             patches.append((("deployments", name), {} if patch is None else patch))
-        else:
+        elif known:  # else there are none, which is a problem of its own
             found.append((("deployments", name), f"unknown deployment {name!r}{did_you_mean(str(name), known)}"))
     for place, patch in patches:
         if not isinstance(patch, dict):
@@ -190,12 +192,14 @@ def deployment(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the deployment of that name.
 
     Raises:
-        UsageError: it does not exist.
+        UsageError: it does not exist, or is not the only one.
     """
-    found: dict[str, dict[str, Any]] = {str(each.get("name")): each for each in manifest["deployments"]}
-    if name not in found:
-        raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, found)}")
-    return found[name]
+    found: list[dict[str, Any]] = [each for each in manifest["deployments"] if each.get("name") == name]
+    if not found:
+        raise UsageError(f"unknown deployment {name!r}{did_you_mean(name, deployment_names(manifest))}")
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} deployments have the name {name!r}; each needs its own")
+    return found[0]
 
 
 def to_yaml(manifest: Mapping[str, Any]) -> str:

@@ -44,6 +44,55 @@ def load(repository: Path, entrypoint: str) -> Flow[..., Any]:
         raise UsageError(f"cannot import flow {entrypoint}: {type(error).__name__}: {text}{place}") from error
 
 
+def find(repository: Path, entrypoint: str) -> tuple[Flow[..., Any] | None, str]:
+    """Return the flow that an entrypoint means, None if that is unclear, and what is wrong with the entrypoint.
+
+    A flow that is named by a file is one of a module too. It is loaded from there, so that one mistake hides no other.
+    """
+    path, colon, function = entrypoint.replace("\\", "/").partition(":")
+    is_path = "/" in path or path.endswith(".py")
+    if not (colon or is_path or path.startswith(".")) and "." in path:
+        try:
+            return load(repository, entrypoint), ""
+        except UsageError as error:
+            return None, str(error)
+    module = by_module(entrypoint)
+    file = repository / f"{module.rpartition('.')[0].replace('.', '/')}.py"
+    kind = "is not a module's function" if not (colon or is_path) else "is a file" if is_path else "has a colon"
+    kind += " that does not exist" if path.endswith(".py") and not (repository / path).is_file() else ""
+    problem = f"{entrypoint!r} {kind}; name the function by its module, with dots, as Dask workers import it"
+    if not function or path.startswith(("/", "..")) or (is_path and "." in path.removesuffix(".py").removeprefix("./")):
+        return None, f"{problem}: flows.<domain>.flow.<function>"
+    problem = f"{problem}: {module}"
+    advice = shadowed(repository, module.partition(".")[0])
+    if advice or not file.is_file():
+        return None, f"{problem}{advice}"
+    try:
+        flow = load(repository, module)
+    except UsageError as error:
+        return None, f"{problem}, which cannot be imported: {str(error).partition(': ')[2]}"
+    loaded = getattr(sys.modules.get(module.rpartition(".")[0]), "__file__", None)
+    return (flow if loaded and Path(loaded).resolve() == file.resolve() else None), problem
+
+
+def by_module(entrypoint: str) -> str:
+    """Return an entrypoint that names a file or has a colon as one that names a module: `flows/shop.py:sell`."""
+    path, _, function = entrypoint.replace("\\", "/").partition(":")
+    return f"{path.removesuffix('.py').removeprefix('./').replace('/', '.')}.{function}"
+
+
+def flow_of(repository: Path, entrypoint: str) -> Flow[..., Any]:
+    """Return the flow of an entrypoint.
+
+    Raises:
+        UsageError: the entrypoint is not a module's function, or cannot be imported.
+    """
+    flow, problem = find(repository, entrypoint)
+    if flow is None or problem:
+        raise UsageError(problem)
+    return flow
+
+
 def importable(repository: Path) -> None:
     """Put the repository's folder on the path, as `prefect deploy` in it does."""
     if str(repository) not in sys.path:

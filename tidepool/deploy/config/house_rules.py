@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from tidepool.deploy.config.yaml_source import Problem
+from tidepool.deploy.config.yaml_source import InvalidFileError, Problem, read_text
 from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
@@ -72,10 +72,16 @@ def load(repository: Path) -> tuple[HouseRules, list[Problem]]:
     if not path.is_file():
         return HouseRules(), []
     try:
-        text = path.read_text(encoding="utf-8")
-        given = tomllib.loads(text).get("tool", {}).get("tidepool", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        return HouseRules(), [Problem(FILE, 1, f"cannot be read: {error}")]
+        text = read_text(path, FILE)
+        given: Any = tomllib.loads(text)
+    except InvalidFileError as error:
+        return HouseRules(), [error.problem]
+    except tomllib.TOMLDecodeError as error:
+        return HouseRules(), [Problem(FILE, 1, "", f"cannot be read: {error}")]
+    for key in ("tool", "tidepool"):
+        given = given.get(key, {})
+        if not isinstance(given, dict):
+            return HouseRules(), [Problem(FILE, 1, key, f"must be a table, not {given!r}")]
     found: list[Problem] = []
     try:
         return HouseRules.model_validate(given), found
@@ -85,7 +91,7 @@ def load(repository: Path) -> tuple[HouseRules, list[Problem]]:
             unknown = each["type"] == "extra_forbidden"
             known = sorted(HouseRules.model_fields)
             message = f"unknown key{did_you_mean(key, known)}" if unknown else reason(each)
-            found.append(Problem(FILE, _line(text, key), f"tool.tidepool.{key}: {message}"))
+            found.append(Problem(FILE, _line(text, key), f"tool.tidepool.{key}", message))
         return HouseRules(), found
 
 
@@ -141,12 +147,16 @@ def check_runbooks(rules: HouseRules, repository: Path, config: Mapping[str, Any
         page = repository / link
         if not rules.runbook_headings or not page.is_file():
             continue
-        headings = _HEADING.findall(page.read_text(encoding="utf-8"))
+        try:
+            headings = _HEADING.findall(read_text(page, link))
+        except InvalidFileError as error:
+            yield error.problem
+            continue
         missing = [each for each in rules.runbook_headings if each not in headings]
         if missing:
-            yield Problem(link, 1, f"missing heading {', '.join(f'`## {each}`' for each in missing)}")
+            yield Problem(link, 1, "", f"missing heading {', '.join(f'`## {each}`' for each in missing)}")
         elif [each for each in headings if each in rules.runbook_headings] != rules.runbook_headings:
-            yield Problem(link, 1, f"the order of headings is {', '.join(rules.runbook_headings)}")
+            yield Problem(link, 1, "", f"the order of headings is {', '.join(rules.runbook_headings)}")
 
 
 def check_imports(rules: HouseRules, repository: Path, flow: Flow[..., Any]) -> Iterator[Problem]:
@@ -160,10 +170,14 @@ def _early_imports(rules: HouseRules, repository: Path, path: Path, visited: set
     if path in visited or not path.is_relative_to(repository) or ".venv" in path.parts:
         return
     visited.add(path)
-    for line, module in _imported(ast.parse(path.read_text(encoding="utf-8")).body):
+    try:
+        body = ast.parse(path.read_bytes()).body  # in its own encoding
+    except (SyntaxError, ValueError):  # the flow, which has been imported, does without it
+        return
+    for line, module in _imported(body):
         if (package := module.split(".")[0]) in rules.late_imports:
             message = f"each run of the flow would begin with the import of {package}: import it in the function that "
-            yield Problem(str(path.relative_to(repository)), line, f"{message}uses it")
+            yield Problem(str(path.relative_to(repository)), line, "", f"{message}uses it")
         base = repository / module.replace(".", "/")
         for file in (base.with_suffix(".py"), base / "__init__.py"):
             if file.is_file():

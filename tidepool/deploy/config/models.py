@@ -14,7 +14,7 @@ from tidepool.deploy.config.yaml_source import place_in
 from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -36,11 +36,8 @@ NOT_ALLOWED = {
 """Keys that Prefect accepts in a deployment or a schedule and tidepool does not, with the reason."""
 
 _NEAR = re.compile(r"^unknown key; did you mean (\S+)\?$")
-# What people write beside `work_pool` that belongs into it.
-_JOB_VARIABLES = ("env", "image", "working_dir", "command")
-_OF_A_SCHEDULE = ("cron", "interval", "rrule", "timezone", "day_or", "anchor_date", "slug", "active")
 # Without a value these have no effect; Prefect's own templates have them.
-_NULL = ("schedule", "flow_name", "sla", "triggers", "max_active_runs")
+_NULL = ("schedule", "flow_name", "sla", "triggers", "max_active_runs", "active")
 _NO_PULL = (
     "missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`"
 )
@@ -171,6 +168,27 @@ class ServerFile(_Strict):
 
 # --- a file that does not fit its model ----------------------------------------------------------------------------
 
+# Keys that are written one level too high: in which mapping, and where they belong.
+_TOO_HIGH: tuple[tuple[type[BaseModel], Collection[str], str], ...] = (
+    (
+        PrefectFile,
+        {*Deployment.model_fields, "schedule", "job_variables", "work_queue_name"} - set(PrefectFile.model_fields),
+        "the keys of a deployment belong into an item of `deployments`",
+    ),
+    (
+        Deployment,
+        {*Schedule.model_fields, "active"} - set(Deployment.model_fields),
+        "the keys of a schedule belong into an item of `schedules`",
+    ),
+    (Deployment, set(DeploymentConcurrency.model_fields), "these keys belong into `concurrency_limit`"),
+    (Deployment, {"job_variables", "work_queue_name"}, "these keys belong into `work_pool`"),
+    (
+        Deployment,
+        ("env", "image", "working_dir", "command"),
+        "job variables belong into `work_pool: {job_variables: {…}}`",
+    ),
+)
+
 
 def problems(model: type[BaseModel], file: YamlFile) -> list[Problem]:
     """Return the duplicate keys, unknown keys, missing keys and wrong types of a file, by the model of the whole."""
@@ -178,18 +196,29 @@ def problems(model: type[BaseModel], file: YamlFile) -> list[Problem]:
 
 
 def findings(model: type[BaseModel], data: Any) -> list[Finding]:
-    """Return the unknown keys, missing keys and wrong types of data, one for each place."""
+    """Return the unknown keys, missing keys and wrong types of data, one for each place and each mistake."""
     if not isinstance(data, dict):
         return [((), f"it must be a mapping, not {type(data).__name__}")]
     try:
         model.model_validate(data)
     except ValidationError as error:
         found: dict[Place, str] = {}
+        together: dict[tuple[Place, str], list[str]] = {}
         for each in error.errors():
             place = place_in(data, each["loc"])
-            if each["type"] == "extra_forbidden" and _has_no_effect(place[-1], each["input"]):
+            if each["type"] != "extra_forbidden":
+                found.setdefault(place, _message(place, each))
+            elif _has_no_effect(place[-1], each["input"]):
                 continue
-            found.setdefault(place, _message(model, place, each))
+            elif advice := _too_high(_model_at(model, place[:-1]), place[-1]):
+                together.setdefault((place[:-1], advice), []).append(str(place[-1]))
+            else:
+                found.setdefault(place, _unknown_key(str(place[-1]), _keys(_model_at(model, place[:-1]))))
+        for (above, advice), keys in together.items():
+            names = f"s {', '.join(keys)}" if len(keys) > 1 else ""
+            found[(*above, keys[0])] = f"unknown key{names}; {advice}"
+        if model is PrefectFile and misplaced(data) and not data.get("deployments"):
+            found.pop(("deployments",), None)
         for place in misspelt(found.items()):
             found.pop(place, None)
         # Of a value that may be of several types, the branch that fits its form is the deepest.
@@ -197,6 +226,16 @@ def findings(model: type[BaseModel], data: Any) -> list[Finding]:
             (place, message) for place, message in found.items() if not any(_is_inside(each, place) for each in found)
         ]
     return []
+
+
+def misplaced(data: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a deployment that stand at the top of a prefect file: a deployment may lack them."""
+    return [key for key in data if _too_high(PrefectFile, key)]
+
+
+def _too_high(model: type[BaseModel] | None, key: Any) -> str:
+    """Return the place that a key of a mapping belongs to, if it is written one level too high; otherwise nothing."""
+    return next((advice for above, keys, advice in _TOO_HIGH if above is model and key in keys), "")
 
 
 def _has_no_effect(key: Any, value: Any) -> bool:
@@ -214,14 +253,10 @@ def _is_inside(place: Place, outer: Place) -> bool:
     return len(place) > len(outer) and place[: len(outer)] == outer
 
 
-def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
+def _message(place: Place, error: ErrorDetails) -> str:
     key = str(place[-1]) if place else ""
     empty = error["input"] is None and error["type"].endswith("_type")  # a key whose value was not filled in
     match "missing" if empty else error["type"]:
-        case "extra_forbidden":
-            known = _keys(model, place[:-1])
-            at_top = model is PrefectFile and len(place) == 1
-            return f"unknown key{did_you_mean(key, sorted(known))}" if at_top else _unknown_key_message(key, known)
         case "missing":
             reasons = {"pull": _NO_PULL, "slug": _NO_SLUG}
             return reasons.get(key, "missing: it has no value" if empty else "missing")
@@ -234,25 +269,24 @@ def _message(model: type[BaseModel], place: Place, error: ErrorDetails) -> str:
     return reason(error)
 
 
-def _unknown_key_message(key: str, known: Collection[str]) -> str:
-    if key in _OF_A_SCHEDULE and "work_pool" in known:
-        return "unknown key; it is one of a schedule: indent it below `schedules`"
-    if key in NOT_ALLOWED:
+def _unknown_key(key: str, known: Collection[str]) -> str:
+    if key in NOT_ALLOWED and "deployments" not in known:
         return f"not allowed here: {NOT_ALLOWED[key]}"
-    if key in ("job_variables", "work_queue_name"):
-        return "unknown key; it is written below `work_pool`"
-    if key in _JOB_VARIABLES:
-        return f"unknown key; a job variable is written below `work_pool: {{job_variables: {{{key}: …}}}}`"
     return f"unknown key{did_you_mean(key, sorted(known))}"
 
 
-def _keys(model: type[BaseModel] | None, place: Place) -> list[str]:
-    """Return the keys that the mapping at a place accepts."""
-    fields = {field.alias or name: field for name, field in model.model_fields.items()} if model else {}
-    for index, part in enumerate(place):
-        if isinstance(part, str):
-            return _keys(_model_in(fields[part].annotation), place[index + 1 :]) if part in fields else []
-    return list(fields)
+def _keys(model: type[BaseModel] | None) -> list[str]:
+    """Return the keys that a mapping accepts."""
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+
+def _model_at(model: type[BaseModel] | None, place: Place) -> type[BaseModel] | None:
+    """Return the model of the mapping at a place; None if it accepts any keys."""
+    for part in place:
+        if isinstance(part, str) and model is not None:
+            field = model.model_fields.get(part)
+            model = _model_in(field.annotation) if field else None
+    return model
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -42,6 +42,7 @@ class Scope:
         outputs: Types of the outputs of all earlier steps, by their own names: Prefect accepts these too.
         functions: Name of the function of each earlier step with an id.
         open: True if an earlier step does not declare its outputs.
+        unclear: True if the steps do not have the form of steps, which is a problem of its own.
         later: Ids of the steps that run later.
         declared: Environment variables that pyproject.toml lists.
         may_be_empty: Environment variables that may be empty or unset.
@@ -54,6 +55,7 @@ class Scope:
     outputs: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, str] = field(default_factory=dict)
     open: bool = False
+    unclear: bool = False
     later: tuple[str, ...] = ()
     declared: tuple[str, ...] = ()
     may_be_empty: tuple[str, ...] = ()
@@ -115,7 +117,7 @@ class Scope:
     def _output(self, name: str) -> str:
         head, *rest = re.split(r"[.\[]", name)
         if head not in self.steps:
-            if head in self.outputs or (self.open and not rest):
+            if self.unclear or head in self.outputs or (self.open and not rest):
                 return ""
             if head in self.later:
                 return f"{_shown(name)}: step {head!r} runs later"

@@ -7,7 +7,7 @@ reads `y` as true and `1e5` as a number, where Prefect sees texts: the checks wo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -15,12 +15,16 @@ import yaml
 from tidepool.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable
     from pathlib import Path
 
 # libyaml, where PyYAML was built with it: ten times as fast.
-_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MERGE = "tag:yaml.org,2002:merge"
+LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MERGE = "tag:yaml.org,2002:merge"
+# Of a path's last key, the position in a list.
+_INDEX = re.compile(r"\[[^]]*\]$")
+# Uses of one mistake that its message names.
+_NAMED = 3
 
 Place = tuple[str | int, ...]
 """The path of a value in a file: keys and list positions, from the top."""
@@ -31,14 +35,22 @@ Finding = tuple[Place, str]
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One problem: the file's path from the repository's root, the line (from 1), and what is wrong and accepted."""
+    """One problem.
+
+    Attributes:
+        file: Path from the repository's root.
+        line: From 1.
+        where: Path of the value in the file; empty if the problem is not one of a value.
+        message: What is wrong and accepted.
+    """
 
     file: str
     line: int
+    where: str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}"
+        return f"{self.file}:{self.line}: {self.where and f'{self.where}: '}{self.message}"
 
 
 class InvalidFileError(UsageError):
@@ -71,7 +83,23 @@ class YamlFile:
 
     def problem(self, place: Place, message: str) -> Problem:
         """Return a problem of a value, with its line and its path."""
-        return Problem(self.name, self.line(place), f"{path(place, self.data)}: {message}")
+        return Problem(self.name, self.line(place), path(place, self.data), message)
+
+
+def read_text(path: Path, name: str) -> str:
+    """Read a file of text, which messages call by the name.
+
+    Raises:
+        InvalidFileError: it cannot be read, or is not in UTF-8; with the line.
+    """
+    try:
+        return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except OSError as error:
+        raise InvalidFileError(Problem(name, 1, "", f"cannot be read: {error.strerror}")) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"cannot be read: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file in UTF-8"
+        raise InvalidFileError(Problem(name, line, "", message)) from error
 
 
 def read(path: Path, name: str) -> YamlFile:
@@ -80,21 +108,17 @@ def read(path: Path, name: str) -> YamlFile:
     Raises:
         InvalidFileError: the file cannot be read or is not valid YAML; with the line.
     """
+    text = read_text(path, name)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InvalidFileError(Problem(name, 1, f"cannot be read: {reason}")) from error
-    try:
-        node = yaml.compose(text, Loader=_LOADER)
+        node = yaml.compose(text, Loader=LOADER)
         if node is not None:
             _refuse_misunderstood(node, ())
-        file = YamlFile(name, data=yaml.load(text, Loader=_LOADER))  # noqa: S506 - it is the safe one
+        file = YamlFile(name, data=yaml.load(text, Loader=LOADER))  # noqa: S506 - it is the safe one
     except yaml.MarkedYAMLError as error:
         line, message = _in_words(error, text)
-        raise InvalidFileError(Problem(name, line, f"invalid YAML: {message}")) from error
+        raise InvalidFileError(Problem(name, line, "", f"invalid YAML: {message}")) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise InvalidFileError(Problem(name, 1, f"invalid YAML: {' '.join(str(error).split())}")) from error
+        raise InvalidFileError(Problem(name, 1, "", f"invalid YAML: {' '.join(str(error).split())}")) from error
     if node is not None:
         _find_lines(file, node, (), set())
     return file
@@ -115,6 +139,7 @@ _WORDS = (
     ("did not find expected ',' or ']'", "", "a list that began with `[` is not closed"),
     ("did not find expected ',' or '}'", "", "a mapping that began with `{` is not closed"),
     ("did not find expected node content", "", "no value where one is expected"),
+    ("but found another document", "", "a second document begins (`---`), and Prefect reads one"),
     ("found unhashable key", "", "a list or mapping cannot be a key; put the text in quotes"),
     ("could not determine a constructor", "", "unknown tag; put a text that begins with `!` in quotes"),
 )
@@ -170,11 +195,11 @@ def _find_lines(file: YamlFile, node: yaml.Node, place: Place, visited: set[int]
             _find_lines(file, item, (*place, index), visited)
     elif isinstance(node, yaml.MappingNode):
         # Merged mappings go first, since a mapping's own keys win; of several merged ones, the first wins.
-        for merged in (value for key, value in node.value if key.tag == _MERGE):
+        for merged in (value for key, value in node.value if key.tag == MERGE):
             for each in reversed(merged.value) if isinstance(merged, yaml.SequenceNode) else [merged]:
                 _find_lines(file, each, place, visited)
         first: dict[Place, int] = {}
-        for key, value in ((key, value) for key, value in node.value if key.tag != _MERGE):
+        for key, value in ((key, value) for key, value in node.value if key.tag != MERGE):
             here = (*place, yaml.constructor.SafeConstructor().construct_object(key, deep=True))
             file.lines[here] = key.start_mark.line + 1
             if here in first and id(node) not in visited:  # an anchor's node is visited at each alias
@@ -184,7 +209,39 @@ def _find_lines(file: YamlFile, node: yaml.Node, place: Place, visited: set[int]
         visited.add(id(node))
 
 
-def raise_if_any(problems: Collection[Problem], consequence: str = "") -> None:
+def is_inside(problem: Problem, found: Iterable[Problem]) -> bool:
+    """Return True if a problem is one of a part of a value that has a problem itself, as an overlay may add a part."""
+    return any(
+        (each.file, each.line) == (problem.file, problem.line)
+        and each.where
+        and problem.where.startswith((f"{each.where}.", f"{each.where}["))
+        for each in found
+    )
+
+
+def once(problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems sorted by file and line, each mistake once.
+
+    What an anchor or an overlay gives to several places is one mistake, with the places that use it.
+    """
+    uses: dict[tuple[str, int, str, str], list[Problem]] = {}
+    for each in sorted(set(problems)):
+        key = each.where.rpartition(".")[2]
+        uses.setdefault((each.file, each.line, _INDEX.sub("", key), each.message), []).append(each)
+    return [replace(first, message=f"{first.message}{_also(first, others)}") for first, *others in uses.values()]
+
+
+def _also(first: Problem, others: list[Problem]) -> str:
+    """Return the other places of a problem as an addition to its message: the deployments, if they are others."""
+    owner = first.where.partition(".")[0]
+    owners = dict.fromkeys(each.where.partition(".")[0] for each in others)
+    owners.pop(owner, None)
+    named = list(owners) or [each.where for each in others]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return f" (also in {', '.join(named[:_NAMED])}{more})" if named else ""
+
+
+def raise_if_any(problems: Iterable[Problem], consequence: str = "") -> None:
     """Refuse files that have problems.
 
     Args:
@@ -194,9 +251,9 @@ def raise_if_any(problems: Collection[Problem], consequence: str = "") -> None:
     Raises:
         UsageError: all problems, one per line, below their number.
     """
-    if problems:
-        count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}{consequence and f'; {consequence}'}:"
-        raise UsageError("\n".join([count, *(f"  {problem}" for problem in problems)]))
+    if found := once(problems):
+        count = f"{len(found)} problem{'' if len(found) == 1 else 's'}{consequence and f'; {consequence}'}:"
+        raise UsageError("\n".join([count, *(f"  {problem}" for problem in found)]))
 
 
 def path(place: Place, data: Any = None) -> str:

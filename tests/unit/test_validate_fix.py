@@ -1,0 +1,144 @@
+"""`tidepool validate --fix`: what is changed, that nothing else is, and what is left to the author."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.rule_files import FLOWS, PREFECT, problems, write
+from tidepool.deploy.config import fixes
+from tidepool.errors import UsageError
+
+STEP = "  - tidepool.deploy.steps.validate: {}\n"
+SELL = "entrypoint: rule_flows.sell\n"
+SLUG = "      slug: nightly\n"
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for module in ("rule_flows", "rule_steps"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+def fixed(folder: Path, text: str) -> tuple[str, list[str]]:
+    """Return a prefect.yaml after the command, and what it reports."""
+    write(folder)
+    (folder / "prefect.yaml").write_bytes(text.encode())
+    made = [str(each) for each in fixes.fix(folder)]
+    return (folder / "prefect.yaml").read_bytes().decode(), made
+
+
+@pytest.mark.parametrize(
+    ("good", "given", "expected", "line"),
+    [
+        (SELL, "entrypoint: rule_flows.py:sell # ours\n", "entrypoint: rule_flows.sell # ours\n", 20),
+        (SELL, "entrypoint: './rule_flows.py:sell'\n", "entrypoint: 'rule_flows.sell'\n", 20),
+        (SELL, 'entrypoint: "rule_flows:sell"\n', 'entrypoint: "rule_flows.sell"\n', 20),
+        ("pull: []\n", "pull:\n", "pull: []\n", 10),
+        ("pull: []\n", "pull: null # none\n", "pull: [] # none\n", 10),
+        ("pull: []\n", "pull: # none\n", "pull: [] # none\n", 10),
+        ("    parameters: {count: 2}\n", "    pull:\n", "    pull: []\n", 25),
+        (f"build:\n{STEP}", "build:\n", f"build:\n{STEP}", 3),
+        (f"build:\n{STEP}", "build:\n  # The version.\n", f"build:\n{STEP}  # The version.\n", 3),
+        (SLUG, f"      active: true\n{SLUG}", SLUG, 14),
+        (SLUG, f"{SLUG}      active: yes  # always\n", f"{SLUG}      # always\n", 15),
+        ("[*nightly]", "[{active: true, <<: *nightly}]", "[{<<: *nightly}]", 23),
+        ("[*nightly]", "[{slug: b, active: true, <<: *nightly}]", "[{slug: b, <<: *nightly}]", 23),
+        ("[*nightly]", "[{<<: *nightly, active: true}]", "[{<<: *nightly}]", 23),
+        ("[*nightly]", "\n    - active: true\n      <<: *nightly", "\n    - <<: *nightly", 24),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_mistake_with_one_right_answer_is_mended_and_nothing_else_changes(
+    tmp_path: Path, good: str, given: str, expected: str, line: int, newline: str
+) -> None:
+    assert PREFECT.count(good)
+    text, made = fixed(tmp_path, PREFECT.replace(good, given, 1).replace("\n", newline))
+    assert text == PREFECT.replace(good, expected, 1).replace("\n", newline)
+    assert [each.split(": ")[0] for each in made] == [f"prefect.yaml:{line}"]
+    assert problems(tmp_path) == []
+    assert fixes.fix(tmp_path) == []
+
+
+def test_a_whole_file_of_prefects_own_is_mended_at_once(tmp_path: Path) -> None:
+    head = "# Ünsere 🚀.\nname: shop\n\n# All of them.\n"
+    deployments = PREFECT[PREFECT.index("definitions:") :]
+    given = deployments.replace("rule_flows.", "rule_flows.py:").replace(SLUG, f"{SLUG}      active: true\n")
+    given = given.replace("{{ commit.stdout }}", "1").replace("{{ pin-image.image }}", "a/b:c")
+    text, made = fixed(tmp_path, f"{head}{given}".replace("deployments:\n", "# Two.\ndeployments:\n"))
+    assert made == [
+        "prefect.yaml:9: deployments[sell].schedules[0].active: removed: a schedule is active unless it is paused",
+        f"prefect.yaml:11: build: added the first step {fixes.STEP}",
+        "prefect.yaml:13: pull: added `pull: []`: the image is the code",
+        "prefect.yaml:18: deployments[sell].entrypoint: rule_flows.sell, which was 'rule_flows.py:sell'",
+        "prefect.yaml:32: deployments[deliver].entrypoint: rule_flows.deliver, which was 'rule_flows.py:deliver'",
+    ]
+    lines = text.splitlines()
+    assert lines[:4] == head.splitlines()
+    assert lines[10:16] == ["build:", STEP.rstrip(), "pull: []", "# Two.", "deployments:", "  - name: sell"]
+    assert problems(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("good", "given"),
+    [
+        (SLUG, f"{SLUG}      active: false\n"),  # it would run
+        ("definitions:", "steps: &steps []\ndefinitions:"),  # not a mistake of its own
+        (SELL, "entrypoint: rule_flows.py:no_flow\n"),
+        (SELL, "entrypoint: rule_flows.py:sel\n"),
+        (SELL, "entrypoint: rule_flow.py:sell\n"),
+        (SELL, "entrypoint: json.py:dumps\n"),  # another package has the name
+        (SELL, "entrypoint: &sell rule_flows.py:sell\n    version: *sell\n"),
+        (STEP, f"  - rule_steps.add: {{left: 1}}\n{STEP}"),
+        (STEP, f"{STEP}    left: 1: 2\n"),
+        (STEP, f"{STEP}build: []\n"),  # a duplicate key
+    ],
+)
+def test_what_is_not_clear_is_left_as_it_is(tmp_path: Path, good: str, given: str) -> None:
+    (tmp_path / "json.py").write_text(FLOWS)
+    text = PREFECT.replace('    version: "{{ commit.stdout }}"\n', "").replace(good, given, 1)
+    assert fixed(tmp_path, text) == (text, [])
+
+
+def test_a_value_of_an_anchor_is_mended_once(tmp_path: Path) -> None:
+    text = PREFECT.replace("definitions:\n", "definitions:\n  base: &base {entrypoint: rule_flows.py:sell}\n")
+    text = text.replace("    entrypoint: rule_flows.sell\n", "    <<: *base\n")
+    text = text.replace("    entrypoint: rule_flows.deliver\n", "    <<: *base\n")
+    new, made = fixed(tmp_path, text)
+    assert new == text.replace("rule_flows.py:sell", "rule_flows.sell")
+    assert len(made) == 1
+    # Of the anchor of a step, the other use would change too.
+    text = PREFECT.replace(STEP, "").replace("build:\n", "build: &steps\n")
+    text = text.replace("push:\n", "push: *steps\nx:\n")
+    assert fixed(tmp_path, text) == (text, [])
+
+
+@pytest.mark.parametrize("method", ["replace", "chmod"])
+def test_a_write_that_fails_leaves_the_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    text = PREFECT.replace("pull: []\n", "")
+    write(tmp_path, "prefect.yaml", "", text)
+    before = {each.name for each in tmp_path.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, method, fail)
+    with pytest.raises(UsageError, match=r"cannot be replaced, and is as it was: No space left on device"):
+        fixes.fix(tmp_path)
+    assert (tmp_path / "prefect.yaml").read_text() == text
+    assert {each.name for each in tmp_path.iterdir()} - {"__pycache__"} == before
+
+
+def test_mode_and_a_link_stay(tmp_path: Path) -> None:
+    write(tmp_path, "prefect.yaml", "", PREFECT.replace("pull: []\n", ""))
+    (tmp_path / "prefect.yaml").rename(tmp_path / "real.yaml")
+    (tmp_path / "real.yaml").chmod(0o640)
+    (tmp_path / "prefect.yaml").symlink_to("real.yaml")
+    assert fixes.fix(tmp_path)
+    assert (tmp_path / "prefect.yaml").is_symlink()
+    assert (tmp_path / "real.yaml").stat().st_mode & 0o777 == 0o640
