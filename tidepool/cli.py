@@ -41,7 +41,13 @@ def main() -> None:
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="Name of the deployment.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the deployment, or a flow by its module, such as flows.csv_etl.flow.csv_etl; a flow need not "
+            "be in prefect.yaml."
+        ),
+    ],
     parameter: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,9 +63,17 @@ def run(
     provider: Annotated[
         Provider | None, typer.Option(help="Where mapped tasks run. Default: TIDEPOOL_COMPUTE_PROVIDER.")
     ] = None,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Run everything in one process, mapped tasks one after the other and without the flow's timeout, so "
+            "that breakpoint() works in each.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Run a deployment's flow in this process.
+    """Run a deployment's flow, or any flow, in this process.
 
     Paths in parameters are relative to the repository. The run is recorded by the Prefect server of PREFECT_API_URL,
     else by the demo's, else by one that is started for the run.
@@ -68,7 +82,8 @@ def run(
     """
     from tidepool.local.run import run as run_deployment
 
-    raise typer.Exit(run_deployment(repository(), name, parameter or [], environment, provider, as_json=json))
+    given = parameter or []
+    raise typer.Exit(run_deployment(repository(), name, given, environment, provider, as_json=json, debug=debug))
 
 
 @app.command()
