@@ -14,6 +14,7 @@ from tidepool.deploy.config import (
     automations,
     deployments,
     environments,
+    form,
     house_rules,
     models,
     placeholders,
@@ -212,6 +213,7 @@ class _Files:
         if flow is not None:
             self.names.resolve(flow.name, str(name))
             found += house_rules.check_imports(self._context.rules, self._repository, flow)
+            found += form.check(self._context.rules, self._repository, flow)
         # One mistake is one problem: what has the wrong form is not looked at again.
         wrong = [*(place for place, _ in of_form if place), *models.misspelt(of_form)]
         for place, message in deployments.problems(self._context, config, flow):
