@@ -59,7 +59,7 @@ def weekly_forecast(
     """Find the best time-series model for a weekly series and predict next week.
 
     Args:
-        source: CSV of observations with a header: a path, or a file, s3 or http(s) URL; `statsmodels:co2` is the CO2
+        source: CSV of observations with a header: a path, or a file, s3 or http(s) URL; statsmodels:co2 is the CO2
             series of Mauna Loa. Weeks end on Sunday and are the mean of their days. A week that has not ended when the
             run is due is left out.
         date_column: Column of the dates, ISO 8601 (2026-01-31), daily or irregular.

@@ -29,7 +29,7 @@ def drift_report(environment: str = "production", end_pauses: bool = True) -> di
 
     Args:
         environment: The desired state: production, or a name in environments/.
-        end_pauses: Resume deployments whose pause, by `tidepool pause`, has expired.
+        end_pauses: Resume deployments whose pause, by tidepool pause, has expired.
 
     Returns:
         `differences`, `paused` and `resumed`, as counts.

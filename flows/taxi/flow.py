@@ -45,9 +45,9 @@ def taxi_tip_amounts(
     """Compute the mean tip by passenger count.
 
     Args:
-        source: CSV or Parquet files of taxi rides: a path or URL (file, s3, http); `*` matches several. The column
+        source: CSV or Parquet files of taxi rides: a path or URL (file, s3, http); * matches several. The column
             names of yellow and green files and of the sample are recognised.
-        blocksize: Size of a partition, 64 KiB to 1 GiB: bytes, or text (`16 MiB`).
+        blocksize: Size of a partition, 64 KiB to 1 GiB: bytes, or text such as 16 MiB.
         n_workers: Dask workers that read the files, 1 to 64.
 
     Returns:
