@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tidepool.author import Kind
 from tidepool.deploy.commands import register
 from tidepool.errors import TidepoolError
 from tidepool.settings import Provider, prefect_settings_problem, repository
@@ -33,7 +34,8 @@ def main() -> None:
     except PermissionError as error:
         typer.echo(f"tidepool: this user may not access {error.filename}: {error.strerror}", err=True)
     except typer.TyperException as error:
-        typer.echo(f"tidepool: {error.format_message()}", err=True)
+        message = error.format_message().replace("Value error, ", "")  # pydantic's words
+        typer.echo(f"tidepool: {message}", err=True)
     except typer.Abort:
         typer.echo("tidepool: aborted", err=True)
     except Exception as error:
@@ -45,7 +47,13 @@ def main() -> None:
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="Name of the deployment.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the deployment, or a flow by its module, such as flows.csv_etl.flow.csv_etl; a flow need not "
+            "be in prefect.yaml."
+        ),
+    ],
     parameter: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,9 +69,17 @@ def run(
     provider: Annotated[
         Provider | None, typer.Option(help="Where mapped tasks run. Default: TIDEPOOL_COMPUTE_PROVIDER.")
     ] = None,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Run everything in one process, mapped tasks one after the other and without the flow's timeout, so "
+            "that breakpoint() works in each.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Run a deployment's flow in this process.
+    """Run a deployment's flow, or any flow, in this process.
 
     Paths in parameters are relative to the repository. The run is recorded by the Prefect server of PREFECT_API_URL,
     else by the demo's, else by one that is started for the run.
@@ -72,7 +88,41 @@ def run(
     """
     from tidepool.local.run import run as run_deployment
 
-    raise typer.Exit(run_deployment(repository(), name, parameter or [], environment, provider, as_json=json))
+    given = parameter or []
+    raise typer.Exit(run_deployment(repository(), name, given, environment, provider, as_json=json, debug=debug))
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the flow and of its deployment, such as daily-orders.")],
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="plain: in the flow's process; mapped: a Dask task run for each item; batched: many small items for "
+            "each task run; dataframe: a Dask dataframe inside one task."
+        ),
+    ] = "plain",
+    cron: Annotated[
+        str, typer.Option(help='Schedule, five fields such as "30 6 * * *". Default: runs on request only.')
+    ] = "",
+    timezone: Annotated[str, typer.Option(help="Timezone of the schedule, such as Europe/Paris. Default: UTC.")] = "",
+    owner: Annotated[str, typer.Option(help="Team that owns the deployment: its tag owner:….")] = "",
+    tier: Annotated[str, typer.Option(help="How much depends on the deployment: its tag tier:….")] = "",
+) -> None:
+    """Create a flow that runs at once: module, pure functions, tests, sample, runbook, deployment.
+
+    The files are those of an example, the mean of each group of a CSV, to be changed. It validates the repository
+    before and after; if anything is wrong, no file is changed.
+
+    Exit code: 0 created, 1 something is wrong and nothing was written.
+    """
+    from tidepool.author.new import Order
+    from tidepool.author.new import new as create
+
+    tags = {key: value for key, value in (("owner", owner), ("tier", tier)) if value}
+    for each in create(repository(), Order(name, kind, cron, timezone, tags)):
+        typer.echo(f"wrote {each}")
+    typer.echo(f"no problems; next: tidepool run {name}")
 
 
 @app.command()

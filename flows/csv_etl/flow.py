@@ -1,4 +1,4 @@
-"""csv-etl: add a number to every integer of a CSV. The smallest useful flow, and the template for a new one.
+"""csv-etl: add a number to every integer of a CSV. The smallest useful flow.
 
 Produces: `csv_etl/<run id>/transformed.csv`, with the shape of the source.
 Deployment: `csv-etl`, every 2 minutes (prefect.yaml).
@@ -25,28 +25,20 @@ NAME = "csv-etl"
 
 @flow(name=NAME, flow_run_name=report.run_name("add {increment} to {source}"), timeout_seconds=600)
 def csv_etl(
-    source: Annotated[
-        str, Field(min_length=1, description="CSV of integers: a path, or a file, s3 or http(s) URL.")
-    ] = "samples/integers.csv",
-    destination: Annotated[
-        str,
-        Field(
-            min_length=1,
-            description="Key under the storage root, or URL, of the result. {run_id} is the run's id.",
-        ),
-    ] = "csv_etl/{run_id}/transformed.csv",
-    increment: Annotated[int, Field(description="Added to each integer; may be negative.")] = 1,
-    update_source: Annotated[
-        bool, Field(description="Also write the result over the source. Off: the source is only read.")
-    ] = False,
+    source: Annotated[str, Field(min_length=1)] = "samples/integers.csv",
+    destination: Annotated[str, Field(min_length=1)] = "csv_etl/{run_id}/transformed.csv",
+    increment: int = 1,
+    update_source: bool = False,
 ) -> dict[str, Any]:
     """Add a number to every integer of a CSV.
 
     Args:
-        source: CSV of integers; lines may differ in length, and an empty file gives an empty result.
-        destination: Key or URL of the result. An existing file with other content is never overwritten.
-        increment: Added to each integer.
-        update_source: Also write the result over the source.
+        source: CSV of integers: a path, or a file, s3 or http(s) URL. Lines may differ in length, and an empty file
+            gives an empty result.
+        destination: Key under the storage root, or URL, of the result. {run_id} is the run's id. An existing file
+            with other content is never overwritten.
+        increment: Added to each integer; may be negative.
+        update_source: Also write the result over the source. Off: the source is only read.
 
     Returns:
         `lines`, `integers`, `increment`, the `destination` as a URL, and whether the source was updated.

@@ -48,37 +48,27 @@ RETRY_DELAYS = [min(2.0**attempt, 60 / (1 + RETRY_JITTER)) for attempt in range(
 )
 def weekly_forecast(
     *,
-    source: Annotated[
-        str,
-        Field(
-            min_length=1,
-            description=f"CSV with a header: a path, or a file, s3 or http(s) URL. {CO2}: the CO2 series of Mauna Loa.",
-        ),
-    ] = CO2,
-    date_column: Annotated[
-        str, Field(min_length=1, description="Column of the dates, ISO 8601 (2026-01-31), daily or irregular.")
-    ] = "date",
-    value_column: Annotated[str, Field(min_length=1, description="Column of the values.")] = "co2",
-    models: Annotated[Sequence[ModelName], Field(min_length=1, description="The models that compete.")] = MODEL_NAMES,
-    horizon: Annotated[int, Field(ge=1, le=52, description="Weeks that are held out per window.")] = 8,
-    windows: Annotated[int, Field(ge=1, le=52, description="How many windows are held out, one after another.")] = 4,
-    max_age_weeks: Annotated[
-        int | None,
-        Field(ge=0, description="Fail if the last week of the source is older. Empty: a warning from 3 weeks on."),
-    ] = None,
+    source: Annotated[str, Field(min_length=1)] = CO2,
+    date_column: Annotated[str, Field(min_length=1)] = "date",
+    value_column: Annotated[str, Field(min_length=1)] = "co2",
+    models: Annotated[Sequence[ModelName], Field(min_length=1)] = MODEL_NAMES,
+    horizon: Annotated[int, Field(ge=1, le=52)] = 8,
+    windows: Annotated[int, Field(ge=1, le=52)] = 4,
+    max_age_weeks: Annotated[int | None, Field(ge=0)] = None,
 ) -> dict[str, Any]:
     """Find the best time-series model for a weekly series and predict next week.
 
     Args:
-        source: CSV of observations; weeks end on Sunday and are the mean of their days. A week that has not ended
-            when the run is due is left out.
-        date_column: Column of the dates.
+        source: CSV of observations with a header: a path, or a file, s3 or http(s) URL; statsmodels:co2 is the CO2
+            series of Mauna Loa. Weeks end on Sunday and are the mean of their days. A week that has not ended when the
+            run is due is left out.
+        date_column: Column of the dates, ISO 8601 (2026-01-31), daily or irregular.
         value_column: Column of the values; an empty cell is a missing value.
         models: The models that compete; the smallest mean absolute scaled error wins.
-        horizon: Weeks that each model forecasts per window, without having seen them.
-        windows: How many windows each model forecasts. horizon times windows must be at least 4.
-        max_age_weeks: Age of the last week of the source, in weeks, above which the run fails; by default it warns
-            above two weeks.
+        horizon: Weeks that each model forecasts per window, without having seen them, 1 to 52.
+        windows: Windows that each model forecasts, one after another, 1 to 52; horizon times windows is at least 4.
+        max_age_weeks: Age of the last week of the source, in weeks, above which the run fails. Empty: it warns above
+            two weeks.
 
     Returns:
         `winner`, the `prediction` of next week with its 80 % interval, the `models` with their figures, best first,

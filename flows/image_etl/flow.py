@@ -42,34 +42,24 @@ _INLINE_BYTES = report.LIMIT_BYTES * 3 // 4 - 4096
 )
 def image_etl(
     data_url: Annotated[
-        str, Field(min_length=1, description="The raw data: a path, or a file, s3 or http(s) URL.")
+        str, Field(min_length=1)
     ] = "https://github.com/cicdw/image-data/blob/master/all-images.img?raw=true",
-    data_file: Annotated[
-        str | None,
-        Field(min_length=1, description="Key of the data in the store. Empty: derived from the URL."),
-    ] = None,
-    gif_name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][\w.-]*\.gif$", description="File name of the animation, ending in .gif.")
-    ] = "clip.gif",
-    n_workers: Annotated[int, Field(ge=1, le=64, description="Dask workers that write frames, 1 to 64.")] = 4,
-    frame_duration_ms: Annotated[
-        int,
-        Field(ge=20, le=60_000, description="Duration of a frame, milliseconds; GIF stores hundredths of a second."),
-    ] = 100,
+    data_file: Annotated[str | None, Field(min_length=1)] = None,
+    gif_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*\.gif$")] = "clip.gif",
+    n_workers: Annotated[int, Field(ge=1, le=64)] = 4,
+    frame_duration_ms: Annotated[int, Field(ge=20, le=60_000)] = 100,
     *,
-    allow_bad_frames: Annotated[
-        bool, Field(description="Leave out frames that are not images. Off: one bad frame fails the run.")
-    ] = False,
+    allow_bad_frames: bool = False,
 ) -> dict[str, Any]:
     """Turn a file of frames, separated by four newline bytes, into one animated GIF.
 
     Args:
-        data_url: The raw data; a path starts at the current folder.
-        data_file: Key of the data in the store.
-        gif_name: File name of the animation.
-        n_workers: Dask workers that write frames.
-        frame_duration_ms: Duration of a frame, milliseconds.
-        allow_bad_frames: Leave out frames that are not images.
+        data_url: The raw data: a path, which starts at the current folder, or a file, s3 or http(s) URL.
+        data_file: Key of the data in the store. Empty: derived from the URL.
+        gif_name: File name of the animation, ending in .gif.
+        n_workers: Dask workers that write frames, 1 to 64.
+        frame_duration_ms: Duration of a frame in milliseconds, 20 to 60,000; GIF stores hundredths of a second.
+        allow_bad_frames: Leave out frames that are not images. Off: one bad frame fails the run.
 
     Returns:
         `gif` (URL), its `bytes`, the number of its `frames`, and the indexes of the `bad_frames` left out.

@@ -10,11 +10,10 @@ Runbook: docs/runbooks/drift-report.md
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field
 
 from tidepool import report
 
@@ -25,17 +24,12 @@ _MESSAGE_CHARACTERS = 1500
 
 
 @flow(name=NAME, flow_run_name=report.run_name("drift of {environment}"), timeout_seconds=600)
-def drift_report(
-    environment: Annotated[
-        str, Field(description="The desired state: production, or a name in environments/.")
-    ] = "production",
-    end_pauses: Annotated[bool, Field(description="Resume deployments that were paused until now.")] = True,
-) -> dict[str, Any]:
+def drift_report(environment: str = "production", end_pauses: bool = True) -> dict[str, Any]:
     """Report the drift between Git and the server.
 
     Args:
         environment: The desired state: production, or a name in environments/.
-        end_pauses: Resume deployments that `tidepool pause` paused until now.
+        end_pauses: Resume deployments whose pause, by tidepool pause, has expired.
 
     Returns:
         `differences`, `paused` and `resumed`, as counts.

@@ -35,30 +35,20 @@ _CLEAN_RETRIES = 5
 # Chunks are small: the store's latency dominates.
 _WRITERS = 16
 
-Source = Annotated[
-    str,
-    Field(
-        description="CSV or Parquet files of taxi rides: a path or URL (file, s3, http); `*` matches several. "
-        "The column names of yellow and green files and of the sample are recognised."
-    ),
-]
-
 
 @flow(name="taxi-tip-amounts", flow_run_name=report.run_name("tips in {source}"), timeout_seconds=2 * 3600)
 def taxi_tip_amounts(
-    source: Source = f"{_PUBLIC}*.parquet",
-    blocksize: Annotated[
-        ByteSize,
-        Field(ge=64 * 1024, le=1024**3, description="Size of a partition, 64 KiB to 1 GiB: bytes, or text (`16 MiB`)."),
-    ] = _BLOCKSIZE,
-    n_workers: Annotated[int, Field(ge=1, le=64, description="Dask workers that read the files, 1 to 64.")] = 2,
+    source: str = f"{_PUBLIC}*.parquet",
+    blocksize: Annotated[ByteSize, Field(ge=64 * 1024, le=1024**3)] = _BLOCKSIZE,
+    n_workers: Annotated[int, Field(ge=1, le=64)] = 2,
 ) -> dict[str, Any]:
     """Compute the mean tip by passenger count.
 
     Args:
-        source: CSV or Parquet files of taxi rides.
-        blocksize: Size of one partition.
-        n_workers: Dask workers that read the files.
+        source: CSV or Parquet files of taxi rides: a path or URL (file, s3, http); * matches several. The column
+            names of yellow and green files and of the sample are recognised.
+        blocksize: Size of a partition, 64 KiB to 1 GiB: bytes, or text such as 16 MiB.
+        n_workers: Dask workers that read the files, 1 to 64.
 
     Returns:
         The summary: rides read and left out, and the mean tip (US dollars) and rides of each passenger count.
@@ -141,21 +131,19 @@ def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     on_crashed=[notify_failure],
 )
 def most_generous_riders(
-    source: Source = f"{_PUBLIC}03.parquet",
-    nrows: Annotated[int, Field(ge=1, le=10_000_000, description="Rows read from the start of the file.")] = 10_000,
-    failure_rate: Annotated[
-        float,
-        Field(ge=0, le=1, description="Share of the cleaning attempts that fail on purpose, to watch retries at work."),
-    ] = 0,
-    seed: Annotated[int, Field(description="Which attempts fail on purpose; the same seed, the same attempts.")] = 0,
+    source: str = f"{_PUBLIC}03.parquet",
+    nrows: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000,
+    failure_rate: Annotated[float, Field(ge=0, le=1)] = 0,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Find the rides with the largest share of the total paid as a tip.
 
     Args:
-        source: One CSV or Parquet file of taxi rides.
-        nrows: Rows read from the start of the file.
-        failure_rate: Share of the attempts to clean that fail on purpose.
-        seed: Which attempts fail on purpose.
+        source: One CSV or Parquet file of taxi rides: a path or URL (file, s3, http). The column names of yellow and
+            green files and of the sample are recognised.
+        nrows: Rows read from the start of the file, 1 to 10,000,000.
+        failure_rate: Share of the cleaning attempts that fail on purpose, 0 to 1, to watch retries at work.
+        seed: Which attempts fail on purpose; the same seed, the same attempts.
 
     Returns:
         The summary: rides, hours, and the top rides (local times, US dollars, `ratio` is tip divided by total).

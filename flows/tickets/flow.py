@@ -47,28 +47,21 @@ SHARES = 16
     timeout_seconds=900,
 )
 def ticket_model_evaluation(
-    source: Annotated[
-        str,
-        Field(
-            min_length=1,
-            description="CSV, or a ZIP that holds incident_event_log.csv: a path, or a file, s3 or http(s) URL.",
-        ),
-    ] = "samples/incident_event_log.csv",
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000, description="Distinct tickets to draw at random.")] = 100,
-    seed: Annotated[
-        int | None, Field(ge=0, description="Makes the sample repeatable. Empty: a different one for each run.")
-    ] = None,
-    resamples: Annotated[
-        int, Field(ge=0, le=10_000, description="Bootstrap resamples for 95 % confidence intervals. 0: none.")
-    ] = 0,
+    source: Annotated[str, Field(min_length=1)] = "samples/incident_event_log.csv",
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 100,
+    seed: Annotated[int | None, Field(ge=0)] = None,
+    resamples: Annotated[int, Field(ge=0, le=10_000)] = 0,
 ) -> dict[str, Any]:
     """Evaluate a model that predicts, from its priority, how long a ticket will take to close.
 
     Args:
-        source: The event log of the tickets.
-        batch_size: Distinct tickets to draw at random; all of them, in the file's order, when there are fewer.
-        seed: Makes the sample repeatable.
-        resamples: Bootstrap resamples for confidence intervals; computed on a Dask cluster when they are many.
+        source: The event log of the tickets: a CSV, or a ZIP that holds incident_event_log.csv; a path, or a file, s3
+            or http(s) URL.
+        batch_size: Distinct tickets to draw at random, 1 to 1,000,000; all of them, in the file's order, when there
+            are fewer.
+        seed: Makes the sample repeatable; from 0. Empty: a different sample for each run.
+        resamples: Bootstrap resamples for 95 % confidence intervals, up to 10,000; computed on a Dask cluster when
+            they are many. 0: none.
 
     Returns:
         `{"id", "data": {"num_obs", "num_dropped", "metrics", "target"}}`, times in seconds; with resamples, data also

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from tidepool.upstream.distributed import PersistentNanny, WorkerSlot, call_when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from distributed import Client
 
@@ -166,6 +169,25 @@ def test_a_nanny_survives_a_restart_that_fails() -> None:
             future.result(timeout=120)
         cluster.wait_for_workers(1, timeout=60)
         assert client.submit(int, "5").result(timeout=30) == 5
+
+
+WITHOUT_GUARD = """
+import distributed
+from tidepool.upstream.distributed import start_workers_without_main
+print("main")
+start_workers_without_main()
+with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    with distributed.Client(cluster) as client:
+        print(client.submit(lambda: hasattr(__import__("__main__"), "distributed")).result())
+"""
+
+
+def test_a_worker_starts_without_the_main_module(tmp_path: Path) -> None:
+    """With it, this script would run again in the worker, and again in each one that follows."""
+    (tmp_path / "script.py").write_text(WITHOUT_GUARD)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    assert (done.stdout, done.returncode) == ("main\nFalse\n", 0), done.stderr
 
 
 def test_futures_are_cancelled_with_a_reason_when_the_scheduler_is_gone() -> None:

@@ -21,6 +21,7 @@ from typing import Annotated
 from prefect import flow, task
 from pydantic import Field
 from tidepool import report, storage
+from tidepool.compute import dask_runner
 from tidepool.errors import InputError
 
 @task
@@ -59,6 +60,15 @@ async def several_later(count: int):
         yield number
     raise ValueError("no more")
 
+@task
+def look(word: str) -> str:
+    breakpoint()
+    return word
+
+@flow(name="stopping-flow", timeout_seconds=600, task_runner=dask_runner("small"))
+def stopping(word: str = "a") -> list:
+    return look.map([word, word]).result()
+
 @flow(name="slow-flow")
 def slow() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -69,6 +79,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
     "good": {"parameters": {"count": 3}},
     "bad": {},
     "slow": {},
+    "stopping": {},
     "variadic": {"parameters": {"first": 1, "others": [2], "labels": {"x": 4}}},
     "later": {},
     "several": {"parameters": {"count": 3}},

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import shutil
 import sqlite3
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import httpx
@@ -13,6 +17,7 @@ import pytest
 import yaml
 
 from tests.integration.small_repository import command, make, processes_of, variables
+from tests.polling import until
 from tidepool.local.server import Home
 
 if TYPE_CHECKING:
@@ -175,3 +180,67 @@ def test_without_a_server_it_starts_one_which_ends_and_whose_history_stays(
         logs = database.execute("select count(*) from log where replace(flow_run_id, '-', '') = ?", [identity])
         assert logs.fetchone()[0] > 0
     database.close()
+
+
+def test_a_flow_runs_by_its_module_without_a_deployment(repository: Path, prefect_server: str) -> None:
+    done = _run(repository, "small_flows.later", "-p", "count=5", "--json", PREFECT_API_URL=prefect_server)
+    run = json.loads(done.stdout)
+    assert (run["result"], run["state"], done.returncode) == (5, "Completed", 0), done.stderr
+    done = _run(repository, "small_flows.latre", "--json", PREFECT_API_URL=prefect_server)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("tidepool: cannot import flow small_flows.latre: ")
+
+
+def test_a_breakpoint_in_a_dask_worker_says_what_to_do(tmp_path: Path, prefect_server: str) -> None:
+    """Pdb read an empty input there, and the item failed with `BdbQuit`."""
+    repository = make(tmp_path / "repository", "stopping")
+    done = _run(repository, "stopping", PREFECT_API_URL=prefect_server, TIDEPOOL_COMPUTE_PROVIDER="local")
+    assert done.returncode == 1
+    reason = done.stderr.splitlines()[-1]
+    assert reason.startswith(
+        "tidepool: stopping ended Failed: breakpoint() needs a terminal, and a Dask worker has none"
+    )
+    assert "`tidepool run --debug NAME` runs everything in one process" in reason
+
+
+def test_debug_stops_at_a_breakpoint_in_a_mapped_task(tmp_path: Path, prefect_server: str) -> None:
+    repository = make(tmp_path / "repository", "stopping")
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        command("run", "stopping", "--debug", "-p", "word=deep"),
+        cwd=repository,
+        env=variables(PREFECT_API_URL=prefect_server, TIDEPOOL_COMPUTE_PROVIDER="local", TERM="dumb"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen: list[bytes] = []
+
+    def more() -> bytes:
+        if select.select([ours], [], [], 0.1)[0]:
+            with suppress(OSError):  # the child has ended
+                seen.append(os.read(ours, 65536))
+        return b"".join(seen)
+
+    try:
+        for stop in (1, 2):  # one item after the other
+            until(more, lambda text, stop=stop: text.count(b"(Pdb) ") == 2 * stop - 1, seconds=300)
+            os.write(ours, b"p word * 2\n")
+            until(more, lambda text, stop=stop: text.count(b"(Pdb) ") == 2 * stop, seconds=60)
+            assert more().count(b"'deepdeep'") == stop
+            os.write(ours, b"continue\n")
+        until(more, lambda _: child.poll() is not None, seconds=120)
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+    assert child.returncode == 0, more().decode()
+    assert b"stopping: Completed" in more()
+
+
+def test_debug_and_another_provider_exclude_each_other(repository: Path) -> None:
+    done = _run(repository, "good", "--debug", "--provider", "local")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "tidepool: --debug runs everything in one process: omit --provider local\n"

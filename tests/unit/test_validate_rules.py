@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.unit.rule_files import FLOWS, PREFECT, PYPROJECT, problems, write
-from tidepool.deploy.config import automations, checks, deployments, environments, house_rules, models, schedules, scope
+from tidepool.deploy.config import (
+    automations,
+    checks,
+    deployments,
+    environments,
+    form,
+    house_rules,
+    models,
+    schedules,
+    scope,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +54,33 @@ class Row(NamedTuple):
     server: checks.Server | None = None
     deploying: bool = False
 
+
+FORMS = '''"""Flows of the test."""
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+
+# Whatever is above the decorator is not counted.
+@flow
+def sell(
+    count: Annotated[int, Field(description="How many {run_id}.")] = 1,
+    shop: Annotated[str, Field(description="The same.")] = "",
+    day: Annotated[str, Field(description="ISO 8601: 2026-01-31.")] = "",
+) -> None:
+    """Sells.
+
+    Args:
+        count: Number of pieces.
+        shop: The same.
+    """
+
+@flow
+def deliver(address: str) -> None:
+    """Delivers."""
+'''
 
 ROWS = [
     Row("unknown key", "concurrency_limit: {", "concurency_limit: {", ("prefect.yaml:24: deployments[sell].concurency_limit: unknown key; did you mean concurrency_limit?",)),
@@ -220,6 +257,7 @@ work_pool: {name""", ("prefect.yaml:34: entrypoint: unknown keys entrypoint, tag
     Row("row of the tags", "variables =", 'tags = ["managed-by"]\ntag_row = true\nvariables =', ("prefect.yaml:19: deployments[sell].description: no row '| tidepool |' of a table, as the tags have it", "prefect.yaml:33: deployments[deliver].description: no row '| tidepool |' of a table, as the tags have it"), file="pyproject.toml"),
     Row("headings of a runbook", "variables =", 'runbook_headings = ["Meaning", "Repair"]\nvariables =', ("docs/runbooks/deliver.md:1: missing heading `## Repair`", "docs/runbooks/sell.md:1: missing heading `## Repair`"), file="pyproject.toml"),
     Row("order of headings", "variables =", 'runbook_headings = ["Impact", "Meaning"]\nvariables =', ("docs/runbooks/deliver.md:1: the order of headings is Impact, Meaning", "docs/runbooks/sell.md:1: the order of headings is Impact, Meaning"), file="pyproject.toml"),
+    Row("descriptions in the form", "", FORMS, ("rule_flows.py:10: parameter count of sell: the form in the UI shows the description below `Args:` and not that of Field; remove the latter", "rule_flows.py:10: parameter day of sell: the form in the UI shows no description; it does not show that of Field: write it in the docstring, below `Args:`", "rule_flows.py:23: parameter address of deliver: the form in the UI shows no description: write it in the docstring, below `Args:`"), file="rule_flows.py", house_rule="parameter_descriptions = true"),
     Row("late imports", "variables =", 'late_imports = ["pydantic"]\nvariables =', ("rule_flows.py:7: each run of the flow would begin with the import of pydantic: import it in the function that uses it",), file="pyproject.toml"),
     Row("schema that is not enforced", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    enforce_parameter_schema: false\n", ("prefect.yaml:26: deployments[sell].enforce_parameter_schema: must not be false: the server would accept runs that fail at once",), house_rule="enforce_parameter_schema = true"),
     Row("image by a tag", '        image: "{{ pin-image.image }}"\n', "        image: a/b:c\n", ("prefect.yaml:29: deployments[sell].work_pool.job_variables.image: 'a/b:c' is not pinned by digest: use name@sha256:… or the output of tidepool.deploy.steps.pin_image",), house_rule="image_by_digest = true"),
@@ -313,7 +351,7 @@ def test_a_mistake_is_one_problem_with_its_line(tmp_path: Path, row: Row) -> Non
     assert traced(tmp_path, row)[0] == list(row.messages)
 
 
-MODULES = (automations, checks, deployments, environments, house_rules, models, schedules, scope)
+MODULES = (automations, checks, deployments, environments, form, house_rules, models, schedules, scope)
 # These return a problem's message; elsewhere a text is not one.
 MESSAGES = {
     "_problem",

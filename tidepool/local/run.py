@@ -1,4 +1,4 @@
-"""`tidepool run`: one deployment's flow in this process, with parameters from prefect.yaml and the command line.
+"""`tidepool run`: one flow in this process, with parameters from prefect.yaml and the command line.
 
 Standard output carries the result only; whatever the flow, Prefect or Dask print goes to standard error.
 """
@@ -25,7 +25,7 @@ from tidepool.errors import TidepoolError, UsageError
 from tidepool.local.processes import signals_interrupt
 from tidepool.local.server import Home, running_server
 from tidepool.report import run_report
-from tidepool.settings import set_prefect_variables, set_variables, settings
+from tidepool.settings import SIZES, set_prefect_variables, set_variables, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,26 +37,54 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 
+# With one thread, a debugger's prompt is that of the one item that runs.
+_DEBUG = {"TIDEPOOL_COMPUTE_PROVIDER": "threads"} | {
+    f"TIDEPOOL_{size.upper()}_{part}": "1" for size in SIZES for part in ("WORKERS", "THREADS")
+}
+
+
 def run(
-    repository: Path, name: str, parameters: Sequence[str], environment: str, provider: str | None, *, as_json: bool
+    repository: Path,
+    name: str,
+    parameters: Sequence[str],
+    environment: str,
+    provider: str | None,
+    *,
+    as_json: bool,
+    debug: bool = False,
 ) -> int:
-    """Run a deployment's flow and print its outcome.
+    """Run a flow and print its outcome.
 
     The repository becomes the current folder, as it is for a worker.
+
+    Args:
+        repository: The folder that holds prefect.yaml.
+        name: A deployment, or a flow by its module, `flows.csv_etl.flow.csv_etl`, which needs no deployment.
+        parameters: `NAME=VALUE` texts, which override those of the deployment.
+        environment: The environment of the deployment.
+        provider: Where mapped tasks run; None for the setting.
+        as_json: Print one JSON object.
+        debug: Everything in this process, mapped tasks one after the other, without the flow's timeout.
 
     Returns:
         Exit code: 0 if the run is Completed, otherwise 1.
 
     Raises:
-        UsageError: the deployment, a parameter or a setting is wrong; nothing was run.
+        UsageError: the name, a parameter or a setting is wrong; nothing was run.
     """
-    deployment = environments.deployment(environments.load(repository, environment), name)
-    if provider is not None:
+    deployment = _deployment(repository, name, environment)
+    if debug and provider not in {None, "threads"}:
+        raise UsageError(f"--debug runs everything in one process: omit --provider {provider}")
+    if debug:
+        set_variables(_DEBUG)
+    elif provider is not None:
         set_variables({"TIDEPOOL_COMPUTE_PROVIDER": provider})
     settings()
     os.chdir(repository)
     with _only_result_on_stdout():
         flow = flows.flow_of(repository, _entrypoint(name, deployment))
+        if debug:
+            flow.timeout_seconds = None  # it would go on at the debugger's prompt
         given = assignments(parameters)
         values = bind(flow, _base(name, deployment, given), given)
         with _api(repository):
@@ -110,6 +138,15 @@ def execute(flow: Flow[..., Any], values: dict[str, Any]) -> tuple[State[Any], A
 
 async def _items(generator: Any) -> list[Any]:
     return [item async for item in generator] if inspect.isasyncgen(generator) else list(generator)
+
+
+def _deployment(repository: Path, name: str, environment: str) -> Mapping[str, Any]:
+    """Return the deployment of that name, or of a flow that is named by its module one without parameters."""
+    manifest = environments.load(repository, environment)
+    by_module = "." in name and all(part.isidentifier() for part in name.split("."))
+    if by_module and name not in environments.deployment_names(manifest):
+        return {"entrypoint": name}
+    return environments.deployment(manifest, name)
 
 
 def _entrypoint(name: str, deployment: Mapping[str, Any]) -> str:

@@ -109,6 +109,7 @@ _ADVICE = (
     ("termination signal", "Its process was told to end; retry unless that was meant."),
     ("killed by", "Its process was killed; retry, and look at the node if it happens again."),
     ("does not exist", "Check the name of the input, or wait for its producer; then retry."),
+    ("bdbquit", "A debugger needs a terminal: `tidepool run --debug NAME` runs everything in one process."),
     ("access denied", "Check the credentials of the store; then retry."),
 )
 _DEFAULT = {

@@ -6,6 +6,8 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
+from functools import cache
+from multiprocessing import spawn
 from typing import TYPE_CHECKING, Any, Literal
 
 from distributed import Nanny, Status, get_worker
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 # How often a worker process is started before its nanny gives up.
 _STARTS = 4
+_WORKER_PROCESS = "Dask Worker process (from Nanny)"
 
 
 def call_whenever_done(future: Future[Any], call: Callable[[], None]) -> None:
@@ -97,6 +100,28 @@ class PersistentNanny(Nanny):
         if self.status == Status.running:
             self.worker_exited(exitcode)
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call] # distributed leaves it unannotated
+
+
+@cache
+def start_workers_without_main() -> None:
+    """Have the worker processes of this process's nannies begin without the program's main module.
+
+    Why: multiprocessing runs the main module again in each process that it spawns. A script without `if __name__ ==
+    "__main__":` ran its flow again in each worker, which ended there and was started again; what was read from
+    standard input is not even a file. Workers do not need it: what is defined there travels by value, as it does to
+    workers on Kubernetes.
+    Watch: `multiprocessing.spawn.get_preparation_data`, and the name of the process in `WorkerProcess.start`.
+    Delete when: a nanny can be told to leave the main module out.
+    """
+    complete = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = complete(name)
+        if name != _WORKER_PROCESS:
+            return data
+        return {key: value for key, value in data.items() if not key.startswith("init_main_")}
+
+    spawn.get_preparation_data = without_main
 
 
 class WorkerSlot:

@@ -13,6 +13,7 @@ import distributed
 
 from tidepool.compute.run_log import run_log
 from tidepool.settings import settings
+from tidepool.upstream.distributed import start_workers_without_main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +70,8 @@ def local_cluster(size: SizeSettings, *, processes: bool = True, **options: Any)
     workers = min(size.workers, os.cpu_count() or 1) if processes else size.workers
     set_dask_defaults(settings().compute.no_worker_seconds)
     quiet_dask()
+    if processes:
+        start_workers_without_main()
     return distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=size.threads,

@@ -14,7 +14,11 @@ from tidepool.deploy.config import (
     automations,
     deployments,
     environments,
+<<<<<<< HEAD
     flows,
+=======
+    form,
+>>>>>>> refs/rooms/author
     house_rules,
     models,
     placeholders,
@@ -222,6 +226,7 @@ class _Files:
         if flow is not None:
             self.names.resolve(flow.name, str(name))
             found += house_rules.check_imports(self._context.rules, self._repository, flow)
+            found += form.check(self._context.rules, self._repository, flow)
         # One mistake is one problem: what has the wrong form is not looked at again.
         reported = [*(place for place, _ in of_form if place), *models.misspelt(of_form)]
         wrong = [tuple(map(str, place)) for place in reported]  # a key that is a number has become a text

@@ -53,6 +53,8 @@ class HouseRules(BaseModel):
     """The description of a deployment links to a runbook in docs/runbooks, and each automation has one."""
     runbook_headings: list[str] = []
     """Headings of the second level that each runbook has, in this order."""
+    parameter_descriptions: bool = False
+    """Each parameter of a flow has a description in the docstring's `Args:`, which the form in the UI shows."""
     late_imports: list[str] = []
     """Packages that a flow's module must not import when it is imported itself, but in the functions that use them."""
 

@@ -1,5 +1,7 @@
 """Dask preload of a worker process on this machine: it runs at a lower priority than everything else there.
 
+`breakpoint()` in it says what to do instead.
+
 The workers take all cores that there are. The Prefect server beside them would fall behind, and they would then have to
 wait for it with a core idle (docs/decisions/0073-*.md).
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+
+from tidepool.compute.worker.breakpoints import refuse_breakpoints
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -20,3 +24,4 @@ NICENESS = 2
 def dask_setup(_worker: Worker) -> None:
     """Lower the priority; Dask calls it in the main thread, before the threads that run tasks: they inherit it."""
     os.nice(NICENESS)
+    refuse_breakpoints()

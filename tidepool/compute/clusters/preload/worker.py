@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import tidepool.compute.worker.engine  # noqa: F401 - what runs the tasks, with Prefect
+from tidepool.compute.worker.breakpoints import refuse_breakpoints
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -26,4 +27,5 @@ def figures(_worker: Worker) -> dict[str, float]:
 
 def dask_setup(worker: Worker) -> None:
     """Extend the worker before it joins the scheduler."""
+    refuse_breakpoints()
     worker.metrics["tidepool"] = figures
