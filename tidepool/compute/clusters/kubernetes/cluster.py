@@ -387,7 +387,7 @@ class KubernetesCluster(RemoteCluster):
     # --- lost workers -----------------------------------------------------------------------------------------------
 
     def worker_exit(self, address: str) -> str | None:
-        """Return why the worker at that address ended, such as `out of memory (137)`; None if Kubernetes does not know."""
+        """Return why the worker at that address ended, such as `out of memory (137)`; None if that is unknown."""
         reason: str | None = self.sync(self._worker_exit, address)  # type: ignore[no-untyped-call]
         return reason
 
