@@ -140,7 +140,7 @@ class Trial:
             "message": " ".join(str(run["state"].get("message") or "").split())[:400],
             "final": state is not None,
             "seconds_to_state": round(ended - self.fault_at, 1),
-            "seconds_to_no_dask_pod": round(gone - begin, 1) if gone else None,
+            "seconds_to_no_dask_pod": round(max(gone - begin, 0.0), 1) if gone else None,
             "items": items,
             "done": len(counted),
             "twice": sum(times > 1 for times in counted.values()),
