@@ -110,6 +110,12 @@ def test_a_value_of_an_anchor_is_mended_once(tmp_path: Path) -> None:
     new, made = fixed(tmp_path, text)
     assert new == text.replace("rule_flows.py:sell", "rule_flows.sell")
     assert len(made) == 1
+    # A second removal at the same place would take the comment below, which is as long.
+    text = PREFECT.replace(SLUG, f"      active: true\n      # kept since\n{SLUG}")
+    text = text.replace("  - name: deliver\n", "  - name: deliver\n    schedules: [*nightly]\n")
+    new, made = fixed(tmp_path, text)
+    assert new == text.replace("      active: true\n", "")
+    assert [each.split(": ")[1] for each in made] == ["deployments[sell].schedules[0].active"]
     # Of the anchor of a step, the other use would change too.
     text = PREFECT.replace(STEP, "").replace("build:\n", "build: &steps\n")
     text = text.replace("push:\n", "push: *steps\nx:\n")
