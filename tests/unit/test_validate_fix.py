@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -94,12 +95,23 @@ def test_a_whole_file_of_prefects_own_is_mended_at_once(tmp_path: Path) -> None:
         (SELL, "entrypoint: &sell rule_flows.py:sell\n    version: *sell\n"),
         (STEP, f"  - rule_steps.add: {{left: 1}}\n{STEP}"),
         (STEP, f"{STEP}    left: 1: 2\n"),
-        (STEP, f"{STEP}build: []\n"),  # a duplicate key
+        ("pull: []\n", "pull: []\npull:\n"),  # a duplicate key
     ],
 )
 def test_what_is_not_clear_is_left_as_it_is(tmp_path: Path, good: str, given: str) -> None:
     (tmp_path / "json.py").write_text(FLOWS)
     text = PREFECT.replace('    version: "{{ commit.stdout }}"\n', "").replace(good, given, 1)
+    assert fixed(tmp_path, text) == (text, [])
+
+
+def test_a_module_of_another_file_is_not_the_one_that_an_entrypoint_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "rule_flows.py").write_text(FLOWS)
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    import_module("rule_flows")
+    text = PREFECT.replace(SELL, "entrypoint: rule_flows.py:sell\n")
     assert fixed(tmp_path, text) == (text, [])
 
 
