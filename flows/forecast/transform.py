@@ -171,6 +171,11 @@ def observations(text: str, date_column: str, value_column: str) -> pd.Series[fl
     missing = pd.Series([value.casefold() in _MISSING for value in values], dtype=bool)
     numbers = pd.to_numeric(pd.Series(values, dtype=str).mask(missing), errors="coerce").astype(float)
     _refuse(~numbers.between(-_LARGEST, _LARGEST) & ~missing, lines, values, value_column, "a finite number")
+    again = days.mask(missing).duplicated() & ~missing
+    if again.any():
+        row = int(again.to_numpy().argmax())
+        first = lines[int((days.eq(days[row]) & ~missing).to_numpy().argmax())]
+        raise InputError(f"line {lines[row]}, column {date_column!r}: {dates[row]!r} is a duplicate of line {first}")
     numbers.index = pd.DatetimeIndex(days.dt.tz_localize(None).dt.normalize())
     return numbers.dropna().sort_index()
 
@@ -409,6 +414,8 @@ def _cells(text: str, date_column: str, value_column: str) -> tuple[list[int], l
 def _place(column: str, header: list[str]) -> int:
     if column not in header:
         raise InputError(f"column {column!r} is missing; found: {', '.join(header)}")
+    if header.count(column) > 1:
+        raise InputError(f"duplicate column {column!r}")
     return header.index(column)
 
 

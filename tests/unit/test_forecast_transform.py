@@ -85,6 +85,11 @@ def test_no_finished_week() -> None:
         ("date,v\n2026-01-11,inf\n", "line 2, column 'v': 'inf' is not a finite number"),
         ("date,v\n2026-01-11,1,2\n", "line 2: 3 columns; the header has 2"),
         ('date,v\n2026-01-11,"1\n', "line 2: unexpected end of data"),
+        ("date,v,v\n2026-01-11,1,2\n", "duplicate column 'v'"),
+        (
+            "date,v\n2026-01-11,\n2026-01-11,1\n2026-01-12,2\n2026-01-11T01:00:00+01:00,1\n",
+            "line 5, column 'date': '2026-01-11T01:00:00+01:00' is a duplicate of line 3",
+        ),
     ],
 )
 def test_a_bad_csv_is_refused_with_its_place(text: str, sentence: str) -> None:

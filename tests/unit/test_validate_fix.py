@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -94,12 +95,23 @@ def test_a_whole_file_of_prefects_own_is_mended_at_once(tmp_path: Path) -> None:
         (SELL, "entrypoint: &sell rule_flows.py:sell\n    version: *sell\n"),
         (STEP, f"  - rule_steps.add: {{left: 1}}\n{STEP}"),
         (STEP, f"{STEP}    left: 1: 2\n"),
-        (STEP, f"{STEP}build: []\n"),  # a duplicate key
+        ("pull: []\n", "pull: []\npull:\n"),  # a duplicate key
     ],
 )
 def test_what_is_not_clear_is_left_as_it_is(tmp_path: Path, good: str, given: str) -> None:
     (tmp_path / "json.py").write_text(FLOWS)
     text = PREFECT.replace('    version: "{{ commit.stdout }}"\n', "").replace(good, given, 1)
+    assert fixed(tmp_path, text) == (text, [])
+
+
+def test_a_module_of_another_file_is_not_the_one_that_an_entrypoint_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "rule_flows.py").write_text(FLOWS)
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    import_module("rule_flows")
+    text = PREFECT.replace(SELL, "entrypoint: rule_flows.py:sell\n")
     assert fixed(tmp_path, text) == (text, [])
 
 
@@ -110,6 +122,12 @@ def test_a_value_of_an_anchor_is_mended_once(tmp_path: Path) -> None:
     new, made = fixed(tmp_path, text)
     assert new == text.replace("rule_flows.py:sell", "rule_flows.sell")
     assert len(made) == 1
+    # A second removal at the same place would take the comment below, which is as long.
+    text = PREFECT.replace(SLUG, f"      active: true\n      # kept since\n{SLUG}")
+    text = text.replace("  - name: deliver\n", "  - name: deliver\n    schedules: [*nightly]\n")
+    new, made = fixed(tmp_path, text)
+    assert new == text.replace("      active: true\n", "")
+    assert [each.split(": ")[1] for each in made] == ["deployments[sell].schedules[0].active"]
     # Of the anchor of a step, the other use would change too.
     text = PREFECT.replace(STEP, "").replace("build:\n", "build: &steps\n")
     text = text.replace("push:\n", "push: *steps\nx:\n")

@@ -121,12 +121,45 @@ def _problems(repository: Path, owner: str, file: YamlFile, content: ServerFile)
         if not limit.name.startswith(f"{owner}-"):
             message = f"the name must start with {owner}-, which marks it as managed: a limit has no tags"
             yield file.problem(("concurrency_limits", index, "name"), message)
+    templates: dict[str, Any] = {}
     for pool in content.work_pools:
         try:
-            template(repository, pool)
+            templates[pool.name] = template(repository, pool)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            yield Problem(pool.base_job_template, 1, "", f"template of work pool {pool.name}: {reason}")
+            found = error.strerror if isinstance(error, OSError) else error
+            yield Problem(pool.base_job_template, 1, "", f"template of work pool {pool.name}: {found}")
+    for place, message in _refused_by_the_server(content, templates):
+        yield file.problem(place, message)
+
+
+def _refused_by_the_server(content: ServerFile, templates: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what cannot be sent to the server, and what its models of the requests refuse."""
+    from prefect.server.schemas.actions import ConcurrencyLimitV2Create, VariableCreate, WorkPoolCreate
+
+    requests: list[tuple[Place, type[BaseModel], dict[str, Any]]] = [
+        (("variables", index, "value"), VariableCreate, each.model_dump())
+        for index, each in enumerate(content.variables)
+    ]
+    requests += [
+        (("concurrency_limits", index), ConcurrencyLimitV2Create, each.model_dump())
+        for index, each in enumerate(content.concurrency_limits)
+    ]
+    requests += [
+        (
+            ("work_pools", index, "base_job_template"),
+            WorkPoolCreate,
+            {"name": each.name, "type": each.type, "base_job_template": templates[each.name]},
+        )
+        for index, each in enumerate(content.work_pools)
+        if each.name in templates
+    ]
+    for place, request, body in requests:
+        try:
+            request.model_validate_json(json.dumps(body, allow_nan=False))
+        except ValidationError as error:
+            yield place, f"the server refuses it: {reason(error.errors()[0], show_input=False)}"
+        except (TypeError, ValueError):
+            yield place, "it has a value that is not one of JSON, such as a date without quotes"
 
 
 def _read(repository: Path) -> YamlFile:

@@ -60,8 +60,10 @@ def fix(repository: Path) -> list[Problem]:
     if file.duplicates or not isinstance(file.data, dict):
         return []
     mended = _Mended(repository, text)
+    # What an anchor gives to several deployments is found with each of them.
+    once = {(each.start, each.end, each.text): each for each in reversed(list(mended.edits()))}
     new, made = text, []
-    for edit in sorted(mended.edits(), reverse=True):  # from the end, so that positions stay right
+    for edit in sorted(once.values(), reverse=True):  # from the end, so that positions stay right
         changed = f"{new[: edit.start]}{edit.text}{new[edit.end :]}"
         if mended.means_the_same(changed):
             new = changed
@@ -148,29 +150,24 @@ class _Mended:
         return self._modules[entrypoint] if isinstance(entrypoint, str) else entrypoint
 
     def edits(self) -> Iterator[_Edit]:
-        """Yield the changes, each once, wherever else an anchor uses what is changed."""
+        """Yield the changes, in the file's order; again, where an anchor gives what is changed to another place."""
         top = yaml.compose(self._text, Loader=yaml.SafeLoader)
         keys = _pairs(top)
         if not isinstance(top, yaml.MappingNode) or top.flow_style or "deployments" not in keys:
             return
         yield from self._first_step(keys)
         deployments = [_pairs(each) for each in _items(keys["deployments"][1])]
-        done: set[int] = set()
         if "pull" in keys or not deployments or not all("pull" in each for each in deployments):
             yield from self._pull(keys, ("pull",))
         for index, deployment in enumerate(deployments):
             place: Place = ("deployments", index)
-            if "entrypoint" in deployment and (value := deployment["entrypoint"][1]).start_mark.index not in done:
-                done.add(value.start_mark.index)
-                yield from self._entrypoint(value, (*place, "entrypoint"))
-            if "pull" in deployment and (key := deployment["pull"][0].start_mark.index) not in done:
-                done.add(key)
+            if "entrypoint" in deployment:
+                yield from self._entrypoint(deployment["entrypoint"][1], (*place, "entrypoint"))
+            if "pull" in deployment:
                 yield from self._pull(deployment, (*place, "pull"))
             schedules = _items(deployment["schedules"][1]) if "schedules" in deployment else []
             for position, schedule in enumerate(schedules):
-                active = _pairs(schedule).get("active")
-                if active and active[0].start_mark.index not in done:
-                    done.add(active[0].start_mark.index)
+                if active := _pairs(schedule).get("active"):
                     yield from self._active(active, (*place, "schedules", position, "active"))
 
     def _first_step(self, keys: Mapping[str, _Pair]) -> Iterator[_Edit]:

@@ -44,6 +44,7 @@ _NO_PULL = (
 _NO_SLUG = "missing: by its slug a schedule keeps its pause when it is changed; write for example `slug: daily`"
 # `flow/name` stands for a deployment; the others are those that Prefect refuses in the names of flows.
 _NAME = r"^[^/%&<>]+$"
+_LARGEST = 2**31 - 1  # of the integers of the server's database
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 
 
@@ -80,7 +81,7 @@ class Schedule(_Strict):
 class DeploymentConcurrency(_Strict):
     """Concurrency limit of a deployment's runs."""
 
-    limit: Annotated[int, Field(ge=1)]
+    limit: Annotated[int, Field(ge=1, le=_LARGEST)]
     collision_strategy: Literal["ENQUEUE", "CANCEL_NEW"]
     grace_period_seconds: Annotated[int, Field(ge=60, le=86400)] | None = None
 
@@ -105,7 +106,7 @@ class Deployment(_Strict):
     parameters: dict[str, Any] | None = None
     version: str | None = None
     paused: bool | None = None
-    concurrency_limit: Annotated[int, Field(ge=1)] | DeploymentConcurrency | None = None
+    concurrency_limit: Annotated[int, Field(ge=1, le=_LARGEST)] | DeploymentConcurrency | None = None
     enforce_parameter_schema: bool | None = None
     pull: list[dict[str, Any]] = []
 
@@ -137,7 +138,7 @@ class ConcurrencyLimit(_Strict):
     """A global concurrency limit."""
 
     name: Name
-    limit: int = Field(ge=0)
+    limit: int = Field(ge=0, le=_LARGEST)
     slot_decay_per_second: float = Field(default=0.0, ge=0)
 
 
