@@ -121,7 +121,9 @@ def _check_tags(order: Order, rules: HouseRules, file: YamlFile) -> None:
             raise UsageError(f"--{key}: {value!r} is not accepted: lower-case letters, digits and single hyphens")
     for key in rules.tags:
         if key not in order.tags:
-            used = [str(tag) for each in file.data["deployments"] for tag in each.get("tags") or []]
+            # Whether the file is valid is known later.
+            listed = [each.get("tags") for each in file.data["deployments"] if isinstance(each, dict)]
+            used = [str(tag) for tags in listed if isinstance(tags, list) for tag in tags]
             values = sorted({tag.removeprefix(f"{key}:") for tag in used if tag.startswith(f"{key}:")})
             known = f"in use: {', '.join(values) or 'none'}"
             raise UsageError(f"--{key} is missing, a tag that [tool.tidepool] asks for; {known}")
