@@ -14,11 +14,8 @@ from tidepool.deploy.config import (
     automations,
     deployments,
     environments,
-<<<<<<< HEAD
     flows,
-=======
     form,
->>>>>>> refs/rooms/author
     house_rules,
     models,
     placeholders,
