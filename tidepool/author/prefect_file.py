@@ -34,7 +34,7 @@ def usual(text: str, file: YamlFile, key: str, accepted: Callable[[Any], bool] =
         if (value := deployment.get(key)) is None or not accepted(value):
             continue
         line = lines[file.line(("deployments", index, key)) - 1]
-        alias = re.search(rf"\b{key}:\s*(\*\S+)", line)
+        alias = re.search(rf"\b{key}:\s*(\*[\w-]+)", line)
         found[alias[1] if alias else json.dumps(value)] += 1  # YAML, too
     return found.most_common(1)[0][0] if found else ""
 
