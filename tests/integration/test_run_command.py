@@ -189,6 +189,9 @@ def test_a_flow_runs_by_its_module_without_a_deployment(repository: Path, prefec
     done = _run(repository, "small_flows.latre", "--json", PREFECT_API_URL=prefect_server)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("tidepool: cannot import flow small_flows.latre: ")
+    done = _run(repository, "small_flows.py:later", PREFECT_API_URL=prefect_server)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Dask workers import it: small_flows.later" in done.stderr
 
 
 def test_a_breakpoint_in_a_dask_worker_says_what_to_do(tmp_path: Path, prefect_server: str) -> None:

@@ -131,12 +131,14 @@ AFTER = "\n# The end.\nother: 1\n"
 
 @pytest.mark.parametrize("after", ["", AFTER])
 @pytest.mark.parametrize("name", ["alpha", "carol", "eve", "zz"])
-def test_a_deployment_is_added_and_every_other_line_stays(tmp_path: Path, name: str, after: str) -> None:
-    text = FILE + after
-    (tmp_path / "prefect.yaml").write_text(text)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_deployment_is_added_and_every_other_line_stays(tmp_path: Path, name: str, after: str, end: str) -> None:
+    text = (FILE + after).replace("\n", end)
+    (tmp_path / "prefect.yaml").write_bytes(text.encode())
     entry = f"- name: {name}\n  description: |\n    One.\n\n    Two.\n  concurrency_limit: *one\n"
     changed = prefect_file.add(text, yaml_source.read(tmp_path / "prefect.yaml", "prefect.yaml"), entry)
-    assert not [line for line in difflib.ndiff(text.splitlines(), changed.splitlines()) if line.startswith("- ")]
+    assert not [line for line in difflib.ndiff(text.split("\n"), changed.split("\n")) if line.startswith("- ")]
+    assert changed.count(end) == changed.count("\n")
     found = {each["name"]: each for each in yaml.safe_load(changed)["deployments"]}
     assert list(found) == sorted(found)
     assert found[name] == {"name": name, "description": "One.\n\nTwo.\n", "concurrency_limit": {"limit": 1}}

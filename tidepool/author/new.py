@@ -121,7 +121,9 @@ def _check_tags(order: Order, rules: HouseRules, file: YamlFile) -> None:
             raise UsageError(f"--{key}: {value!r} is not accepted: lower-case letters, digits and single hyphens")
     for key in rules.tags:
         if key not in order.tags:
-            used = [str(tag) for each in file.data["deployments"] for tag in each.get("tags") or []]
+            # Whether the file is valid is known later.
+            listed = [each.get("tags") for each in file.data["deployments"] if isinstance(each, dict)]
+            used = [str(tag) for tags in listed if isinstance(tags, list) for tag in tags]
             values = sorted({tag.removeprefix(f"{key}:") for tag in used if tag.startswith(f"{key}:")})
             known = f"in use: {', '.join(values) or 'none'}"
             raise UsageError(f"--{key} is missing, a tag that [tool.tidepool] asks for; {known}")
@@ -130,7 +132,7 @@ def _check_tags(order: Order, rules: HouseRules, file: YamlFile) -> None:
 def _validate(repository: Path, consequence: str) -> None:
     owner = settings().deploy.owner
     found = {each for name in environments.names(repository) for each in checks.check(repository, name, owner=owner)}
-    yaml_source.raise_if_any(sorted(found), consequence)
+    yaml_source.raise_if_any(found, consequence)
 
 
 def _texts(repository: Path, order: Order, rules: HouseRules, file: YamlFile) -> dict[str, str]:
@@ -159,10 +161,10 @@ def _texts(repository: Path, order: Order, rules: HouseRules, file: YamlFile) ->
     _refuse_shadowing(name, module, created[f"flows/{module}/flow.py"])
     if not (repository / "flows" / "__init__.py").exists():
         created = {"flows/__init__.py": '"""The flows, a package for each domain."""\n', **created}
-    text = (repository / file.name).read_text(encoding="utf-8")
+    text = (repository / file.name).read_bytes().decode()  # with its own ends of lines
     changed = {file.name: prefect_file.add(text, file, _deployment(order, rules, file, text, common))}
     readme = repository / "README.md"
-    if readme.is_file() and (table := _with_row(readme.read_text(encoding="utf-8"), order, runbook, when)):
+    if readme.is_file() and (table := _with_row(readme.read_bytes().decode(), order, runbook, when)):
         changed["README.md"] = table
     return {**created, **changed}
 
@@ -241,7 +243,8 @@ def _with_row(readme: str, order: Order, runbook: str, when: str) -> str:
     names = [match[1] for index in rows if (match := _ROW.match(lines[index]))]
     place = next((index for index, name in zip(rows, names, strict=True) if name > order.name), rows[-1] + 1)
     when = when[:1].lower() + when[1:]
-    lines.insert(place, f"| [`{order.name}`]({runbook}) | {when} | computes the mean of each group of a CSV |\n")
+    end = "\r\n" if "\r\n" in readme else "\n"
+    lines.insert(place, f"| [`{order.name}`]({runbook}) | {when} | computes the mean of each group of a CSV |{end}")
     return "".join(lines)
 
 

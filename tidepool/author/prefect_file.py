@@ -34,7 +34,7 @@ def usual(text: str, file: YamlFile, key: str, accepted: Callable[[Any], bool] =
         if (value := deployment.get(key)) is None or not accepted(value):
             continue
         line = lines[file.line(("deployments", index, key)) - 1]
-        alias = re.search(rf"\b{key}:\s*(\*\S+)", line)
+        alias = re.search(rf"\b{key}:\s*(\*[\w-]+)", line)
         found[alias[1] if alias else json.dumps(value)] += 1  # YAML, too
     return found.most_common(1)[0][0] if found else ""
 
@@ -58,14 +58,15 @@ def add(text: str, file: YamlFile, entry: str) -> str:
     if len({*starts}) != len(names) or not all(re.match(r"\s*- ", lines[each]) for each in starts):
         raise UsageError(f"{file.name}: the deployments are not a list of blocks that begin with `- `, as this needs")
     indent = lines[starts[0]].partition("-")[0]
-    block = "".join(f"{indent}{line}" if line.strip() else line for line in entry.splitlines(keepends=True))
+    end = "\r\n" if "\r\n" in text else "\n"
+    block = "".join(f"{indent}{line}".rstrip() + end for line in entry.splitlines())
     if position < len(names):
         place = _with_comments_above(lines, starts[position])
-        parts = [*lines[:place], f"{block}\n", *lines[place:]]
+        parts = [*lines[:place], f"{block}{end}", *lines[place:]]
     else:
         place = _end(lines, starts[-1], len(indent))
         before = "".join(lines[:place])
-        parts = [before, "" if before.endswith("\n") else "\n", f"\n{block}", *lines[place:]]
+        parts = [before, "" if before.endswith("\n") else end, f"{end}{block}", *lines[place:]]
     new = "".join(parts)
     # What the lines mean is what counts: an anchor or an unusual form could make them mean something else.
     wanted: list[Mapping[str, Any]] = [*deployments[:position], yaml.safe_load(new)["deployments"][position]]

@@ -144,7 +144,8 @@ def _deployment(repository: Path, name: str, environment: str) -> Mapping[str, A
     """Return the deployment of that name, or of a flow that is named by its module one without parameters."""
     manifest = environments.load(repository, environment)
     by_module = "." in name and all(part.isidentifier() for part in name.split("."))
-    if by_module and name not in environments.deployment_names(manifest):
+    # With a colon it is a flow as Prefect names it, for which there is advice.
+    if (by_module or ":" in name) and name not in environments.deployment_names(manifest):
         return {"entrypoint": name}
     return environments.deployment(manifest, name)
 

@@ -35,7 +35,7 @@ def check(rules: HouseRules, repository: Path, flow: Flow[..., Any]) -> Iterator
         if not text:
             lost = "; it does not show that of Field" if own else ""
             message = f"the form in the UI shows no description{lost}: write it in the docstring, below `Args:`"
-            yield Problem(file, line, f"parameter {name} of {flow.name}", message)
+            yield Problem(file, line, "", f"parameter {name} of {flow.name}: {message}")
         elif own and own != text:
             message = "the form in the UI shows the description below `Args:` and not that of Field; remove the latter"
-            yield Problem(file, line, f"parameter {name} of {flow.name}", message)
+            yield Problem(file, line, "", f"parameter {name} of {flow.name}: {message}")
