@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,6 +35,19 @@ def test_the_command_reports_each_deployment_and_the_reason_of_a_failure(shop: S
         written.extend(apply.prefect_deploy(shop.root, shop.manifest))
     assert written == [f"{shop.flow}/one"]
     assert set(shop.deployments()) == {"one"}
+
+
+def test_the_reason_of_a_step_that_fails_is_what_its_command_says(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    step = {"id": "commit", "script": "git describe --always", "stream_output": False}
+    shop.manifest["build"] = [{"prefect.deployments.steps.run_shell_script": step}]
+    shop.deployment("one")
+    subprocess.run(["git", "init", "--quiet", str(shop.root)], check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(apply.DeployError, match=r"run_shell_script: RuntimeError: .*dubious ownership"):
+        list(apply.prefect_deploy(shop.root, shop.manifest))
 
 
 def test_a_redeploy_resumes_a_paused_deployment_and_leaves_schedules_alone_that_it_does_not_name(shop: Shop) -> None:

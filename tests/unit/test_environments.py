@@ -107,6 +107,13 @@ def test_without_an_image_nothing_is_built_and_the_version_still_comes_from_git(
     assert rendered["deployments"][0]["work_pool"]["job_variables"] == {"cpu": "1"}
 
 
+def test_overlays_that_cannot_be_read_are_not_none(tmp_path: Path) -> None:
+    assert environments.names(tmp_path) == ["production"]
+    (tmp_path / "environments").write_text("")
+    with pytest.raises(UsageError, match=r"^the folder environments cannot be read: Not a directory$"):
+        environments.names(tmp_path)
+
+
 def test_a_given_image_takes_the_place_of_the_built_one() -> None:
     rendered = environments.render(MANIFEST, {}, DIGEST)
     assert {each["work_pool"]["job_variables"]["image"] for each in rendered["deployments"]} == {DIGEST}

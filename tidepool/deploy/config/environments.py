@@ -67,8 +67,18 @@ def load(repository: Path, environment: str, image: str | None = None, version: 
 
 
 def names(repository: Path) -> list[str]:
-    """Return the names of all environments."""
-    return sorted([PRODUCTION, *(path.stem for path in (repository / "environments").glob("*.yaml"))])
+    """Return the names of all environments.
+
+    Raises:
+        UsageError: there is something called `environments` that is not a folder which this user may read.
+    """
+    try:
+        listed = list((repository / "environments").iterdir())
+    except FileNotFoundError:
+        return [PRODUCTION]
+    except OSError as error:
+        raise UsageError(f"the folder environments cannot be read: {error.strerror}") from error
+    return sorted([PRODUCTION, *(path.stem for path in listed if path.suffix == ".yaml")])
 
 
 def render(

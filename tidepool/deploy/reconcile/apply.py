@@ -38,6 +38,7 @@ _WRITTEN = re.compile(r"Deployment '([^']+)' successfully created with id")
 _PLAIN_OUTPUT = {"COLUMNS": "1000", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
 # The last line of a traceback: it explains more than the line after it.
 _REASON = re.compile(r"[\w.]+(Error|Exception|Timeout)\b")
+_OF_A_STEP = "StepExecutionError"
 # Of the API, where a resource of each kind is created.
 _PATHS = {
     Kind.WORK_POOL: "/work_pools/",
@@ -89,9 +90,11 @@ def prefect_deploy(repository: Path, manifest: environments.Manifest) -> Iterato
                 if match := _WRITTEN.search(line):
                     yield match[1]
     if process.returncode:
-        output = [line for line in reversed(lines) if line] or [f"exit code {process.returncode}"]
-        reason = next((line for line in output if _REASON.match(line)), output[0])
-        raise DeployError(f"prefect deploy: {reason}")
+        output = [line for line in lines if line] or [f"exit code {process.returncode}"]
+        reasons = [line for line in output if _REASON.match(line)] or output[-1:]
+        # The error of a step names the step, and the one before it what was wrong.
+        told = reasons[-2:] if _OF_A_STEP in reasons[-1] else reasons[-1:]
+        raise DeployError(f"prefect deploy: {': '.join(reversed(told))}")
 
 
 def apply(
