@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -75,10 +76,15 @@ class Namespace:
         forward = subprocess.Popen(
             ["bash", "-c", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
+        ended = threading.Event()
+        watch = threading.Thread(target=_renew, args=(forward.pid, local, health, ended), daemon=True)
+        watch.start()
         try:
             self.until(lambda: _healthy(local, health), f"{target} answers", 120)
             yield local
         finally:
+            ended.set()
+            watch.join()
             os.killpg(forward.pid, 15)
             forward.wait()
 
@@ -99,6 +105,17 @@ class Namespace:
             return self.kubectl(*arguments)
         except RuntimeError as error:
             return str(error)
+
+
+def _renew(loop: int, port: int, path: str, ended: threading.Event) -> None:
+    """End a port-forward that refuses connections, so that the loop begins another: none outlives its kubelet."""
+    while not ended.wait(5):
+        try:
+            httpx.get(f"http://127.0.0.1:{port}{path}", timeout=60)
+        except httpx.TimeoutException:  # the server is busy, and other requests are on their way
+            continue
+        except httpx.TransportError:
+            subprocess.run(("pkill", "--parent", str(loop), "kubectl"), check=False)
 
 
 def _healthy(port: int, path: str) -> bool:
