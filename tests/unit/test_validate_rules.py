@@ -328,7 +328,7 @@ MESSAGES = {
     "problem",
     "_problem_of_text",
     "_message",
-    "_unknown_key_message",
+    "_unknown_key",
 }
 # These raise one; elsewhere an error is not about the files.
 RAISING = (deployments, models, schedules, scope)
