@@ -35,7 +35,7 @@ def load(repository: Path, entrypoint: str) -> Flow[..., Any]:
     importable(repository)
     try:
         return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
-    except (Exception, SystemExit, GeneratorExit) as error:  # an import runs the module's code, which may raise anything
+    except (Exception, SystemExit, GeneratorExit) as error:  # the module's code may raise anything
         text = " ".join(str(error).split())
         place = _raised_in(repository, error)
         top = entrypoint.split(".", maxsplit=1)[0]
