@@ -263,6 +263,7 @@ NULLS = """
     schedule: {}
     flow_name:
     triggers:
+    active:
     concurrency_limit:
     parameters:
     schedules:
