@@ -64,6 +64,7 @@ TESTS = [
     ("deploy/reconcile/plan.py", "unit/plan", "integration/deploy_apply"),
     ("deploy/reconcile/", "unit/apply", "integration/deploy_apply integration/deploy_command"),
     ("deploy/config/yaml_source.py", "unit/yaml_source", "unit/validate_rules unit/config_checks"),
+    ("deploy/config/fixes.py", "unit/validate_fix", "unit/config_checks"),
     ("deploy/config/environments.py", "unit/environments", "unit/validate_rules unit/config_checks"),
     ("deploy/config/schedules.py", "unit/plan", "unit/validate_rules integration/deploy_apply"),
     ("deploy/config/", "unit/validate_rules", "unit/config_checks integration/deploy_validate"),

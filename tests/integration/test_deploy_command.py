@@ -92,6 +92,9 @@ def test_plan_apply_and_prune_as_commands(shop: Shop, proxy: Proxy) -> None:
     planned = process(shop, proxy, "plan", "--json")
     assert planned.returncode == 0, planned.stderr
     assert len(json.loads(planned.stdout)["changes"]) == 6
+    nowhere = tidepool(shop, "plan", "--output", f"{shop.root}/nowhere/plan.md")
+    assert nowhere.returncode == 1
+    assert "plan.md cannot be written: No such file or directory" in nowhere.stderr
     applied = tidepool(shop, "apply")
     assert applied.returncode == 0, applied.stderr
     assert f"created deployment {shop.flow}/three" in applied.stdout

@@ -204,6 +204,8 @@ def test_help_is_there(arguments: list[str]) -> None:
         (["drift", "-e"], "Option '-e' requires an argument"),
         (["pause"], "Missing argument 'name'"),
         (["pln"], "No such command 'pln'"),
+        (["pause", "x", "--reason", "r", "--until", "99999999999d"], "--until '99999999999d' is beyond the year 9999"),
+        (["rollback", "--to", ""], "version '' was not deployed; known: "),
     ],
 )
 def test_a_wrong_word_is_exit_code_1_without_traceback(arguments: list[str], sentence: str) -> None:

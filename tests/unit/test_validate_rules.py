@@ -175,6 +175,7 @@ work_pool: {name""", ("prefect.yaml:34: entrypoint: unknown keys entrypoint, tag
     Row("entrypoint of a file outside of the repository", "rule_flows.sell", "lib/python3.11/shop.py:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'lib/python3.11/shop.py:sell' is a file that does not exist; name the function by its module, with dots, as Dask workers import it: flows.<domain>.flow.<function>",)),
     Row("entrypoint of a file hides nothing", PREFECT[PREFECT.index("    entrypoint: rule_flows.sell") : PREFECT.index("count: 2")], PREFECT[PREFECT.index("    entrypoint: rule_flows.sell") : PREFECT.index("count: 2")].replace("rule_flows.sell", "rule_flows.py:sell") + "cuont: 1, ", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows.py:sell' is a file; name the function by its module, with dots, as Dask workers import it: rule_flows.sell", "prefect.yaml:25: deployments[sell].parameters.cuont: the flow has no such parameter; did you mean count?")),
     Row("entrypoint that is one word", "rule_flows.sell", "sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'sell' is not a module's function; name the function by its module, with dots, as Dask workers import it: flows.<domain>.flow.<function>",)),
+    Row("entrypoint without a module", "rule_flows.sell", '":sell"', ("prefect.yaml:20: deployments[sell].entrypoint: ':sell' has a colon; name the function by its module, with dots, as Dask workers import it: flows.<domain>.flow.<function>",)),
     Row("entrypoint of a file with a mistake", "rule_flows.sell", "rule_flows.py:sel", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows.py:sel' is a file; name the function by its module, with dots, as Dask workers import it: rule_flows.sel, which cannot be imported: MissingFlowError: Flow function with name 'sel' not found in 'rule_flows'.",)),
     Row("entrypoint with a colon", "rule_flows.sell", "rule_flows:sell", ("prefect.yaml:20: deployments[sell].entrypoint: 'rule_flows:sell' has a colon; name the function by its module, with dots, as Dask workers import it: rule_flows.sell",)),
     Row("parameter of another type", "count: 2", "count: many", ("prefect.yaml:25: deployments[sell].parameters.count: input should be a valid integer, unable to parse string as an integer, not 'many'",)),
@@ -300,6 +301,7 @@ NULLS = """
     schedule: {}
     flow_name:
     triggers:
+    active:
     concurrency_limit:
     parameters:
     schedules:
@@ -366,7 +368,7 @@ MESSAGES = {
     "problem",
     "_problem_of_text",
     "_message",
-    "_unknown_key_message",
+    "_unknown_key",
 }
 # These raise one; elsewhere an error is not about the files.
 RAISING = (deployments, models, schedules, scope)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -326,13 +326,20 @@ def _emit(view: PlanView, output: Path | None, *, json: bool, markdown: str) -> 
 
     if json and markdown:
         raise UsageError("--json and --markdown exclude each other; use one of them")
-    with output.open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as file:
+    with _opened(output) if output else nullcontext(sys.stdout) as file:
         if json or markdown:
             file.write(markdown or json_view.render(view) + "\n")
         elif output:
             table.show(view, Console(file=file, highlight=False, width=200))
         else:
             table.show(view, Console(highlight=False, soft_wrap=not sys.stdout.isatty()))
+
+
+def _opened(output: Path) -> TextIO:
+    try:
+        return output.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
 def _person() -> str:

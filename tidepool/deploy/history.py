@@ -91,7 +91,11 @@ def choose(found: list[Version], wanted: str) -> Version:
         UsageError: it was not deployed.
     """
     for version in found:
-        if wanted == version.tag or wanted == version.tag.rsplit("/", 1)[1] or version.commit.startswith(wanted):
+        if (
+            wanted == version.tag
+            or wanted == version.tag.rsplit("/", 1)[1]
+            or (wanted and version.commit.startswith(wanted))
+        ):
             return version
     known = ", ".join(version.commit[:12] for version in found) or "none: this checkout has no record of a deploy"
     raise UsageError(f"version {wanted!r} was not deployed; known: {known}")

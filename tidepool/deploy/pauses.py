@@ -32,7 +32,10 @@ def parse_until(text: str, now: datetime) -> datetime:
         UsageError: it is neither, or not in the future.
     """
     if match := _RELATIVE.fullmatch(text.strip()):
-        return now + timedelta(**{_UNITS[match[2]]: int(match[1])})
+        try:
+            return now + timedelta(**{_UNITS[match[2]]: int(match[1])})
+        except OverflowError:
+            raise UsageError(f"--until {text!r} is beyond the year 9999; use 4h, 30min, 2d") from None
     try:
         until = datetime.fromisoformat(text)
     except ValueError:

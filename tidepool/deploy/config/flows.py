@@ -35,7 +35,7 @@ def load(repository: Path, entrypoint: str) -> Flow[..., Any]:
     importable(repository)
     try:
         return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
-    except (Exception, SystemExit) as error:  # an import runs the module's code, which may raise anything
+    except (Exception, SystemExit, GeneratorExit) as error:  # the module's code may raise anything
         text = " ".join(str(error).split())
         place = _raised_in(repository, error)
         top = entrypoint.split(".", maxsplit=1)[0]
@@ -61,7 +61,12 @@ def find(repository: Path, entrypoint: str) -> tuple[Flow[..., Any] | None, str]
     kind = "is not a module's function" if not (colon or is_path) else "is a file" if is_path else "has a colon"
     kind += " that does not exist" if path.endswith(".py") and not (repository / path).is_file() else ""
     problem = f"{entrypoint!r} {kind}; name the function by its module, with dots, as Dask workers import it"
-    if not function or path.startswith(("/", "..")) or (is_path and "." in path.removesuffix(".py").removeprefix("./")):
+    if (
+        not path
+        or not function
+        or path.startswith(("/", ".."))
+        or (is_path and "." in path.removesuffix(".py").removeprefix("./"))
+    ):
         return None, f"{problem}: flows.<domain>.flow.<function>"
     problem = f"{problem}: {module}"
     advice = shadowed(repository, module.partition(".")[0])
@@ -101,13 +106,11 @@ def importable(repository: Path) -> None:
 
 def shadowed(repository: Path, top: str) -> str:
     """Return the advice about a folder of the repository that has the name of another package; empty if it has not."""
+    if not top or not (repository / top).is_dir():
+        return ""
     spec = find_spec(top)
     places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
-    if (
-        not places
-        or not (repository / top).is_dir()
-        or any(Path(str(each)).is_relative_to(repository) for each in places)
-    ):
+    if not places or any(Path(str(each)).is_relative_to(repository) for each in places):
         return ""
     advice = "the folder needs another name, or an __init__.py if the other is not needed"
     return f"; another package is called {top}: {advice}"
