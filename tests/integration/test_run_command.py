@@ -234,13 +234,12 @@ def test_debug_stops_at_a_breakpoint_in_a_mapped_task(tmp_path: Path, prefect_se
             until(more, lambda text, stop=stop: text.count(b"(Pdb) ") == 2 * stop, seconds=60)
             assert more().count(b"'deepdeep'") == stop
             os.write(ours, b"continue\n")
-        until(more, lambda _: child.poll() is not None, seconds=120)
+        until(more, lambda text: b"stopping: Completed" in text and child.poll() is not None, seconds=120)
     finally:
         child.kill()
         child.wait()
         os.close(ours)
-    assert child.returncode == 0, more().decode()
-    assert b"stopping: Completed" in more()
+    assert child.returncode == 0
 
 
 def test_debug_and_another_provider_exclude_each_other(repository: Path) -> None:
