@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
+IF_THERE = "--ignore-not-found"
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +78,7 @@ def stock(world: World) -> Iterator[World]:
         with Watch(there) as watch:
             yield World(there, watch, "chaos_stock.items", variables, "stock")
     finally:
-        platform.namespace.kubectl("delete", "networkpolicy", namespace.name, f"{namespace.name}-store")
-        command("kubectl", "delete", "clusterrole,clusterrolebinding", namespace.name)
+        platform.namespace.kubectl("delete", "networkpolicy", namespace.name, f"{namespace.name}-store", IF_THERE)
+        command("kubectl", "delete", "clusterrole,clusterrolebinding", namespace.name, IF_THERE)
         command("kubectl", "delete", "namespace", namespace.name, "--timeout=180s", timeout=240)
         platform.delete("work_pools/stock")
