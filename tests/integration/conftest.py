@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from contextlib import ExitStack
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import certifi
 import pytest
 
+from tests.databases import migrated
 from tests.integration.deploy_support import Proxy, Shop, recorded
 from tidepool import settings as settings_module
-from tidepool.local.processes import file_lock
 from tidepool.local.server import Home, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 END = "-----END CERTIFICATE-----\n"
-CACHE = Path(__file__).parents[2] / ".pytest_cache"
 
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with all migrations of this version of Prefect, to copy: the migrations take 10 s of CPU time."""
-    database = CACHE / f"prefect-{version('prefect')}.db"
-    CACHE.mkdir(exist_ok=True)
-    with file_lock(database.with_suffix(".lock"), wait=True):  # pytest-xdist's workers are processes
-        if not database.exists():
-            home = tmp_path_factory.mktemp("migrated")
-            kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "COVERAGE_"))}
-            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
-            subprocess.run(command, env={**kept, "PREFECT_HOME": str(home)}, check=True, stdout=subprocess.DEVNULL)
-            shutil.copy(home / "prefect.db", database.with_suffix(".new"))
-            database.with_suffix(".new").replace(database)
-    return database
+    """A database with all migrations of this version of Prefect, to copy."""
+    return migrated(tmp_path_factory.mktemp("migrated"))
 
 
 @pytest.fixture(scope="session")

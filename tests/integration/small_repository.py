@@ -96,13 +96,14 @@ def make(folder: Path, *names: str) -> Path:
             "name": name.replace("_", "-"),
             "entrypoint": f"small_flows.{name}",
             "version": "{{ commit.stdout }}",
+            "tags": ["managed-by:tidepool"],
             "work_pool": {"name": "kubernetes", "job_variables": {"image": "none"}},
             **_ENTRIES[name],
         }
         for name in names
     ]
     script = {"id": "commit", "script": "git describe --always", "stream_output": False}
-    build = [{"prefect.deployments.steps.run_shell_script": script}]
+    build = [{"tidepool.deploy.steps.validate": {}}, {"prefect.deployments.steps.run_shell_script": script}]
     manifest = {"name": "small", "build": build, "pull": [], "deployments": deployments}
     (folder / "prefect.yaml").write_text(yaml.safe_dump(manifest))
     (folder / "environments").mkdir()

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import threading
 import uuid
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpx
 import pytest
-import yaml
 
 from helm import dashboards
 from tests.helm.conftest import CHART, need
 from tests.integration.server_api import ask
 from tests.polling import until
-from tidepool.local.server import free_port
+from tests.prometheus import Prometheus, prometheus
 from tidepool.operate.allocation import Allocation
 from tidepool.operate.exporter.service import Exporter, Snapshot
 from tidepool.operate.metrics import OPERATOR, Metrics
@@ -32,58 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMESPACE = "flow-runs"
-
-
-class Prometheus:
-    """A Prometheus that scrapes two pages every second.
-
-    Args:
-        url: Its address.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def query(self, expr: str) -> list[Any]:
-        """Return the series that an expression has now."""
-        answer = httpx.get(f"{self._url}/api/v1/query", params={"query": expr}, timeout=10).json()
-        assert answer["status"] == "success", answer
-        return list(answer["data"]["result"])
-
-    def scraped(self) -> int:
-        """Return how often both pages were scraped; 0 before the first time."""
-        try:
-            found = self.query("count_over_time(up[1h])")
-        except httpx.HTTPError:
-            return 0
-        return min((int(each["value"][1]) for each in found), default=0) if len(found) == 2 else 0
-
-    def scrape(self) -> None:
-        """Wait until both pages as they are now were scraped twice."""
-        before = self.scraped()
-        until(self.scraped, lambda now: now >= before + 3)
-
-
-@contextmanager
-def prometheus(folder: Path, *pages: int) -> Iterator[Prometheus]:
-    """Run a Prometheus with the alerts, for pages at these ports."""
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(CHART / "files" / "alerts.yaml")],
-        "scrape_configs": [
-            {"job_name": f"page-{port}", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for port in pages
-        ],
-    }
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{free_port()}"
-    options = (f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data")
-    with (folder / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(("prometheus", *options, f"--web.listen-address={address}"), stdout=log, stderr=log)
-        try:
-            yield Prometheus(f"http://{address}")
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 def operators() -> tuple[Metrics, SweepFigures, Allocation]:
@@ -165,7 +109,10 @@ def test_every_panel_has_data(
             observe(figures, allocation, deployment, hours=2)
             await asyncio.to_thread(prometheus.scrape)
 
-    with Snapshot("127.0.0.1", 0) as snapshot, prometheus(tmp_path, snapshot.server_port, served.server_port) as found:
+    with (
+        Snapshot("127.0.0.1", 0) as snapshot,
+        prometheus(tmp_path, CHART / "files" / "alerts.yaml", snapshot.server_port, served.server_port) as found,
+    ):
         threading.Thread(target=snapshot.serve_forever, daemon=True).start()
         try:
             asyncio.run(scenario(snapshot, found))

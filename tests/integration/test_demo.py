@@ -16,7 +16,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Completed, Crashed
+from prefect.states import Completed, Crashed, Failed
 from rich.console import Console
 
 from tests.integration.small_repository import command, make, processes_of, variables
@@ -173,12 +173,29 @@ def _ended(state: State) -> FlowRun:
     return FlowRun(flow_id=uuid4(), state=state, state_name=state.name, state_type=state.type)
 
 
+def _printed(runs: dict[str, FlowRun]) -> tuple[int, list[str]]:
+    out = Console(file=StringIO(), width=160)
+    code = _summary(runs, {run.id: uuid4() for run in runs.values()}, "http://127.0.0.1", out)
+    return code, [line.strip() for line in out.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
 def test_the_summary_is_green_only_if_all_are() -> None:
     good = {"a": _ended(Completed())}
     bad = {"b": _ended(Crashed(message="exit code -9 [bold]"))}
     for runs, code, last in ((good, 0, "1 of 1 Completed"), (good | bad, 1, "1 of 2 Completed")):
-        out = Console(file=StringIO(), width=120)
-        assert _summary(runs, "http://127.0.0.1", out) == code
-        text = out.file.getvalue()  # type: ignore[attr-defined]
-        assert text.splitlines()[-1] == last
-        assert ("b: Crashed: exit code -9 [bold]" in text) is (code == 1)
+        found, lines = _printed(runs)
+        assert (found, lines[-1]) == (code, last)
+        assert ("b: Crashed: exit code -9 [bold]" in lines) is (code == 1)
+
+
+def test_an_incident_is_green_only_if_it_ended_as_it_was_meant_to() -> None:
+    good = {"a": _ended(Completed())}
+    said = "samples/x.csv: line 1, column 1: 'number' is not an integer"
+    name = "csv-etl: bad input"
+    for state, code in ((Failed(message=said), 0), (Failed(message="disk full"), 1), (Completed(message=said), 1)):
+        found, lines = _printed(good | {name: _ended(state)})
+        assert found == code
+        assert lines[-2:] == ["1 of 1 Completed", f"{1 - code} of 1 incidents ended as they were meant to"]
+        assert (f"{name}: {state.name}: {state.message}" in lines) is (code == 1)
+        assert lines[lines.index("meant to go wrong") + 2] == state.message
+        assert lines[lines.index("meant to go wrong") + 3].startswith("http://127.0.0.1/v2/artifacts/artifact/")

@@ -1,6 +1,7 @@
 """`tidepool demo`: all deployments on this machine, on bundled samples, through a real server, work pool and worker.
 
-Server (SQLite), process worker and runs are child processes and end with the demo, however it ends.
+Then the incidents of `tidepool/local/incidents.py`, each of which is meant to end in its way. Server (SQLite), process
+worker and runs are child processes and end with the demo, however it ends.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,15 +19,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tidepool.deploy.config import environments
+from tidepool.deploy.config import automations, environments
 from tidepool.errors import TidepoolError, UsageError
+from tidepool.local import pages
+from tidepool.local.incidents import INCIDENTS, kill_worker
 from tidepool.local.processes import Processes, signals_interrupt
 from tidepool.local.server import Home, Server, free_port
 from tidepool.settings import set_prefect_variables, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
+    from uuid import UUID
 
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
@@ -37,6 +41,12 @@ _DEPLOY_SECONDS = 300
 # From the trigger to the end of the last run; the slowest flow has its own, shorter timeout.
 _RUN_SECONDS = 1800
 _REPORT_SECONDS = 30
+_WHERE = """
+Where to look, while the server runs:
+  {ui}/v2/runs?tags=%5B%22incident%22%5D  the incidents; each run has its report under Artifacts
+  {ui}/v2/automations  alerts and repairs
+  {documents}/docs/on-call.md  what on-call reads first
+  tidepool status  what is wrong now; `tidepool status csv-etl`: the last run of a deployment"""
 _STYLES = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "cyan"}
 
 
@@ -49,7 +59,7 @@ def demo(repository: Path, *, stay: bool, port: int | None) -> int:
         port: Port of the server; None: 4200, or any free one when it is taken.
 
     Returns:
-        Exit code: 0 if every run is Completed, 1 if not, 130 if interrupted.
+        Exit code: 0 if every run is Completed and every incident ended as meant, 1 if not, 130 if interrupted.
 
     Raises:
         UsageError: another demo is running, or the port is taken.
@@ -61,14 +71,19 @@ def demo(repository: Path, *, stay: bool, port: int | None) -> int:
     if port is not None and free_port(port) != port:
         raise UsageError(f"port {port} is already in use; choose another one, or omit --port for any free one")
     home = Home.of(repository)
-    with home.only_demo(), signals_interrupt():
+    with ExitStack() as stack:
+        stack.enter_context(home.only_demo())
+        stack.enter_context(signals_interrupt())
         server = Server(home, port or free_port(_USUAL_PORT))
-        processes = Processes(home.logs, server.variables)
+        documents = stack.enter_context(pages.served(repository, free_port(server.port + 1)))
+        more = {"TIDEPOOL_REPOSITORY_URL": documents, "TIDEPOOL_DEPLOY_DELETE_SHARE": "1"}
+        processes = Processes(home.logs, {**server.variables, **more})
         home.record.write_text(json.dumps({"port": server.port, "mark": processes.mark}))
         code = 130
         try:
             with suppress(KeyboardInterrupt):
                 code = _run(repository, server, processes, out)
+                out.print(_WHERE.format(ui=server.url, documents=documents), highlight=False)
                 if stay:
                     out.print(f"\nThe UI is at {server.url}. Ctrl-C stops everything.")
                 while stay:
@@ -84,40 +99,30 @@ def demo(repository: Path, *, stay: bool, port: int | None) -> int:
 def _run(repository: Path, server: Server, processes: Processes, out: Console) -> int:
     """Start everything, trigger a run of each deployment, and follow the runs."""
     manifest = environments.load(repository, ENVIRONMENT)
-    prefect_file = server.home.path / f"prefect.{ENVIRONMENT}.yaml"
-    prefect_file.write_text(environments.to_yaml(manifest), encoding="utf-8")
-
     log = (server.home.logs / "server.log").relative_to(repository)
     out.print(f"Prefect server: starting on port {server.port} (log: {log})")
     server.start(processes)
     set_prefect_variables(server.variables)
 
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
     from prefect.client.schemas.objects import TERMINAL_STATES
     from prefect.states import Cancelled
-    from prefect.workers.process import ProcessWorker
 
-    template = ProcessWorker.get_default_base_job_template()
-    # As in a driver pod: each run reports its end.
-    template["variables"]["properties"]["command"]["default"] = shlex.join(
-        [sys.executable, "-m", "tidepool.operate.engine"]
-    )
     with get_client(sync_client=True) as client:
         for pool in {deployment["work_pool"]["name"] for deployment in manifest["deployments"]}:
-            client.create_work_pool(
-                WorkPoolCreate(name=pool, type=ProcessWorker.type, base_job_template=template), overwrite=True
-            )
+            create_work_pool(client, pool)
             # A run starts its own Dask processes: half as many runs as cores. Two even on two cores, because a run's
             # first seconds are start-up that leaves a core idle.
             limit = max(2, (os.cpu_count() or 2) // 2)
             worker = ("worker", "start", "--pool", pool, "--type", "process", "--limit", str(limit))
             processes.start("worker", "prefect", *worker, "--install-policy", "never", cwd=repository)
-        out.print(f"Registering {len(manifest['deployments'])} deployments (prefect deploy --all)")
-        deploy = ("--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file))
-        processes.start("deploy", "prefect", *deploy, cwd=repository)
-        processes.wait("deploy", _DEPLOY_SECONDS)
+        counts = len(manifest["deployments"]), len(automations.load(repository).automations)
+        done = "Registering {} deployments and {} automations (tidepool apply --environment {})"
+        out.print(done.format(*counts, ENVIRONMENT))
+        apply = ("apply", "--environment", ENVIRONMENT, "--no-record")
+        processes.start("apply", "tidepool.cli", *apply, cwd=repository)
+        processes.wait("apply", _DEPLOY_SECONDS)
 
         runs: dict[str, FlowRun] = {}
         try:
@@ -125,8 +130,8 @@ def _run(repository: Path, server: Server, processes: Processes, out: Console) -
                 called = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
                 (found,) = client.read_deployments(deployment_filter=called)
                 runs[name] = client.create_flow_run_from_deployment(found.id, tags=["demo"])
-            done = _follow(client, processes, runs, server.url, out)
-            _wait_for_reports(client, done, out)
+            _follow(client, processes, runs, server.url, out)
+            reports = _wait_for_reports(client, runs, out)
         except (KeyboardInterrupt, TidepoolError):
             processes.stop("worker")
             # The processes of these runs are stopped: the history must not show them as running.
@@ -134,21 +139,50 @@ def _run(repository: Path, server: Server, processes: Processes, out: Console) -
                 if run.state_type not in TERMINAL_STATES:
                     client.set_flow_run_state(run.id, Cancelled(message="The demo was stopped"), force=True)
             raise
-    return _summary(done, server.url, out)
+    return _summary(runs, reports, server.url, out)
 
 
-def _follow(
-    client: SyncPrefectClient, processes: Processes, runs: Mapping[str, FlowRun], ui: str, out: Console
-) -> Mapping[str, FlowRun]:
-    """Show the runs until all have ended: a live table in a terminal, a line per change elsewhere."""
+def create_work_pool(client: SyncPrefectClient, name: str) -> None:
+    """Create a work pool, or replace it, whose runs are processes of this machine and report their end."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    # As in a driver pod.
+    template["variables"]["properties"]["command"]["default"] = shlex.join(
+        [sys.executable, "-m", "tidepool.operate.engine"]
+    )
+    client.create_work_pool(
+        WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template), overwrite=True
+    )
+
+
+def _follow(client: SyncPrefectClient, processes: Processes, runs: dict[str, FlowRun], ui: str, out: Console) -> None:
+    """Show the runs until all have ended: a live table in a terminal, a line per change elsewhere.
+
+    Incidents are added to the runs: each when the run of its deployment before it has ended.
+    """
     from prefect.client.schemas.objects import TERMINAL_STATES
 
+    deployments = {name: run.deployment_id for name, run in runs.items()}
+    waiting = _possible(deployments)
+    to_kill = [name for name in waiting if INCIDENTS[name].kills_worker]
     shown: dict[str, str | None] = {}
     deadline = time.monotonic() + _RUN_SECONDS
     with Live(console=out, auto_refresh=False, transient=True) as live:
         while True:
             processes.check()
-            runs = _read(client, runs)
+            runs.update(_read(client, runs))
+            busy = {run.deployment_id for run in runs.values() if run.state_type not in TERMINAL_STATES}
+            for name in list(waiting):
+                id_ = deployments[INCIDENTS[name].deployment]
+                if id_ is not None and id_ not in busy:
+                    waiting.remove(name)
+                    busy.add(id_)
+                    runs[name] = client.create_flow_run_from_deployment(
+                        id_, parameters=dict(INCIDENTS[name].parameters), tags=["demo", "incident"]
+                    )
+            to_kill = [name for name in to_kill if name not in runs or not kill_worker(client, runs[name])]
             states = {name: run.state_name for name, run in runs.items()}
             if out.is_terminal:
                 live.update(_table(runs, ui), refresh=True)
@@ -159,28 +193,45 @@ def _follow(
             shown = states
             late = [name for name, run in runs.items() if run.state_type not in TERMINAL_STATES]
             if not late:
-                return runs
+                return
             if time.monotonic() > deadline:
                 listed = ", ".join(f"{name} is {states[name]}" for name in late)
                 raise TidepoolError(f"runs not finished after {_RUN_SECONDS} s: {listed}")
             time.sleep(0.5)
 
 
-def _wait_for_reports(client: SyncPrefectClient, runs: Mapping[str, FlowRun], out: Console) -> None:
-    """Wait for the reports of the runs: a process writes its own after its final state, and the demo may end it."""
+def _possible(deployments: Iterable[str]) -> list[str]:
+    """Return the incidents that a repository with these deployments can have, where its mapped tasks run."""
+    workers = settings().compute.provider == "local"
+    return [
+        name
+        for name, each in INCIDENTS.items()
+        if each.deployment in deployments and (workers or not each.kills_worker)
+    ]
+
+
+def _wait_for_reports(client: SyncPrefectClient, runs: Mapping[str, FlowRun], out: Console) -> dict[UUID, UUID]:
+    """Wait for the reports of the runs: a process writes its own after its final state, and the demo may end it.
+
+    Returns:
+        Their ids, by the run's.
+    """
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
-    missing = {run.id: name for name, run in runs.items() if run.state_type in {"COMPLETED", "FAILED"}}
+    wanted = {run.id: name for name, run in runs.items() if run.state_type in {"COMPLETED", "FAILED"}}
+    found: dict[UUID, UUID] = {}
     deadline = time.monotonic() + _REPORT_SECONDS
-    while settings().report.enabled and missing:
+    while settings().report.enabled and (missing := wanted.keys() - found.keys()):
         only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=list(missing)))
         for each in client.read_artifacts(artifact_filter=only):
             if each.flow_run_id and str(each.key).endswith("-run"):
-                missing.pop(each.flow_run_id, None)
+                found[each.flow_run_id] = each.id
         if time.monotonic() > deadline:
-            out.print(f"[yellow]no report after {_REPORT_SECONDS} s of: {', '.join(sorted(missing.values()))}[/]")
-            return
+            names = ", ".join(sorted(wanted[each] for each in wanted.keys() - found.keys()))
+            out.print(f"[yellow]no report after {_REPORT_SECONDS} s of: {names}[/]")
+            break
         time.sleep(0.5)
+    return found
 
 
 def _read(client: SyncPrefectClient, runs: Mapping[str, FlowRun]) -> dict[str, FlowRun]:
@@ -192,25 +243,50 @@ def _read(client: SyncPrefectClient, runs: Mapping[str, FlowRun]) -> dict[str, F
     return {name: found[run.id] for name, run in runs.items()}
 
 
-def _summary(runs: Mapping[str, FlowRun], ui: str, out: Console) -> int:
-    out.print(_table(runs, ui))
-    bad = {name: run for name, run in runs.items() if run.state_type != "COMPLETED"}
-    for name, run in bad.items():
-        reason = (run.state and run.state.message) or "no reason recorded"
-        out.print(f"{name}: {run.state_name}: {reason}", style="red", markup=False)
-    out.print(f"{len(runs) - len(bad)} of {len(runs)} Completed")
-    return 1 if bad else 0
+def _summary(runs: Mapping[str, FlowRun], reports: Mapping[UUID, UUID], ui: str, out: Console) -> int:
+    out.print(_table(runs, ui, reports))
+    plain = {name: run for name, run in runs.items() if name not in INCIDENTS}
+    meant = {name: run for name, run in runs.items() if name in INCIDENTS}
+    bad = {name: run for name, run in plain.items() if run.state_type != "COMPLETED"}
+    other = {name: run for name, run in meant.items() if not INCIDENTS[name].is_as_meant(run)}
+    for name, run in [*bad.items(), *other.items()]:
+        out.print(f"{name}: {run.state_name}: {_sentence(run)}", style="red", markup=False)
+    out.print(f"{len(plain) - len(bad)} of {len(plain)} Completed")
+    if meant:
+        out.print(f"{len(meant) - len(other)} of {len(meant)} incidents ended as they were meant to")
+    return 1 if bad or other else 0
 
 
-def _table(runs: Mapping[str, FlowRun], ui: str) -> Table:
+def _sentence(run: FlowRun) -> str:
+    return (run.state and run.state.message) or "no reason recorded"
+
+
+def _table(runs: Mapping[str, FlowRun], ui: str, reports: Mapping[UUID, UUID] | None = None) -> Table:
+    """Return the runs as a table; the incidents in a second part, each with the sentence of its report and the link."""
     table = Table(box=None, pad_edge=False)
     table.add_column("deployment", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("in the UI", overflow="fold")
-    for name, run in runs.items():
-        state = Text(run.state_name or "", style=_STYLES.get(run.state_type or "", "dim"))
-        link = f"{ui}/v2/runs/flow-run/{run.id}"
-        seconds = f"{run.estimated_run_time.total_seconds():.1f}"
-        table.add_row(name, state, seconds, Text(link, style=f"link {link}"))
+    plain = [name for name in runs if name not in INCIDENTS]
+    for name in plain:
+        table.add_row(*_row(name, runs[name], ui))
+    if len(plain) < len(runs):
+        table.add_row()
+        table.add_row(Text("meant to go wrong", style="bold"))
+    for name in [each for each in runs if each in INCIDENTS]:
+        table.add_row(*_row(name, runs[name], ui))
+        if report := (reports or {}).get(runs[name].id):
+            table.add_row("", "", "", Text(_sentence(runs[name])))
+            table.add_row("", "", "", _link(f"{ui}/v2/artifacts/artifact/{report}"))
     return table
+
+
+def _row(name: str, run: FlowRun, ui: str) -> tuple[str, Text, str, Text]:
+    state = Text(run.state_name or "", style=_STYLES.get(run.state_type or "", "dim"))
+    seconds = f"{run.estimated_run_time.total_seconds():.1f}"
+    return name, state, seconds, _link(f"{ui}/v2/runs/flow-run/{run.id}")
+
+
+def _link(address: str) -> Text:
+    return Text(address, style=f"link {address}")

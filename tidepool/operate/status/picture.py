@@ -218,7 +218,7 @@ def pools(found: Iterable[Json], workers: Mapping[str, Sequence[Json]], now: dat
     findings = []
     for each in found:
         if each["is_paused"]:
-            findings.append(Finding("paused", f"work pool {each['name']}", "no run of it starts"))
+            findings.append(Finding("paused", f"work pool {each['name']}", "no run of it starts", "runs-late.md"))
         if str(each["type"]).endswith((":push", ":managed")):
             continue
         told = [one["last_heartbeat_time"] for one in workers.get(each["name"], ())]
