@@ -52,7 +52,8 @@ def command(pid):
         return file.read()
 pids = [int(each) for each in os.listdir("/proc") if each.isdigit()]
 [main] = [pid for pid in pids if parent(pid) == 1]
-engines = [pid for pid in pids if pid != os.getpid() and "tidepool.operate.engine" in command(pid)]
+modules = ("tidepool.operate.engine", "prefect.flow_engine", "prefect.engine")
+engines = [pid for pid in pids if pid != os.getpid() and any(each in command(pid) for each in modules)]
 [target] = [main] if which == "main" else engines
 os.kill(target, int(number))
 """
