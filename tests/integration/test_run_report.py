@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -82,9 +83,12 @@ def _all_lines(run_id: UUID) -> list[str]:
 
 
 def _lines(flow_run_id: UUID) -> list[str]:
+    of_the_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+    found: list[str] = []
     with get_client(sync_client=True) as client:
-        found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])))
-    return [each.message for each in found]
+        while page := client.read_logs(of_the_run, offset=len(found)):
+            found += [each.message for each in page]
+    return found
 
 
 def _reports(flow_run_id: UUID) -> list[Artifact]:
@@ -110,11 +114,13 @@ def test_the_log_of_a_mapped_run_has_progress_and_no_line_for_each_item(provider
 @pytest.mark.usefixtures("provider")
 @pytest.mark.parametrize("provider", ["local"], indirect=True)
 def test_items_that_the_run_did_not_wait_for_have_not_failed() -> None:
-    run = _run(300, wait=False)
-    lines = _all_lines(run.id)
+    lines = _all_lines(_run(100, wait=False).id)
     *_, progress = [each for each in lines if each.startswith("Mapped tasks: ")]
-    assert " of 300 done, 1 failed" in progress
-    assert [each for each in lines if "task runs were not final and are cancelled" in each]
+    done = re.match(r"Mapped tasks: (\d+) of 100 done, 1 failed", progress)
+    assert done, progress
+    cancelled = [each for each in lines if "task runs were not final and are cancelled" in each]
+    # A fast worker has done all of them by then.
+    assert int(done[1]) == 99 or [each.split()[0] for each in cancelled] == [str(99 - int(done[1]))]
 
 
 @pytest.mark.usefixtures("threads")
