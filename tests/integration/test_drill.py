@@ -37,5 +37,5 @@ def test_the_cheapest_drills_one_after_another(tmp_path: Path) -> None:
         "prefect api POST /flow_runs/",
         "prefect flow-run retry ",
     ):
-        assert re.search(rf"^\$ +{re.escape(command)}", text, re.MULTILINE), command
+        assert re.search(rf"^ *\$ +{re.escape(command)}", text, re.MULTILINE), command
     assert "state, report, message and status have the same sentence: " in text
