@@ -194,19 +194,19 @@ def test_the_text_of_a_failed_run_says_why_and_what_to_do_first() -> None:
     status = status_of(run("FAILED", message=message), Kubernetes([job("Failed")], [pod("Failed", **killed)]))
     lines = view.as_text(status, 160).splitlines()
     assert lines[0].split("  ")[:2] == ["FAILED", "nightly-scoring / 2026-11-27 11:00 · 60 items"]
-    assert lines[1] == "why        ValueError: bad"
-    assert lines[2].startswith("do         Find the message in the runbook")
+    assert lines[1] == "why           ValueError: bad"
+    assert lines[2].startswith("do            Find the message in the runbook")
     assert lines[2].endswith(f"prefect flow-run retry {ID}")
     text = "\n".join(lines)
     for part in (
         "Runbook: https://h/docs/runbooks/x.md",
-        "timeline        +0.0 s  Scheduled",
+        "timeline           +0.0 s  Scheduled",
         "+300.0 s  Failed: ValueError: bad",
-        "items      60 task runs: 58 completed, 2 failed",
-        "failed     score-7: ValueError: bad",
-        "kubernetes Job nightly-x7k: Failed",
+        "items         60 task runs: 58 completed, 2 failed",
+        "failed        score-7: ValueError: bad",
+        "kubernetes    Job nightly-x7k: Failed",
         "driver pod driver: Failed, OOMKilled (137), 2 restarts",
-        "warnings   one partition was empty",
+        "warnings      one partition was empty",
     ):
         assert part in text, text
 
@@ -218,9 +218,15 @@ def test_the_text_fits_the_terminal(width: int) -> None:
     assert all(len(line) <= width for line in lines[1:] if "docs/" not in line and ID not in line), lines
 
 
+def test_the_longest_word_is_apart_from_its_subject() -> None:
+    silent = picture.pools([{"name": "p", "type": "process", "is_paused": False}], {}, NOW)
+    lines = view.as_text(picture.Overview(silent), 160).splitlines()
+    assert lines[1].startswith("worker silent work pool p: no Prefect worker")
+
+
 def test_a_source_that_does_not_answer_is_named() -> None:
     text = view.as_text(status_of(run("COMPLETED"), None, unknown={"kubernetes": "no credentials"}), 120)
-    assert "unknown    kubernetes: no credentials" in text
+    assert "unknown       kubernetes: no credentials" in text
 
 
 def test_the_overview_counts_what_is_wrong_and_lists_what_is_meant_last() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tidepool.report.run_record import RunRecord
 
-_SHOWN, _ITEM = 300, 120
+_SHOWN, _ITEM = 300, 60
 # Prefect's words before an error.
 _PREFIXES = (
     "Flow run encountered an exception:",

@@ -13,7 +13,7 @@ from tidepool.report.run_page import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_LABEL = 11
+_LABEL = 14
 _RUNBOOKS = "docs/runbooks/"
 
 
