@@ -61,7 +61,7 @@ MEASURED = $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-unde
 JOBS ?= 3
 # A test that hangs ends its process, and pytest-xdist gives it to the next one.
 PARALLEL = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 1
-LONGEST := $(addprefix tests/integration/,test_runner_truth.py test_runner_behaviours.py test_demo.py test_run_command.py \
+LONGEST := $(addprefix tests/integration/,test_runner_truth.py test_runner_behaviours.py test_drill.py test_demo.py test_run_command.py \
   test_forecast_flow.py test_deploy_apply.py test_deploy_command.py test_taxi_flows.py test_batches.py test_compute.py \
   test_deploy_workflow.py test_flow_run_api.py test_image_etl_flow.py test_tickets_flow.py test_deploy_property.py)
 
