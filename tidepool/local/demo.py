@@ -43,7 +43,7 @@ _RUN_SECONDS = 1800
 _REPORT_SECONDS = 30
 _WHERE = """
 Where to look, while the server runs:
-  {ui}/v2/runs?tags=%5B%22incident%22%5D  the incidents; each run has its report under Artifacts
+  {ui}/v2/runs?tags=incident  the incidents; each run has its report under Artifacts
   {ui}/v2/automations  alerts and repairs
   {documents}/docs/on-call.md  what on-call reads first
   tidepool status  what is wrong now; `tidepool status csv-etl`: the last run of a deployment"""
