@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from tidepool import settings
+from tidepool.web_server import WebServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
-class Receiver(ThreadingHTTPServer):
+class Receiver(WebServer):
     """A web server that records requests and answers with a given status."""
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ def targets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     settings.settings.cache_clear()
 
 
-class KubernetesServer(ThreadingHTTPServer):
+class KubernetesServer(WebServer):
     """A Kubernetes API that keeps the requests and gives `answers` (status, body), in order or by a function."""
 
     DISCONNECT = 0

@@ -14,7 +14,7 @@ import sys
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -51,6 +51,7 @@ from tests.polling import until
 from tidepool.deploy import pauses
 from tidepool.deploy.client import connect as connect_to_server
 from tidepool.deploy.reconcile.actual import Pause
+from tidepool.web_server import WebServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,16 +86,9 @@ class Echo(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-class EchoServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_: object) -> None:
-        """Ignore it: the proxy closes connections when it likes."""
-
-
 @pytest.fixture(scope="module")
 def echo() -> Iterator[int]:
-    with EchoServer(("127.0.0.1", 0), Echo) as server:
+    with WebServer(("127.0.0.1", 0), Echo) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server.server_port

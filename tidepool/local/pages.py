@@ -6,11 +6,13 @@ import html
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from markdown_it import MarkdownIt
+
+from tidepool.web_server import WebServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,15 +31,13 @@ td, th {{ border: 1px solid #8888; padding: .3rem .6rem; text-align: left; verti
 """
 
 
-class Pages(ThreadingHTTPServer):
+class Pages(WebServer):
     """A web server with the Markdown files below `docs/` of a repository, as HTML, for this machine only.
 
     Args:
         repository: The folder that holds `docs/`.
         port: Port to listen at.
     """
-
-    daemon_threads = True
 
     def __init__(self, repository: Path, port: int) -> None:
         self._repository = repository.resolve()

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 
 from tidepool.errors import UsageError
@@ -23,6 +23,7 @@ from tidepool.operate.metrics import EXPORTER, PREFIX
 from tidepool.operate.sweep.loop import Problems
 from tidepool.operate.sweep.prefect_api import one_pass
 from tidepool.settings import settings
+from tidepool.web_server import WebServer
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -40,7 +41,7 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _log = logging.getLogger(__name__)
 
 
-class Snapshot(ThreadingHTTPServer):
+class Snapshot(WebServer):
     """A web server with the last page of figures at `/metrics`, and at `/healthz` whether it is fresh.
 
     Args:
@@ -50,8 +51,6 @@ class Snapshot(ThreadingHTTPServer):
     Raises:
         UsageError: the port is not available.
     """
-
-    daemon_threads = True
 
     def __init__(self, host: str, port: int) -> None:
         self._page = b""
