@@ -38,6 +38,9 @@ _WEB = ("http", "https")
 # What the system or a store refuses for good, unlike errors that may pass.
 _PERMANENT = (errno.EPERM, errno.ENAMETOOLONG, errno.ENOSYS)
 _NETWORK = ("aiohttp", "botocore", "httpx", "requests", "urllib3")
+# A store that restarts refuses connections for a while. The waits between botocore's attempts grow to 20 s at random:
+# these are 36 s in all (14 to 57); the four that it makes by itself are 8 s.
+_S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
 
 
 class _MissingError(StorageError):
@@ -273,7 +276,7 @@ def options(target: str) -> dict[str, Any]:
         "anon": settings().storage.anonymous or not _has_credentials(),
         # Another process may write between two calls: a cached listing would be out of date.
         "use_listings_cache": False,
-        "config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout},
+        "config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout, "retries": dict(_S3_RETRIES)},
     }
 
 

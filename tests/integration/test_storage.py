@@ -10,7 +10,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import aiohttp
 import botocore.exceptions
@@ -346,6 +346,48 @@ def test_a_forbidden_object_is_named_and_not_tried_again(act: Callable[[str], ob
     with pytest.raises(StorageError, match=r"^s3://bucket/secret: access denied: ") as error:
         act("s3://bucket/secret")
     assert not storage.is_transient(error.value)
+
+
+class _Holding(BaseHTTPRequestHandler):
+    """An S3 server with one object."""
+
+    def answer(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else b"here")
+
+    do_GET = do_HEAD = answer  # noqa: N815 - the base class's names
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+def test_a_store_that_refuses_connections_while_it_restarts_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+    from botocore.retries.standard import ExponentialBackoff
+
+    port = free_port()
+    servers: list[ThreadingHTTPServer] = []
+    waits: list[float] = []
+    delay = ExponentialBackoff.delay_amount
+
+    def not_waiting(backoff: ExponentialBackoff, context: Any) -> float:
+        waits.append(delay(backoff, context))
+        if len(waits) == 7:
+            servers.append(ThreadingHTTPServer(("127.0.0.1", port), _Holding))
+            threading.Thread(target=servers[0].serve_forever, kwargs={"poll_interval": 0.01}).start()
+        return 0.0
+
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", not_waiting)
+    _s3_environment(monkeypatch, f"http://127.0.0.1:{port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert storage.read("s3://bucket/object") == b"here"
+    assert len(waits) == 7
+    s3fs.S3FileSystem.clear_instance_cache()
+    storage._has_credentials.cache_clear()
+    servers[0].shutdown()
+    servers[0].server_close()
 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:

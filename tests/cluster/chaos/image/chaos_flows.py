@@ -71,7 +71,8 @@ def harm_worker(fault: str, run: str, number: int) -> None:
         {"worker-oom": exhaust_memory, "worker-disk": fill_disk}[fault]()
 
 
-@task
+# The retries that `tidepool new` writes.
+@task(retries=2, retry_delay_seconds=10, retry_condition_fn=storage.retry_transient_errors)
 def item(number: int, run: str, seconds: float, fault: str) -> int:
     """Compute for so many seconds, then leave an object."""
     if fault.startswith("worker-"):
