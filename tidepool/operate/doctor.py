@@ -41,6 +41,8 @@ Json = dict[str, Any]
 _SECONDS = 10.0
 # A test message goes to one target after the other.
 _NOTIFY_SECONDS = 60.0
+# A store that refuses connections is asked for 57 s at most (`tidepool.storage`); its own words say more than a time.
+_STORAGE_SECONDS = 70.0
 _KUBERNETES_SECONDS = 30.0
 _CLOCK_SECONDS = 5.0
 _KUBERNETES = (1, 29)
@@ -106,7 +108,7 @@ async def _all(default_api: str, *, notify: bool) -> list[Check]:
     parts = await asyncio.gather(
         _part("python", _in_thread(lambda: _packages(repository() / "requirements" / "runtime.txt"))),
         _part("Prefect server", _server(default_api)),
-        _part("storage", _in_thread(_storage)),
+        _part("storage", _in_thread(_storage), _STORAGE_SECONDS),
         _part("notifications", _in_thread(lambda: _notifications(send=notify)), _NOTIFY_SECONDS),
         # In a thread: the import of its client takes as long as all other parts.
         _part("Kubernetes", _in_thread(lambda: asyncio.run(_kubernetes())), _KUBERNETES_SECONDS),
