@@ -1,7 +1,8 @@
 """Prefect's server with tidepool.upstream.prefect_server, as the server's pods execute it.
 
-If it fails: compare `wrap_application` with `prefect.cli._server_utils._run_in_foreground`, and
-`keep_rest_of_batch` with the services that it names. To do without: `flowRuns.api: open`.
+If it fails: compare `wrap_application` with `prefect.cli._server_utils._run_in_foreground`,
+`keep_rest_of_batch` with the services that it names, and `refuse_pending_after_the_end` with Prefect's rule. To do
+without: `flowRuns.api: open`.
 """
 
 from __future__ import annotations
@@ -177,3 +178,39 @@ server.main()
 """
     done = ran(program, PREFECT_HOME=str(tmp_path))
     assert "services run here:" in done.stdout, f"{done.stdout}\n{done.stderr}"
+
+
+# Each run has ended; then a Prefect worker that was slow wants to execute it, and a person retries it.
+ENDED = """
+import asyncio
+import httpx
+from prefect.server.api.server import create_app
+from prefect.server.database import provide_database_interface
+from tidepool.upstream.prefect_server import refuse_pending_after_the_end
+
+refuse_pending_after_the_end()
+
+async def main():
+    await provide_database_interface().create_db()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app()), base_url="http://server/api") as client:
+        async def post(path, **body):
+            return (await client.post(path, json=body)).raise_for_status().json()
+
+        flow = (await post("/flows/", name="f"))["id"]
+        deployment = (await post("/deployments/", name="d", flow_id=flow))["id"]
+        for end in ("COMPLETED", "FAILED", "CRASHED"):
+            run = (await post(f"/deployments/{deployment}/create_flow_run"))["id"]
+            for state in ("PENDING", "RUNNING", end, "PENDING", "SCHEDULED", "PENDING"):
+                answer = await post(f"/flow_runs/{run}/set_state", state={"type": state})
+                print(end, state, answer["status"])
+
+asyncio.run(main())
+"""
+
+
+def test_a_run_that_has_ended_is_pending_again_only_if_it_was_scheduled(tmp_path: Path) -> None:
+    done = ran(ENDED, PREFECT_HOME=str(tmp_path))
+    answers = [line.split() for line in done.stdout.splitlines()]
+    assert len(answers) == 18, f"{done.stdout}\n{done.stderr}"
+    refused = [(end, state) for end, state, status in answers if status != "ACCEPT"]
+    assert refused == [(end, "PENDING") for end in ("COMPLETED", "FAILED", "CRASHED")]

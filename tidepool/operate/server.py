@@ -193,12 +193,14 @@ def main() -> None:
     from prefect.settings import get_current_settings
 
     from tidepool.operate.owners import Owners
-    from tidepool.upstream.prefect_server import flow_runs_of, keep_rest_of_batch, work_pool, wrap_application
+    from tidepool.upstream import prefect_server
 
     password = get_current_settings().server.api.auth_string
     secret = password.get_secret_value() if password else None
-    wrap_application(lambda each: FlowRunCalls(each, secret, Owners(work_pool, flow_runs_of)))
-    keep_rest_of_batch()
+    owners = Owners(prefect_server.work_pool, prefect_server.flow_runs_of)
+    prefect_server.wrap_application(lambda each: FlowRunCalls(each, secret, owners))
+    prefect_server.keep_rest_of_batch()
+    prefect_server.refuse_pending_after_the_end()
     arguments = ["services", "start"] if sys.argv[1:] == ["services"] else ["start", *sys.argv[1:]]
     sys.argv = ["prefect", "server", *arguments]
     app()

@@ -142,6 +142,20 @@ def keep_rest_of_batch() -> None:
     task_run_recorder.record_bulk_task_run_events = record_events
 
 
+def refuse_pending_after_the_end() -> None:
+    """Have the server of this process refuse Pending for a flow run that has ended: it is Scheduled first.
+
+    Why: a Prefect worker that was slow proposes Pending for a run that another one has taken, and that is over by then;
+        the server accepts, and the run is executed a second time: 52 of 3,000 short runs under load.
+    Watch: `prefect.server.orchestration.core_policy.PreventPendingTransitions`, which refuses the other states.
+    Delete when: its FROM_STATES have COMPLETED, FAILED and CRASHED.
+    """
+    from prefect.server.orchestration.core_policy import PreventPendingTransitions
+    from prefect.server.schemas.states import TERMINAL_STATES
+
+    PreventPendingTransitions.FROM_STATES = {*PreventPendingTransitions.FROM_STATES, *TERMINAL_STATES}
+
+
 async def _of_their_flow_run(events: Sequence[Any]) -> list[Any]:
     """Return the events without those about a task run of another flow run than they name."""
 
