@@ -18,12 +18,19 @@ RUN --mount=type=cache,target=/build/cache,sharing=locked \
     python3 -m venv --without-pip /opt/venv \
  && /build/bootstrap/bin/uv pip install --python /opt/venv/bin/python --no-deps --require-hashes --compile-bytecode \
       --requirement /build/runtime.txt
-# Left out, because nothing imports it at run time: the libraries' own test suites, type stubs, C and Cython
-# sources and headers, and unminified browser scripts that have a minified twin.
-RUN cd /opt/venv/lib/python3.*/site-packages \
+# Left out, because nothing imports it at run time: the libraries' own test suites, type stubs, C and Cython sources and
+# headers, unminified browser scripts that have a minified twin, symbols for debuggers, Arrow's Flight and Substrait, and
+# what botocore knows of other AWS services than those that s3fs calls: a flow that calls another one adds its name.
+ARG AWS_SERVICES="s3 sso sso-oidc sts"
+RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* \
+ && cd /opt/venv/lib/python3.*/site-packages \
  && find . -depth -type d -name tests -not -path './numpy/testing/*' -exec rm -r {} + \
  && find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -o -name '*.cpp' \
       -o -name '*.cc' -o -name '*.h' -o -name '*.hpp' -o -name '*.f90' -o -name '*.js.map' -o -name '*.css.map' \) -delete \
+ && find pyarrow \( -name '*flight*' -o -name '*substrait*' \) -delete \
+ && find . -type f -name '*.so*' -exec strip --strip-unneeded {} + \
+ && for service in botocore/data/*/; do \
+      case " $AWS_SERVICES " in *" $(basename "$service") "*) ;; *) rm -r "$service" ;; esac; done \
  && cd bokeh/server/static/js && for script in *.min.js; do rm -f "${script%.min.js}.js"; done; rm -rf compiler.js types
 # Everything in the project folder is importable: it is laid out like the Git repository.
 # gc.pth makes Python collect garbage less often: while modules are imported that is an eighth of the time.
