@@ -205,7 +205,7 @@ def test_the_text_of_a_failed_run_says_why_and_what_to_do_first() -> None:
         "items         60 task runs: 58 completed, 2 failed",
         "failed        score-7: ValueError: bad",
         "kubernetes    Job nightly-x7k: Failed",
-        "driver pod driver: Failed, OOMKilled (137), 2 restarts",
+        "driver pod driver: Failed, out of memory (137), 2 restarts",
         "warnings      one partition was empty",
     ):
         assert part in text, text

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from tidepool.report import exits
 from tidepool.report.reason import plain, reason
 from tidepool.report.run_page import duration
 from tidepool.report.run_record import RunRecord
@@ -358,8 +359,8 @@ def _pod(pod: Json) -> str:
     for each in status.get("containerStatuses") or ():
         for part in (each.get("state") or {}, each.get("lastState") or {}):
             ended = part.get("terminated") or {}
-            if ended and (ended.get("reason") != "Completed"):
-                words.append(f"{ended.get('reason', 'ended')} ({ended.get('exitCode')})")
+            if ended and ended.get("reason") != "Completed":
+                words.append(exits.container(ended))
             if waits := (part.get("waiting") or {}).get("reason"):
                 words.append(waits)
         if restarts := each.get("restartCount"):
