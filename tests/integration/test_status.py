@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prefect import flow, get_client, get_run_logger, task
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.schedules import RRuleSchedule
 from prefect.states import Failed, Scheduled
 
 from tests.integration.small_repository import command
 from tests.polling import until
 from tidepool import settings as settings_module
-from tidepool.operate.status import sources
+from tidepool.operate.status import schedules, sources
 from tidepool.settings import environment
 
 if TYPE_CHECKING:
@@ -140,6 +141,23 @@ def test_what_is_wrong_now_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kinds["worker silent", "work pool status-silent"].text == "no Prefect worker: none has polled it"
     assert found.wrong
     assert found.unknown.keys() == {"kubernetes"}
+
+
+def test_a_schedule_without_a_next_run_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "_NEW", timedelta(0))
+    monkeypatch.setattr(schedules, "STOPPED_SHARE", 1.0)  # other tests may have schedules on this server
+
+    def unscheduled() -> list[str]:
+        return [each.subject for each in _run(_overview()).findings if each.kind == "unscheduled"]
+
+    ended = RRuleSchedule(rrule="DTSTART:20200101T000000Z\nRRULE:FREQ=DAILY;UNTIL=20200102T000000Z")
+    with get_client(sync_client=True) as client:
+        made = _deployment("status-unscheduled", schedules=[DeploymentScheduleCreate(schedule=ended)])
+        assert "status-unscheduled" in unscheduled()
+        future = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(minutes=10))
+        client.create_flow_run_from_deployment(made, state=future)
+        assert "status-unscheduled" not in unscheduled()
+        client.delete_deployment(made)
 
 
 def test_a_server_that_is_away_is_named_and_wrong() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 
-from tidepool.operate.status import picture, view
+from tidepool.operate.status import picture, schedules, sources, view
 from tidepool.operate.status.picture import Finding, Kubernetes, Overview, RunStatus, run_status
 from tidepool.operate.sweep.leftovers import Leftover
 
@@ -152,6 +156,100 @@ def test_what_is_left_behind_is_a_finding() -> None:
     left = Leftover("DaskCluster", "flows", "x-1", "uid", "its driver pod x is gone")
     (found,) = picture.orphans([left])
     assert (found.subject, found.text) == ("DaskCluster flows/x-1", "its driver pod x is gone")
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+ALERTS = yaml.safe_load((Path(__file__).parents[2] / "helm/tidepool/files/alerts.yaml").read_text())
+
+
+def alert(name: str) -> dict[str, Any]:
+    return next(each for group in ALERTS["groups"] for each in group["rules"] if each["alert"] == name)
+
+
+def deployment(name: str, *, active: bool = True, **updated: float) -> dict[str, Any]:
+    schedules = [{"active": False}, {"active": active}]
+    return {"id": name, "name": name, "schedules": schedules, "updated": at(**updated or {"hours": 1})}
+
+
+def test_a_deployment_has_a_next_run_if_a_schedule_of_it_is_active_and_known_to_the_scheduler() -> None:
+    found = [deployment("a"), deployment("b", active=False), deployment("c", minutes=1), deployment("d", minutes=3)]
+    assert list(schedules.scheduled(found, NOW)) == ["a", "d"]
+
+
+def test_a_stopped_scheduler_is_one_finding_with_sentence_runbook_and_share_of_its_alert() -> None:
+    names = {each: each for each in "abcdefgh"}
+    assert len(schedules.without_next_run(names, set("abcd"))) == 4, "half of them: they are looked at one by one"
+    (found,) = schedules.without_next_run(names, set("abcde"))
+    rule = alert("TidepoolSchedulerStopped")
+    assert f"{found.text}." == rule["annotations"]["summary"].replace("{{ $value | humanizePercentage }}", "62.5%")
+    assert rule["annotations"]["runbook_url"] == f"docs/runbooks/{found.runbook}"
+    assert rule["expr"].endswith(f"> {schedules.STOPPED_SHARE}")
+    assert (found.kind, found.wrong) == ("scheduler", True)
+
+
+def test_a_schedule_without_a_next_run_is_a_finding_with_sentence_and_runbook_of_its_alert() -> None:
+    assert schedules.without_next_run({}, set()) == schedules.without_next_run({"a": "csv-etl"}, set()) == []
+    (found,) = schedules.without_next_run({"a": "csv-etl", "b": "image-etl"}, {"a"})
+    summary = alert("TidepoolNothingScheduled")["annotations"]["summary"]
+    subject = "{{ $labels.flow }}/{{ $labels.deployment }}"
+    assert f"{found.text}." == summary.replace(subject, "it")
+    assert alert("TidepoolNothingScheduled")["annotations"]["runbook_url"] == f"docs/runbooks/{found.runbook}"
+    assert (found.kind, found.subject) == ("unscheduled", "csv-etl")
+
+
+class Server:
+    """Answers about schedules: `pages` are the deployments of the runs ahead, in the order of their requests."""
+
+    def __init__(self, every: int, ahead: int, *pages: list[str]) -> None:
+        self.counts = {"every": every, "ahead": ahead}
+        self.pages = list(pages)
+        self.asked: list[str] = []
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        body, path = json.loads(request.content), request.url.path
+        self.asked.append(path)
+        if path == "/deployments/count":
+            assert body["deployments"] == {"paused": {"eq_": False}}
+            return httpx.Response(200, json=self.counts["ahead" if "flow_runs" in body else "every"])
+        if path == "/deployments/filter":
+            return httpx.Response(200, json=[deployment(each) for each in "abc"])
+        wanted = body["deployments"]["id"]["any_"]
+        page = [{"deployment_id": each} for each in self.pages.pop(0)]
+        assert all(each["deployment_id"] in wanted for each in page), "those that are known are not asked for again"
+        assert body["flow_runs"]["expected_start_time"]["after_"] == NOW.isoformat()
+        return httpx.Response(200, json=page)
+
+    def findings(self) -> tuple[list[str], dict[str, str]]:
+        async def scenario() -> tuple[list[Finding], dict[str, str]]:
+            async with httpx.AsyncClient(base_url="http://h", transport=httpx.MockTransport(self.answer)) as client:
+                opened = sources.Sources(client, NOW)
+                return await opened._schedules(), opened.unknown
+
+        found, unknown = asyncio.run(scenario())
+        return [f"{each.kind} {each.subject}" for each in found], unknown
+
+
+def test_schedules_are_counted_and_read_only_if_some_have_no_next_run() -> None:
+    server = Server(3, 3)
+    assert server.findings() == ([], {})
+    assert server.asked == ["/deployments/count"] * 2
+    assert Server(3, 2, ["a", "b"]).findings() == (["unscheduled c"], {})
+    assert Server(3, 0, []).findings() == (["scheduler server"], {})
+
+
+def test_schedules_behind_many_runs_are_looked_for_and_otherwise_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_PAGE", 2)
+    assert Server(3, 2, ["a", "a"], ["b", "b"], []).findings()[0] == ["unscheduled c"]
+    assert Server(3, 2, ["a", "a"], ["b", "c"]).findings() == ([], {})
+    monkeypatch.setattr(sources, "_PAGES", 1)
+    assert Server(9, 2, ["a", "a"]).findings() == (
+        [],
+        {"schedules": "too many runs are ahead to look at the 2 schedules behind them"},
+    )
+    assert Server(9, 2, ["a"]).findings()[1] == {
+        "schedules": "only those of 3 of 9 deployments were looked at",
+    }
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
