@@ -135,10 +135,13 @@ def test_what_is_wrong_now_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         found = _run(_overview())
         client.delete_flow_run(late.id)
     kinds = {(each.kind, each.subject): each for each in found.findings}
-    assert kinds["late", "status-late"].text.startswith("a run is late, the first by 10 min")
-    assert kinds["failing", "status-failing"].text == "the last 2 runs failed: no space left"
+    assert kinds["late", "status-late"].text.startswith("a flow run has been due for 10 min")
+    assert kinds["failing", "status-failing"].text == "the last 2 flow runs failed or crashed: no space left"
     assert not kinds["paused", "status-paused"].wrong
-    assert kinds["worker silent", "work pool status-silent"].text == "no Prefect worker: none has polled it"
+    assert (
+        kinds["worker silent", "work pool status-silent"].text
+        == "no Prefect worker sends heartbeats: none has polled it"
+    )
     assert found.wrong
     assert found.unknown.keys() == {"kubernetes"}
 

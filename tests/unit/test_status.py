@@ -78,7 +78,9 @@ def test_late_runs_of_a_deployment_are_one_finding() -> None:
     not_yet = run("SCHEDULED", deployment="d2", expected_start_time=at(seconds=20))
     waits = run("SCHEDULED", "AwaitingConcurrencySlot", deployment="d2")
     (found,) = picture.waiting([*late, not_yet, waits], NAMES, NOW)
-    assert found == Finding("late", "nightly-scoring", "2 runs are late, the first by 10 min 0 s", "runs-late.md")
+    assert found == Finding(
+        "late", "nightly-scoring", "2 flow runs have been due, the first for 10 min 0 s", "runs-late.md"
+    )
 
 
 def test_a_stuck_run_has_its_reason_and_its_runbook() -> None:
@@ -89,7 +91,7 @@ def test_a_stuck_run_has_its_reason_and_its_runbook() -> None:
         ("stuck", "nightly-scoring (750895ca)", "run-stuck-pending.md"),
         ("stuck", "csv-etl (750895ca)", "run-stuck-cancelling.md"),
     ]
-    assert found[0].text == "InfrastructureWaiting for 30 min 0 s: quota: pods 11 of 11"
+    assert found[0].text == "has been InfrastructureWaiting for 30 min 0 s: quota: pods 11 of 11"
 
 
 def test_two_failures_in_a_row_are_a_finding_and_one_is_not() -> None:
@@ -101,7 +103,7 @@ def test_two_failures_in_a_row_are_a_finding_and_one_is_not() -> None:
         run("COMPLETED"),
     ]
     (found,) = picture.failing(ended, NAMES)
-    assert (found.subject, found.text) == ("nightly-scoring", "the last 2 runs failed: ValueError: bad")
+    assert (found.subject, found.text) == ("nightly-scoring", "the last 2 flow runs failed or crashed: ValueError: bad")
 
 
 def test_a_pause_names_who_made_it_and_is_wrong_when_it_is_over() -> None:
@@ -131,8 +133,8 @@ def test_a_pool_without_a_sign_of_a_worker_is_a_finding() -> None:
         "silent": [{"last_heartbeat_time": at(minutes=10)}],
     }
     assert [(each.kind, each.subject, each.text) for each in picture.pools(found, workers, NOW)] == [
-        ("worker silent", "work pool silent", "no Prefect worker: its last sign was 10 min 0 s ago"),
-        ("worker silent", "work pool never", "no Prefect worker: none has polled it"),
+        ("worker silent", "work pool silent", "no Prefect worker sends heartbeats: the last was 10 min 0 s ago"),
+        ("worker silent", "work pool never", "no Prefect worker sends heartbeats: none has polled it"),
         ("paused", "work pool stopped", "no run of it starts"),
     ]
 

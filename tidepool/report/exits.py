@@ -24,10 +24,25 @@ def container(terminated: Mapping[str, Any]) -> str:
     """Return how a container ended, by the `terminated` of its status in Kubernetes."""
     code, reason = terminated.get("exitCode") or 0, terminated.get("reason") or ""
     if reason == "OOMKilled":
-        return f"out of memory ({code})"
+        return out_of_memory(code)
     if _signal(code - _SIGNALLED):
         return process(_SIGNALLED - code)
     return process(code) if reason in _PLAIN else f"{reason} ({code})"
+
+
+def out_of_memory(code: int = _SIGNALLED + signal.SIGKILL) -> str:
+    """Return how a process ended that was killed for its memory."""
+    return f"out of memory ({code})"
+
+
+def driver_out_of_memory(limit: str) -> str:
+    """Return how a driver ended that was killed for its memory: the message of its run, from whichever saw it.
+
+    Args:
+        limit: Of its container, as Kubernetes writes it; empty: none.
+    """
+    known = f"limit {limit}" if limit else "no limit: the node's"
+    return f"driver out of memory ({known}); raise memory_limit"
 
 
 def _signal(number: int) -> str:

@@ -76,7 +76,7 @@ class Exits:
 
     def _on_memory_limit(self, event: tuple[float, dict[str, Any]]) -> None:
         with self._reported:
-            self._causes[event[1]["worker"]] = "out of memory (137)"
+            self._causes[event[1]["worker"]] = exits.out_of_memory()
             self._reported.notify_all()
 
 

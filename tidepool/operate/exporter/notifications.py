@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tidepool import notify
 from tidepool.operate.exporter.incidents import FAILED, Failure, Incidents
-from tidepool.report.reason import plain
+from tidepool.report.reason import why
 from tidepool.report.run_page import duration
 from tidepool.report.run_report import runbooks
 
@@ -149,7 +149,7 @@ def _sentence(run: Run) -> str:
     text = run.message
     for pattern, mask in _MASKED:
         text = pattern.sub(mask, text)
-    return _ITEM.sub("", plain(text)) or f"{run.state} without a reason"
+    return _ITEM.sub("", why(run.state, text)) or why(run.state, "")
 
 
 def _harmless(text: str) -> str:
