@@ -233,6 +233,7 @@ def scheduler_stopped(stack: Stack) -> None:
     stack.execute("tidepool resume csv-etl")
     stack.start_exporter()  # it reads schedules every five minutes
     stack.alert("TidepoolSchedulerStopped")
+    stack.status("scheduler")
     stack.diagnose("TidepoolSchedulerStopped")
     stack.mitigate(
         "TidepoolSchedulerStopped",

@@ -93,7 +93,7 @@ def test_a_storm_of_equal_failures_is_one_message_and_so_is_its_end(
     assert re.search(r"- Report: http://\S+/artifacts/key/d\S+-run\n", storm["message"])
     assert "s3cret" not in str(storm)
     assert over["title"].startswith("Completed again: storm/d")
-    assert "(after 2 failed runs)" in over["message"]
+    assert "(after 2 failed attempts)" in over["message"]
 
 
 def test_a_run_that_is_retried_is_not_told(

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prefect import flow, get_client, get_run_logger, task
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.schedules import RRuleSchedule
 from prefect.states import Failed, Scheduled
 
 from tests.integration.small_repository import command
 from tests.polling import until
 from tidepool import settings as settings_module
-from tidepool.operate.status import sources
+from tidepool.operate.status import schedules, sources
 from tidepool.settings import environment
 
 if TYPE_CHECKING:
@@ -134,12 +135,32 @@ def test_what_is_wrong_now_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         found = _run(_overview())
         client.delete_flow_run(late.id)
     kinds = {(each.kind, each.subject): each for each in found.findings}
-    assert kinds["late", "status-late"].text.startswith("a run is late, the first by 10 min")
-    assert kinds["failing", "status-failing"].text == "the last 2 runs failed: no space left"
+    assert kinds["late", "status-late"].text.startswith("a flow run has been due for 10 min")
+    assert kinds["failing", "status-failing"].text == "the last 2 flow runs failed or crashed: no space left"
     assert not kinds["paused", "status-paused"].wrong
-    assert kinds["worker silent", "work pool status-silent"].text == "no Prefect worker: none has polled it"
+    assert (
+        kinds["worker silent", "work pool status-silent"].text
+        == "no Prefect worker sends heartbeats: none has polled it"
+    )
     assert found.wrong
     assert found.unknown.keys() == {"kubernetes"}
+
+
+def test_a_schedule_without_a_next_run_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "_NEW", timedelta(0))
+    monkeypatch.setattr(schedules, "STOPPED_SHARE", 1.0)  # other tests may have schedules on this server
+
+    def unscheduled() -> list[str]:
+        return [each.subject for each in _run(_overview()).findings if each.kind == "unscheduled"]
+
+    ended = RRuleSchedule(rrule="DTSTART:20200101T000000Z\nRRULE:FREQ=DAILY;UNTIL=20200102T000000Z")
+    with get_client(sync_client=True) as client:
+        made = _deployment("status-unscheduled", schedules=[DeploymentScheduleCreate(schedule=ended)])
+        assert "status-unscheduled" in unscheduled()
+        future = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(minutes=10))
+        client.create_flow_run_from_deployment(made, state=future)
+        assert "status-unscheduled" not in unscheduled()
+        client.delete_deployment(made)
 
 
 def test_a_server_that_is_away_is_named_and_wrong() -> None:

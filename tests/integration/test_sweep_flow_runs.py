@@ -15,6 +15,7 @@ from tests.integration.server_api import ask, make_unreadable
 from tests.polling import until
 from tidepool.errors import UsageError
 from tidepool.operate.sweep import flow_run_loop, prefect_api
+from tidepool.operate.sweep.dask_workers import DaskWorkers
 from tidepool.operate.sweep.flow_runs import decisions
 from tidepool.operate.sweep.leftovers import Leftover
 from tidepool.operate.sweep.loop import Exchange
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tests.conftest import KubernetesServer
 
 Object = dict[str, Any]
+# None of them is seen here.
+WORKERS = DaskWorkers(datetime.now(UTC))
 
 MINUTE = timedelta(minutes=1)
 OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
@@ -135,7 +138,7 @@ class Server:
                 decided = decisions([Observation("ns", tuple(self.jobs), tuple(self.pods))], runs, now)
                 for run, name in between:
                     await asyncio.to_thread(self.bring, run, name)
-                await flow_run_loop.carry_out(await kr8s.asyncio.api(), server, decided)
+                await flow_run_loop.carry_out(await kr8s.asyncio.api(), server, decided, WORKERS)
 
         asyncio.run(once())
 
@@ -438,7 +441,7 @@ def test_the_loop_reads_both_sides_and_tells_them_of_each_other(server: Server, 
     exchange.removed.append(Leftover("DaskCluster", "ns", f"dask-{server.pool}", "u", "its driver is gone", lost))
 
     async def scenario() -> None:
-        watch = asyncio.create_task(flow_run_loop.watch(["ns"], [server.pool], exchange))
+        watch = asyncio.create_task(flow_run_loop.watch(["ns"], [server.pool], exchange, WORKERS))
         async with asyncio.timeout(60):
             while (await asyncio.to_thread(server.state, lost))[0] != "Crashed":  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
@@ -466,7 +469,7 @@ def test_nothing_is_done_while_kubernetes_cannot_be_read(server: Server, kuberne
     async def once() -> None:
         api = await kr8s.asyncio.api()
         async with connect([server.pool], ["ns"]) as client:
-            await flow_run_loop.look(api, client, ["ns"], Exchange(), {})
+            await flow_run_loop.look(api, client, ["ns"], Exchange(), {}, WORKERS)
 
     with pytest.raises(Exception, match="refused to read jobs"):
         asyncio.run(once())

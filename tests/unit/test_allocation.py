@@ -11,6 +11,8 @@ import pytest
 from tidepool.operate import allocation
 from tidepool.operate.allocation import Allocation
 from tidepool.operate.metrics import OPERATOR, Metrics
+from tidepool.operate.sweep.dask_workers import DaskWorkers
+from tidepool.operate.sweep.observation import Observation
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def at(seconds: float) -> datetime:
 def pod(name: str, began: float, cpu: str, memory: str, phase: str = "Running", **labels: str) -> Object:
     resources = {"requests": {"cpu": cpu}, "limits": {"memory": memory}}  # memory: a limit counts as a request
     return {
-        "metadata": {"name": name, "uid": f"uid-{name}", "labels": labels},
+        "metadata": {"name": name, "namespace": "ns", "uid": f"uid-{name}", "labels": labels},
         "spec": {"containers": [{"resources": resources}]},
         "status": {"phase": phase, "startTime": at(began).isoformat()},
     }
@@ -116,14 +118,18 @@ def test_the_loop_reads_both_kinds_of_pods(kubernetes: KubernetesServer, monkeyp
         return 200, {"items": [driver(seconds)] if "flow-run" in request else [worker("w1", seconds)]}
 
     kubernetes.answers = answer
-    metrics = Metrics(OPERATOR)
+    metrics, workers = Metrics(OPERATOR), DaskWorkers(START)
+    workers.see_clusters(Observation("ns", drivers=(driver(0),)), datetime.now(UTC))
     labels = {"run_namespace": "ns", "flow": "sell", "deployment": "nightly", "component": "worker"}
 
     async def scenario() -> None:
-        watch = asyncio.create_task(allocation.watch(["ns"], metrics))
+        watch = asyncio.create_task(allocation.watch(["ns"], metrics, workers))
         async with asyncio.timeout(60):
             while not metrics.registry.get_sample_value("tidepool_run_core_seconds_total", labels):  # noqa: ASYNC110 - the server is another thread
                 await asyncio.sleep(0.001)
         watch.cancel()
 
     asyncio.run(scenario())
+    found = workers.of("r1")
+    assert found is not None, "the same pods are shown to what writes reports"
+    assert found.workers.had == 1

@@ -17,6 +17,7 @@ from tidepool.local.server import free_port
 from tidepool.operate import allocation, dask_operator, idle_clusters, refusals
 from tidepool.operate.sweep import flow_run_loop
 from tidepool.operate.sweep import loop as sweep
+from tidepool.operate.sweep.dask_workers import DaskWorkers
 from tidepool.settings import settings as tidepool_settings
 
 if TYPE_CHECKING:
@@ -72,13 +73,15 @@ def test_loops_replace_the_timer(registry: kopf.OperatorRegistry, monkeypatch: p
         await forever()
 
     async def scenario() -> None:
-        memo = await start(monkeypatch, watch, watch, watch)
+        memo = await start(monkeypatch, watch, watch, watch, watch)
         await asyncio.sleep(0)
-        idle, left, runs = watched
+        idle, left, counted, runs = watched
         assert idle == (["runs", "media"],)
         exchange = left[1]
         assert left[:2] == (["runs", "media"], exchange)
-        assert runs == (["runs", "media"], ["kubernetes", "gpu"], exchange), "the two loops tell each other"
+        assert runs[:3] == (["runs", "media"], ["kubernetes", "gpu"], exchange), "the two loops tell each other"
+        assert isinstance(runs[3], DaskWorkers)
+        assert counted[::2] == (["runs", "media"], runs[3]), "the loop that sees pods tells the one that writes reports"
         await dask_operator.end(memo=memo)
         await asyncio.wait(memo.loops, timeout=30)
         assert all(each.cancelled() for each in memo.loops)

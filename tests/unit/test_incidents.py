@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidepool.operate.exporter import incidents, notifications
 from tidepool.operate.exporter.incidents import AGAIN_SECONDS, HOLD_SECONDS, MOST, Failure, Incidents, Told
 from tidepool.operate.exporter.notifications import Notifications, message
 from tidepool.operate.exporter.reader import Fact
@@ -28,12 +29,14 @@ def deployment(name: str = "nightly", tier: str = "1") -> Deployment:
     return Deployment(("sell", name, tier, "media", "pool"), (), scheduled=True, changed=0.0, description=text)
 
 
-def run(number: int, ended: float, state: str = "Failed", name: str = "nightly", text: str = "no rows") -> Run:
+def run(
+    number: int, ended: float, state: str = "Failed", name: str = "nightly", text: str = "no rows", attempts: int = 1
+) -> Run:
     id_ = f"{number:08x}-0000-0000-0000-000000000000"
-    return Run(id_, name, "pool", state, ended, ended, ended - 9, ended, 9.0, text)
+    return Run(id_, name, "pool", state, ended, ended, ended - 9, ended, 9.0, text, attempts)
 
 
-def failure(number: int, ended: float, **more: str) -> Failure:
+def failure(number: int, ended: float, **more: Any) -> Failure:
     tier = more.pop("tier", "1")
     found = run(number, ended, **more)
     return Failure(found, deployment(found.deployment, tier), found.message, success=None)
@@ -49,10 +52,14 @@ class Shift:
     def at(self, now: float, *failures: Failure, completed: Iterable[Run] = ()) -> list[Told]:
         for each in failures:
             self.incidents.add(each)
-        over = self.incidents.completed(completed)
+        self.incidents.completed(completed)
         due = self.incidents.due(now)
         self.incidents.settle(due, due - self.retried)
-        return [*([over] if over else []), *self.incidents.told(now)]
+        return self.incidents.told(now)
+
+
+def over(told: Told) -> list[tuple[str, int]]:
+    return [(each.deployment.labels[1], each.attempts) for each in told.over]
 
 
 def test_a_failure_is_told_when_it_has_lasted_and_once() -> None:
@@ -61,7 +68,7 @@ def test_a_failure_is_told_when_it_has_lasted_and_once() -> None:
     assert shift.at(HOLD_SECONDS - 1) == []
     [told] = shift.at(HOLD_SECONDS)
     assert [each.run.id for each in told.failures] == [failure(1, 0).run.id]
-    assert (told.runs, told.causes) == (1, 1)
+    assert (told.attempts, told.causes) == (1, 1)
     for minute in range(2, 60):
         assert shift.at(60 * minute, failure(minute, 60 * minute - HOLD_SECONDS)) == [], "the same again"
 
@@ -80,7 +87,7 @@ def test_equal_failures_are_one_message() -> None:
     [told] = shift.at(
         HOLD_SECONDS, *(failure(number, 0, name=f"d{number}", text=text) for number, text in enumerate(texts))
     )
-    assert (len(told.failures), told.runs, told.causes) == (20, 20, 1)
+    assert (len(told.failures), told.attempts, told.causes) == (20, 20, 1)
 
 
 def test_deployments_that_join_later_are_one_more_message() -> None:
@@ -118,9 +125,129 @@ def test_what_is_over_is_told_if_the_failure_was() -> None:
     shift.at(HOLD_SECONDS, failure(1, 0), failure(2, 10))
     shift.at(HOLD_SECONDS + 10, failure(3, 50, name="other"))
     assert shift.at(80, completed=[run(0, 5, "Completed")]) == [], "it ended before the last failure"
-    [over] = shift.at(90, completed=[run(4, 85, "Completed"), run(5, 85, "Completed", name="other")])
-    assert [(each.labels[1], runs) for each, runs in over.over] == [("nightly", 2)], "the other is still held"
+    [told] = shift.at(90, completed=[run(4, 85, "Completed"), run(5, 85, "Completed", name="other")])
+    assert over(told) == [("nightly", 2)], "the other is still held"
     assert shift.at(200, completed=[run(6, 195, "Completed")]) == [], "once"
+
+
+# Each crash with `on_crash: retry 2`: when the exporter reads it, attempts that began, the state a minute later.
+READ = [(0.0, 1, "Running"), (100.0, 2, "Running"), (200.0, 3, "Crashed")]
+
+
+@pytest.mark.parametrize("seen", [READ, READ[1:], READ[2:], [(at, 0, then) for at, _, then in READ]])
+def test_each_crash_of_a_run_that_was_retried_counts(seen: list[tuple[float, int, str]]) -> None:
+    """Also those that a retry followed before the exporter could read them, and those of a run that never began."""
+    shift = Shift()
+    said = []
+    for at, attempts, then in seen:
+        shift.retried = {failure(1, 0).run.id} if then == "Running" else set()
+        said += shift.at(at, failure(1, at, state="Crashed", attempts=attempts))
+        said += shift.at(at + HOLD_SECONDS)
+    [told] = said
+    assert told.attempts == 3
+    [told] = shift.at(400, completed=[run(2, 390, "Completed")])
+    assert over(told) == [("nightly", 3)]
+
+
+def test_a_run_that_is_completed_at_last_has_failed_before() -> None:
+    shift = Shift()
+    shift.at(HOLD_SECONDS, failure(1, 0, attempts=2))
+    [told] = shift.at(300, completed=[run(1, 290, "Completed", attempts=4)])
+    assert over(told) == [("nightly", 3)], "its third attempt failed between two readings"
+
+
+def test_a_failure_of_the_last_minute_counts_too() -> None:
+    shift = Shift()
+    shift.at(HOLD_SECONDS, failure(1, 0))
+    shift.at(80, failure(2, 80))
+    [told] = shift.at(90, completed=[run(3, 85, "Completed")])
+    assert over(told) == [("nightly", 2)]
+    shift.at(1000 + HOLD_SECONDS, failure(4, 1000))
+    [told] = shift.at(1200, failure(6, 1195), completed=[run(5, 1190, "Completed")])
+    assert over(told) == [("nightly", 1)], "the later one is held, and none before"
+    shift.at(2000)
+    [told] = shift.at(2100, completed=[run(7, 2050, "Completed")])
+    assert over(told) == [("nightly", 1)]
+
+
+def test_the_count_goes_on_beyond_the_runs_that_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incidents, "_COUNTED", 2)
+    shift = Shift()
+    for number in range(5):
+        shift.at(100.0 * number, failure(number, 100.0 * number))
+    assert len(shift.incidents._attempts["nightly"].runs) == 2
+    [told] = shift.at(900, completed=[run(9, 890, "Completed")])
+    assert over(told) == [("nightly", 5)]
+    assert not shift.incidents._attempts
+
+
+def many(shift: Shift) -> list[Failure]:
+    """More causes than are told in ten minutes: the last one waits."""
+    words = ["alpha", "beta", "gamma", "delta", "zeta", "eta"]
+    shift.at(HOLD_SECONDS, *(failure(n, 0, name=f"d{n}", text=word) for n, word in enumerate(words)))
+    waiting = failure(99, 10, name="late", text="kappa")
+    assert shift.at(HOLD_SECONDS + 15, waiting) == []
+    return [waiting]
+
+
+def test_a_failure_that_waits_behind_others_is_asked_for_again() -> None:
+    """A retry that has begun meanwhile is not told as a failure; if it fails, that is told."""
+    shift = Shift()
+    [waiting] = many(shift)
+    shift.retried = {waiting.run.id}
+    assert shift.at(HOLD_SECONDS + AGAIN_SECONDS) == []
+    shift.retried = set()
+    again = failure(99, 700, name="late", text="kappa", attempts=2)
+    [told] = shift.at(700 + HOLD_SECONDS, again)
+    assert (told.failures, told.attempts) == ((again,), 2)
+
+
+def test_of_two_runs_that_wait_the_one_that_was_not_retried_is_told() -> None:
+    shift = Shift()
+    [waiting] = many(shift)
+    newer = failure(100, 20, name="late", text="kappa")
+    shift.at(HOLD_SECONDS + 30, newer)
+    shift.retried = {newer.run.id}
+    [told] = shift.at(HOLD_SECONDS + AGAIN_SECONDS)
+    assert told.failures == (waiting,)
+
+
+def test_what_was_told_is_not_asked_for_again() -> None:
+    shift = Shift()
+    shift.at(HOLD_SECONDS, failure(1, 0))
+    assert shift.incidents.due(1000) == set()
+
+
+@pytest.mark.parametrize("causes", [1, 7])
+def test_what_no_target_accepts_is_told_again_while_it_lasts(causes: int) -> None:
+    shift = Shift()
+    failures = [failure(n, 0, name=f"d{n}", text="x" * (n + 1)) for n in range(causes)]
+    for each in shift.at(HOLD_SECONDS, *failures):
+        shift.incidents.lost(each)
+    told = [one.run.deployment for each in shift.at(90) for one in each.failures]
+    assert told == [each.run.deployment for each in failures]
+    assert shift.at(105) == [], "they are on their way again"
+
+
+def test_what_no_target_has_heard_of_and_is_over_needs_no_message() -> None:
+    shift = Shift()
+    [told] = shift.at(HOLD_SECONDS, failure(1, 0))
+    shift.incidents.lost(told)
+    assert shift.at(90, completed=[run(2, 80, "Completed")]) == []
+
+
+def test_an_end_that_no_target_accepts_is_told_later() -> None:
+    shift = Shift()
+    shift.at(HOLD_SECONDS, failure(1, 0), failure(2, 0, name="other"))
+    [lost] = shift.at(90, completed=[run(3, 80, "Completed"), run(4, 80, "Completed", name="other")])
+    # One of them fails again meanwhile.
+    [failed_again] = shift.at(AGAIN_SECONDS + 100, failure(5, AGAIN_SECONDS, name="other"))
+    assert failed_again.attempts == 1
+    shift.incidents.lost(lost)
+    [told] = shift.at(AGAIN_SECONDS + 200)
+    assert over(told) == [("nightly", 1)]
+    [told] = shift.at(AGAIN_SECONDS + 300, completed=[run(6, AGAIN_SECONDS + 250, "Completed", name="other")])
+    assert over(told) == [("other", 2)]
 
 
 def test_tier_3_is_silent() -> None:
@@ -134,7 +261,7 @@ async def failed(ids: Iterable[str]) -> dict[str, str]:
 
 
 def text_of(*failures: Failure, **more: int) -> tuple[str, str]:
-    found = message(Told(failures, causes=more.get("causes", 1), runs=len(failures)), lambda id_: UI + id_, 7200)
+    found = message(Told(failures, causes=more.get("causes", 1), attempts=len(failures)), lambda id_: UI + id_, 7200)
     return found.title, found.body
 
 
@@ -295,3 +422,55 @@ def test_a_message_that_is_given_up_is_counted(receiver: Receiver, targets: Call
 
     asyncio.run(scenario())
     assert ends == ["given up"]
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # by a plug-in of Apprise
+def test_a_storm_while_the_target_is_away_arrives_later_and_is_resolved(
+    receiver: Receiver, targets: Callable[..., None]
+) -> None:
+    targets(receiver.target)
+    ends: list[str] = []
+    words = ["alpha", "beta", "gamma", "delta", "zeta", "eta", "theta", "iota"]
+    known = {f"d{number}": deployment(f"d{number}") for number in range(len(words))}
+
+    async def scenario() -> None:
+        begun = time.time() - 7200.0
+        seen = Notifications(failed, lambda _: None, ends.append)
+        storm = [run(number, begun, name=f"d{number}", text=word) for number, word in enumerate(words)]
+        await seen.observe(storm, known, {}, begun + HOLD_SECONDS)
+        receiver.answer = 500
+        await seen.send()  # all of it is two hours old
+        assert ends == ["given up"] * (MOST + 1)
+        receiver.got.clear()
+        receiver.answer = 200
+        await seen.observe([run(90, begun + 80, "Completed", name="d0")], known, {}, begun + 90)
+        await seen.send()
+        first = "\n".join(each["title"] + each["message"] for each in receiver.got)
+        assert [word for word in words if word not in first] == ["alpha"], "that one is over"
+        assert len(receiver.got) == MOST + 1
+        receiver.got.clear()
+        later = [run(100 + number, begun + 900, "Completed", name=each) for number, each in enumerate(known)]
+        await seen.observe(later, known, {}, begun + 910)
+        await seen.send()
+
+    asyncio.run(scenario())
+    [over] = receiver.got
+    assert [each for each in known if f"sell/{each} (after 1 failed attempt)" not in over["message"]] == ["d0"]
+
+
+def test_behind_too_many_messages_nothing_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifications, "_MOST_WAITING", 1)
+    known = {name: deployment(name) for name in ("one", "two")}
+
+    async def scenario() -> None:
+        seen = Notifications(failed, lambda _: None, print)
+        await seen.observe([run(1, 0, name="one", text="a")], known, {}, HOLD_SECONDS)
+        later = [run(2, 0, name="two", text="b"), run(3, HOLD_SECONDS, "Completed", name="one")]
+        await seen.observe(later, known, {}, HOLD_SECONDS + 15)
+        assert [each.message.title for each in seen._outbox] == ["Failed: sell/one: a"]
+        seen._outbox.clear()
+        await seen.observe([], known, {}, HOLD_SECONDS + 30)
+        titles = [each.message.title for each in seen._outbox]
+        assert titles == ["Completed again: sell/one (after 1 failed attempt)", "Failed: sell/two: b"]
+
+    asyncio.run(scenario())

@@ -46,7 +46,7 @@ NAME = {"restartCount": 0, "state": {"waiting": {"reason": "InvalidImageName", "
         ([], ""),
         ([pod("worker", STARTING)], ""),
         ([pod("worker", PULL), pod("worker", PULL)], "worker waiting: ImagePullBackOff not found"),
-        ([pod("scheduler", LOOP)], "scheduler terminated: Error (1), last line: ImportError: no module x"),
+        ([pod("scheduler", LOOP)], "scheduler terminated: exit code 1, last line: ImportError: no module x"),
         (
             [
                 pod(
@@ -71,7 +71,7 @@ def test_only_a_permanent_failure_ends_the_wait(status: dict[str, Any], *, perma
 
 def test_an_out_of_memory_kill_is_named() -> None:
     assert pod_status.last_exit(pod("worker", OOM)) == "out of memory (137)"
-    for code, reason, words in ((137, "Error", "killed by SIGKILL (137)"), (1, "Error", "Error (1)")):
+    for code, reason, words in ((137, "Error", "killed by SIGKILL (137)"), (1, "Error", "exit code 1")):
         ended = {"lastState": {"terminated": {"reason": reason, "exitCode": code}}}
         assert pod_status.last_exit(pod("worker", ended)) == words
     assert pod_status.last_exit(pod("worker", STARTING)) == ""

@@ -43,7 +43,7 @@ from tidepool.compute.runner.futures import Submission, TidepoolFuture
 from tidepool.compute.runner.submission import _assets
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.tracker import Tracker
-from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLostError, describe_exit
+from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLostError
 from tidepool.compute.worker import entry
 from tidepool.compute.worker.engine import _SyncEngine
 from tidepool.compute.worker.outcome import Outcome
@@ -75,14 +75,6 @@ def test_a_runner_travels_by_its_settings() -> None:
     copy = cloudpickle.loads(cloudpickle.dumps(runner))
     assert copy == runner
     assert copy.start_early
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [(0, "exit code 0"), (7, "exit code 7"), (-9, "killed by SIGKILL (137)"), (-15, "killed by SIGTERM (143)")],
-)
-def test_exit_codes_in_words(code: int, words: str) -> None:
-    assert describe_exit(code) == words
 
 
 def test_the_cluster_may_know_why_a_worker_ended() -> None:

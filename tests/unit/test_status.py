@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 
-from tidepool.operate.status import picture, view
+from tidepool.operate.status import picture, schedules, sources, view
 from tidepool.operate.status.picture import Finding, Kubernetes, Overview, RunStatus, run_status
 from tidepool.operate.sweep.leftovers import Leftover
 
@@ -74,7 +78,9 @@ def test_late_runs_of_a_deployment_are_one_finding() -> None:
     not_yet = run("SCHEDULED", deployment="d2", expected_start_time=at(seconds=20))
     waits = run("SCHEDULED", "AwaitingConcurrencySlot", deployment="d2")
     (found,) = picture.waiting([*late, not_yet, waits], NAMES, NOW)
-    assert found == Finding("late", "nightly-scoring", "2 runs are late, the first by 10 min 0 s", "runs-late.md")
+    assert found == Finding(
+        "late", "nightly-scoring", "2 flow runs have been due, the first for 10 min 0 s", "runs-late.md"
+    )
 
 
 def test_a_stuck_run_has_its_reason_and_its_runbook() -> None:
@@ -85,7 +91,7 @@ def test_a_stuck_run_has_its_reason_and_its_runbook() -> None:
         ("stuck", "nightly-scoring (750895ca)", "run-stuck-pending.md"),
         ("stuck", "csv-etl (750895ca)", "run-stuck-cancelling.md"),
     ]
-    assert found[0].text == "InfrastructureWaiting for 30 min 0 s: quota: pods 11 of 11"
+    assert found[0].text == "has been InfrastructureWaiting for 30 min 0 s: quota: pods 11 of 11"
 
 
 def test_two_failures_in_a_row_are_a_finding_and_one_is_not() -> None:
@@ -97,7 +103,7 @@ def test_two_failures_in_a_row_are_a_finding_and_one_is_not() -> None:
         run("COMPLETED"),
     ]
     (found,) = picture.failing(ended, NAMES)
-    assert (found.subject, found.text) == ("nightly-scoring", "the last 2 runs failed: ValueError: bad")
+    assert (found.subject, found.text) == ("nightly-scoring", "the last 2 flow runs failed or crashed: ValueError: bad")
 
 
 def test_a_pause_names_who_made_it_and_is_wrong_when_it_is_over() -> None:
@@ -127,8 +133,8 @@ def test_a_pool_without_a_sign_of_a_worker_is_a_finding() -> None:
         "silent": [{"last_heartbeat_time": at(minutes=10)}],
     }
     assert [(each.kind, each.subject, each.text) for each in picture.pools(found, workers, NOW)] == [
-        ("worker silent", "work pool silent", "no Prefect worker: its last sign was 10 min 0 s ago"),
-        ("worker silent", "work pool never", "no Prefect worker: none has polled it"),
+        ("worker silent", "work pool silent", "no Prefect worker sends heartbeats: the last was 10 min 0 s ago"),
+        ("worker silent", "work pool never", "no Prefect worker sends heartbeats: none has polled it"),
         ("paused", "work pool stopped", "no run of it starts"),
     ]
 
@@ -152,6 +158,100 @@ def test_what_is_left_behind_is_a_finding() -> None:
     left = Leftover("DaskCluster", "flows", "x-1", "uid", "its driver pod x is gone")
     (found,) = picture.orphans([left])
     assert (found.subject, found.text) == ("DaskCluster flows/x-1", "its driver pod x is gone")
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+ALERTS = yaml.safe_load((Path(__file__).parents[2] / "helm/tidepool/files/alerts.yaml").read_text())
+
+
+def alert(name: str) -> dict[str, Any]:
+    return next(each for group in ALERTS["groups"] for each in group["rules"] if each["alert"] == name)
+
+
+def deployment(name: str, *, active: bool = True, **updated: float) -> dict[str, Any]:
+    schedules = [{"active": False}, {"active": active}]
+    return {"id": name, "name": name, "schedules": schedules, "updated": at(**updated or {"hours": 1})}
+
+
+def test_a_deployment_has_a_next_run_if_a_schedule_of_it_is_active_and_known_to_the_scheduler() -> None:
+    found = [deployment("a"), deployment("b", active=False), deployment("c", minutes=1), deployment("d", minutes=3)]
+    assert list(schedules.scheduled(found, NOW)) == ["a", "d"]
+
+
+def test_a_stopped_scheduler_is_one_finding_with_sentence_runbook_and_share_of_its_alert() -> None:
+    names = {each: each for each in "abcdefgh"}
+    assert len(schedules.without_next_run(names, set("abcd"))) == 4, "half of them: they are looked at one by one"
+    (found,) = schedules.without_next_run(names, set("abcde"))
+    rule = alert("TidepoolSchedulerStopped")
+    assert f"{found.text}." == rule["annotations"]["summary"].replace("{{ $value | humanizePercentage }}", "62.5%")
+    assert rule["annotations"]["runbook_url"] == f"docs/runbooks/{found.runbook}"
+    assert rule["expr"].endswith(f"> {schedules.STOPPED_SHARE}")
+    assert (found.kind, found.wrong) == ("scheduler", True)
+
+
+def test_a_schedule_without_a_next_run_is_a_finding_with_sentence_and_runbook_of_its_alert() -> None:
+    assert schedules.without_next_run({}, set()) == schedules.without_next_run({"a": "csv-etl"}, set()) == []
+    (found,) = schedules.without_next_run({"a": "csv-etl", "b": "image-etl"}, {"a"})
+    summary = alert("TidepoolNothingScheduled")["annotations"]["summary"]
+    subject = "{{ $labels.flow }}/{{ $labels.deployment }}"
+    assert f"{found.text}." == summary.replace(subject, "it")
+    assert alert("TidepoolNothingScheduled")["annotations"]["runbook_url"] == f"docs/runbooks/{found.runbook}"
+    assert (found.kind, found.subject) == ("unscheduled", "csv-etl")
+
+
+class Server:
+    """Answers about schedules: `pages` are the deployments of the runs ahead, in the order of their requests."""
+
+    def __init__(self, every: int, ahead: int, *pages: list[str]) -> None:
+        self.counts = {"every": every, "ahead": ahead}
+        self.pages = list(pages)
+        self.asked: list[str] = []
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        body, path = json.loads(request.content), request.url.path
+        self.asked.append(path)
+        if path == "/deployments/count":
+            assert body["deployments"] == {"paused": {"eq_": False}}
+            return httpx.Response(200, json=self.counts["ahead" if "flow_runs" in body else "every"])
+        if path == "/deployments/filter":
+            return httpx.Response(200, json=[deployment(each) for each in "abc"])
+        wanted = body["deployments"]["id"]["any_"]
+        page = [{"deployment_id": each} for each in self.pages.pop(0)]
+        assert all(each["deployment_id"] in wanted for each in page), "those that are known are not asked for again"
+        assert body["flow_runs"]["expected_start_time"]["after_"] == NOW.isoformat()
+        return httpx.Response(200, json=page)
+
+    def findings(self) -> tuple[list[str], dict[str, str]]:
+        async def scenario() -> tuple[list[Finding], dict[str, str]]:
+            async with httpx.AsyncClient(base_url="http://h", transport=httpx.MockTransport(self.answer)) as client:
+                opened = sources.Sources(client, NOW)
+                return await opened._schedules(), opened.unknown
+
+        found, unknown = asyncio.run(scenario())
+        return [f"{each.kind} {each.subject}" for each in found], unknown
+
+
+def test_schedules_are_counted_and_read_only_if_some_have_no_next_run() -> None:
+    server = Server(3, 3)
+    assert server.findings() == ([], {})
+    assert server.asked == ["/deployments/count"] * 2
+    assert Server(3, 2, ["a", "b"]).findings() == (["unscheduled c"], {})
+    assert Server(3, 0, []).findings() == (["scheduler server"], {})
+
+
+def test_schedules_behind_many_runs_are_looked_for_and_otherwise_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_PAGE", 2)
+    assert Server(3, 2, ["a", "a"], ["b", "b"], []).findings()[0] == ["unscheduled c"]
+    assert Server(3, 2, ["a", "a"], ["b", "c"]).findings() == ([], {})
+    monkeypatch.setattr(sources, "_PAGES", 1)
+    assert Server(9, 2, ["a", "a"]).findings() == (
+        [],
+        {"schedules": "too many runs are ahead to look at the 2 schedules behind them"},
+    )
+    assert Server(9, 2, ["a"]).findings()[1] == {
+        "schedules": "only those of 3 of 9 deployments were looked at",
+    }
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -205,7 +305,7 @@ def test_the_text_of_a_failed_run_says_why_and_what_to_do_first() -> None:
         "items         60 task runs: 58 completed, 2 failed",
         "failed        score-7: ValueError: bad",
         "kubernetes    Job nightly-x7k: Failed",
-        "driver pod driver: Failed, OOMKilled (137), 2 restarts",
+        "driver pod driver: Failed, out of memory (137), 2 restarts",
         "warnings      one partition was empty",
     ):
         assert part in text, text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from tidepool.operate.sweep import reports
+from tidepool.operate.sweep.dask_workers import DaskWorkers
 
 RUN = {
     "id": "750895ca-0000-4000-8000-000000000000",
@@ -18,6 +20,8 @@ RUN = {
     "start_time": "2026-11-27T11:58:00+00:00",
     "end_time": "2026-11-27T12:00:00+00:00",
 }
+# The operator has been there since before the run.
+NO_WORKERS = DaskWorkers(datetime(2026, 11, 27, 11, tzinfo=UTC))
 DEPLOYMENT = {"name": "nightly-scoring", "description": "[docs/runbooks/nightly-scoring.md](https://h/x.md)"}
 
 
@@ -38,10 +42,10 @@ def test_it_has_what_the_server_knows_and_says_that_it_is_incomplete() -> None:
         task_run("c", "RUNNING"),
     ]
     past = [{"id": "1", "total_run_time": 60.0}]
-    found = reports.artifact("nightly-scoring", DEPLOYMENT, RUN, task_runs, past, 200)
+    found = reports.artifact("nightly-scoring", DEPLOYMENT, RUN, task_runs, past, 200, NO_WORKERS)
     assert (found["key"], found["flow_run_id"]) == ("nightly-scoring-run", RUN["id"])
     text = found["data"]
-    assert text.startswith("# Crashed: its Job was deleted; 1 of 3 items failed\n")
+    assert text.startswith("# Crashed: its Job was deleted\n")
     assert "[Runbook](https://h/x.md)" in text
     assert "Figures are incomplete: the driver is gone, this is what the server knows of its task runs." in text
     assert "| duration | 2 min 0 s | 1 min 0 s |" in text
@@ -50,10 +54,10 @@ def test_it_has_what_the_server_knows_and_says_that_it_is_incomplete() -> None:
 
 
 def test_a_full_page_of_task_runs_is_a_part_of_them() -> None:
-    found = reports.artifact("x", {}, RUN, [task_run("a", "COMPLETED")] * 2, [], 2)
+    found = reports.artifact("x", {}, RUN, [task_run("a", "COMPLETED")] * 2, [], 2, NO_WORKERS)
     assert "of the last 2 task runs" in found["data"]
 
 
 def test_a_run_that_never_began_has_a_report() -> None:
-    found = reports.artifact("x", {}, {**RUN, "start_time": None}, [], [], 200)
+    found = reports.artifact("x", {}, {**RUN, "start_time": None}, [], [], 200, NO_WORKERS)
     assert found["description"] == "Crashed: its Job was deleted · 0.0 s"

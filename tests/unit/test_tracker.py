@@ -254,6 +254,133 @@ def test_what_is_left_is_cancelled_and_the_server_told(all_of_it: Made) -> None:
     assert tracker._open == {}
 
 
+class ClosingClient(SilentClient):
+    """A client that answers no sooner than it is closed, and then as Dask's does: its event loop is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.closed = threading.Event(), threading.Event()
+        self.on_cancel: Callable[[], None] = lambda: None
+        self.outcomes: list[Outcome] = []
+        self.loop.call_later = None
+
+    def gather(self, *_: Any) -> None:
+        """Is not called itself."""
+
+    def sync(self, *_: Any, **_options: Any) -> Any:
+        self.asked.set()
+        assert self.closed.wait(60)
+        if self.outcomes:
+            return self.outcomes
+        raise RuntimeError("IOLoop is closed")
+
+    def cancel(self, futures: list[Any], *, force: bool) -> None:
+        super().cancel(futures, force=force)
+        self.on_cancel()
+
+    def close(self) -> None:
+        self.loop.add_callback = self.sync
+        self.status = "closed"
+        self.closed.set()
+
+
+class Closing(NamedTuple):
+    tracker: Tracker
+    client: ClosingClient
+    recorder: Any
+    futures: list[TidepoolFuture[Any]]
+    log: pytest.LogCaptureFixture
+
+
+@pytest.fixture
+def closing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Closing]:
+    """A tracker that reads outcomes of task runs, as its flow run ends before they are there."""
+    monkeypatch.setattr(Tracker, "_workers", lambda _: None)
+    client, recorder = ClosingClient(), Recorder()
+    given: Any = (client, None, recorder, LOG)
+    tracker = Tracker(*given, back_pressure=True)
+    futures = [made(tracker) for _ in range(4)]
+    tracker.submit(futures)
+    yield Closing(tracker, client, recorder, futures, caplog)
+    client.close()
+    tracker._done.put(None)
+    tracker._thread.join(60)
+    assert not tracker._thread.is_alive()
+
+
+def _are_cancelled(closing: Closing, reason: str) -> None:
+    """Fail unless what was left is cancelled: here, on the server, in log and report."""
+    assert {(each.state.name, each.state.message) for each in closing.futures} == {("Cancelled", reason)}
+    assert not any(each.crashed for each in closing.futures)
+    assert closing.recorder.records == [([], [each.task_run_id for each in closing.futures])]
+    warnings = [each.getMessage() for each in closing.log.records if each.levelname != "DEBUG"]
+    assert warnings == [f"4 task runs were not final and are cancelled: {reason}"]
+
+
+@pytest.mark.parametrize("finished", [1, 2])
+def test_outcomes_that_are_read_when_the_client_is_closed_are_not_crashes(closing: Closing, finished: int) -> None:
+    tracker, client = closing.tracker, closing.client
+    for each in closing.futures[:finished]:
+        each.sent.status = "finished"
+        tracker._done.put((each, each.sent))
+    assert client.asked.wait(60)
+    tracker.stop("the flow run has ended", 0.01)  # the thread reads an outcome: it is not waited for
+    client.close()
+    tracker._thread.join(60)
+    tracker._crash(closing.futures[0], "its outcome could not be read", RuntimeError())
+    _are_cancelled(closing, "the flow run has ended")
+
+
+def test_an_outcome_that_arrives_after_the_end_changes_nothing(closing: Closing) -> None:
+    tracker, client, first = closing.tracker, closing.client, closing.futures[0]
+    first.sent.status = "finished"
+    tracker._done.put((first, first.sent))
+    assert client.asked.wait(60)
+    tracker.stop("the flow run has ended", 0.01)
+    client.outcomes = [ended("tcp://worker:1").outcome]
+    client.close()
+    tracker._thread.join(60)
+    _are_cancelled(closing, "the flow run has ended")
+    tracker.backlog.on_worker_lost("tcp://worker:1")
+    tracker.backlog.record_unsent(0)
+    assert closing.recorder.unsent == [], "the server knows it as it is"
+
+
+def test_what_the_end_cancels_in_dask_is_not_a_crash(closing: Closing) -> None:
+    """Dask reports each of these as an error, and reading it needs the client."""
+    tracker, client = closing.tracker, closing.client
+    first, *others = closing.futures
+    first.sent.status = "finished"
+    tracker._done.put((first, first.sent))
+    assert client.asked.wait(60)
+    sent = [(each, each.sent) for each in others]
+
+    def cancelled() -> None:
+        for _, done in sent:
+            done.status, done.result = "cancelled", client.sync
+        for each in sent:
+            tracker._done.put(each)
+        client.close()
+        tracker._thread.join(60)  # it has read all of them before anything else happens
+
+    client.on_cancel = cancelled
+    tracker.stop("the flow run has ended", 0.01)
+    assert not tracker._thread.is_alive()
+    _are_cancelled(closing, "the flow run has ended")
+
+
+def test_after_the_end_nothing_is_submitted_and_an_authors_callback_may_try(closing: Closing) -> None:
+    tracker = closing.tracker
+    late = made(tracker)
+    closing.futures[0].add_done_callback(lambda _: tracker.submit([late]))
+    tracker.stop("the flow run has ended", 60)
+    with pytest.raises(WorkerLostError, match=r"^the flow run has ended; no more tasks can be submitted$"):
+        tracker.submit([late])
+    assert tracker._open == {}
+    assert len(closing.client.sent) == 4
+    _are_cancelled(closing, "the flow run has ended")
+
+
 def test_a_future_in_an_object_that_prefect_does_not_look_into_is_refused(all_of_it: Made) -> None:
     future = made(all_of_it.tracker)
     expected = f"^the future of task run {future.task_run_id} is inside an object that Prefect does not look into; "

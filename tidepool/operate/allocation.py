@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tidepool.operate.metrics import Metrics
+    from tidepool.operate.sweep.dask_workers import DaskWorkers
     from tidepool.operate.sweep.observation import Object
 
 _POLL_SECONDS = 10.0
@@ -31,12 +32,13 @@ _HOUR = 3600
 _OTHER = ("other", "other")
 
 
-async def watch(namespaces: Sequence[str], metrics: Metrics) -> None:
+async def watch(namespaces: Sequence[str], metrics: Metrics, workers: DaskWorkers) -> None:
     """Count what the pods of the namespaces have requested, until cancelled.
 
     Args:
         namespaces: All namespaces of flow runs.
         metrics: The operator's metrics.
+        workers: Is shown the pods, too.
     """
     problems, api = Problems(), None
     allocations = {each: Allocation(each, metrics, datetime.now(UTC)) for each in namespaces}
@@ -46,7 +48,9 @@ async def watch(namespaces: Sequence[str], metrics: Metrics) -> None:
                 api = api or await connect()
                 # Drivers first: a Dask pod that is listed then has its driver in one of the two lists.
                 drivers = await pods_with(api, namespace, DRIVERS)
-                allocation.count(drivers, await pods_with(api, namespace, LABEL_CLUSTER), datetime.now(UTC))
+                dask_pods = await pods_with(api, namespace, LABEL_CLUSTER)
+                allocation.count(drivers, dask_pods, datetime.now(UTC))
+                workers.see_pods(drivers, dask_pods, datetime.now(UTC))
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -101,7 +105,7 @@ class Allocation:
 
     def _add(self, pod: Object, deployment: tuple[str, str], kind: str, seconds: float) -> None:
         labels = (self._namespace, *deployment, kind)
-        cores, gib = (_requested(pod, name) for name in ("cpu", "memory"))
+        cores, gib = (requested(pod, name) for name in ("cpu", "memory"))
         core_seconds, gib_seconds = cores * seconds, gib / _GIB * seconds
         self._metrics.counter("run_core_seconds", *labels).inc(core_seconds)
         self._metrics.counter("run_gib_seconds", *labels).inc(gib_seconds)
@@ -111,7 +115,7 @@ class Allocation:
             self._metrics.counter("run_cost", *labels).inc(price)
 
 
-def _requested(pod: Object, name: str) -> float:
+def requested(pod: Object, name: str) -> float:
     """Return the request of a pod's containers; Kubernetes takes a limit without a request as one."""
     resources = [each.get("resources") or {} for each in pod["spec"]["containers"]]
     found = [(each.get("requests") or {}).get(name) or (each.get("limits") or {}).get(name) for each in resources]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import kopf
@@ -17,6 +18,7 @@ from tidepool.operate import allocation, idle_clusters, log_lines, refusals, sch
 from tidepool.operate.metrics import OPERATOR, Metrics
 from tidepool.operate.sweep import flow_run_loop
 from tidepool.operate.sweep import loop as sweep
+from tidepool.operate.sweep.dask_workers import DaskWorkers
 from tidepool.operate.sweep.figures import SweepFigures
 from tidepool.settings import settings as tidepool_settings
 from tidepool.upstream import dask_kubernetes
@@ -49,15 +51,16 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     operator = tidepool_settings().operator
     namespaces, pools = operator.namespaces.split(), operator.work_pools.split()
     exchange, metrics = sweep.Exchange(), Metrics(OPERATOR)
+    workers = DaskWorkers(datetime.now(UTC))
     memo.metrics = _serve(metrics, operator.metrics_port) if operator.metrics_port else None
     sweeping = sweep.watch(namespaces, exchange, SweepFigures(metrics, namespaces))
     memo.loops = [
         asyncio.create_task(idle_clusters.watch(namespaces), name="watch over idle clusters"),
         asyncio.create_task(sweeping, name="sweep of what runs leave behind"),
-        asyncio.create_task(allocation.watch(namespaces, metrics), name="count of what runs have requested"),
+        asyncio.create_task(allocation.watch(namespaces, metrics, workers), name="count of what runs have requested"),
     ]
     if pools:
-        watch = flow_run_loop.watch(namespaces, pools, exchange)
+        watch = flow_run_loop.watch(namespaces, pools, exchange, workers)
         memo.loops.append(asyncio.create_task(watch, name="watch over flow runs"))
     for each in memo.loops:
         each.add_done_callback(_stop_operator)

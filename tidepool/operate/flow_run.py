@@ -85,8 +85,9 @@ def cause(ending: Ending, memory: Memory | None) -> str:
         return f"driver's process killed by {name}"
     if not memory.kills:
         return "driver's process killed by SIGKILL, not for its memory limit"
-    limit = f"limit {memory.limit}" if memory.limit else "no limit: the node's"
-    return f"driver out of memory ({limit}); raise memory_limit"
+    from tidepool.report.exits import driver_out_of_memory
+
+    return driver_out_of_memory(memory.limit)
 
 
 def report_end(flow_run: FlowRun, ending: Ending, words: str, record_file: str) -> None:

@@ -28,6 +28,7 @@ _OWN = (
 )
 _COUNTED = re.compile(r"; [0-9]+ of [0-9]+ items failed$")
 _ENDS = {"COMPLETED": "Completed", "FAILED": "Failed", "CRASHED": "Crashed", "CANCELLED": "Cancelled"}
+_BAD = {"FAILED", "CRASHED"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,18 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def why(kind: str, message: str | None) -> str:
+    """Return the sentence of a state that is set.
+
+    Args:
+        kind: Type or name of a final state, such as FAILED.
+        message: Its message.
+    """
+    return plain(message) or f"{_ENDS.get(kind.upper(), kind)} without a reason"
+
+
 def sentence(kind: str, message: str | None, record: RunRecord) -> str:
-    """Return why a run ended as it did.
+    """Return why a run ended as it did: the message of its state, which `why` reads.
 
     Args:
         kind: Type of its final state, such as FAILED.
@@ -67,7 +78,7 @@ def sentence(kind: str, message: str | None, record: RunRecord) -> str:
     """
     if kind == "COMPLETED":
         return _completed(record)
-    text = plain(message) or f"{_ENDS.get(kind, kind)} without a reason"
+    text = why(kind, message)
     if kind == "CANCELLED" and not text.lower().startswith("cancel"):
         text = f"cancelled: {text}"
     if record.errors and (first := record.errors[0]):
@@ -119,8 +130,11 @@ _DEFAULT = {
 
 
 def reason(kind: str, message: str | None, record: RunRecord) -> Reason:
-    """Return why a run ended as it did, and what to do; the arguments are those of `sentence`."""
-    text = sentence(kind, message, record)
+    """Return why a run ended as its state says, and what to do; the arguments are those of `sentence`.
+
+    What the state says is not made again: of a run whose process is gone, nothing else knows more than a part.
+    """
+    text = why(kind, message) if kind in _BAD else sentence(kind, message, record)
     if kind == "COMPLETED":
         return Reason(text, "Look at the warnings below." if record.warnings else "")
     if kind == "CANCELLED":

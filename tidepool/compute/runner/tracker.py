@@ -8,12 +8,13 @@ bounded number of times; one that cannot go on is settled as Crashed with the re
 from __future__ import annotations
 
 import contextvars
+import logging
 import pickle
 import queue
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed import KilledWorker
 from distributed.client import FutureCancelledError
@@ -33,11 +34,11 @@ from tidepool.settings import settings
 from tidepool.upstream.distributed import call_whenever_done
 
 if TYPE_CHECKING:
-    import logging
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from distributed import Client, Future
     from prefect.client.schemas.objects import State
+    from prefect.futures import PrefectFuture
 
     from tidepool.compute.runner.futures import Submission, TidepoolFuture
     from tidepool.upstream.distributed import WorkerSlot
@@ -58,6 +59,15 @@ _ALL_TOPIC = "all"
 # again later.
 _FETCH_SECONDS = 30.0
 _LATER_SECONDS = 1.0
+
+
+class _Settled(NamedTuple):
+    """A future that has just become final, with the losses of its task run and its callbacks."""
+
+    future: TidepoolFuture[Any]
+    outcome: Outcome
+    losses: int
+    callbacks: tuple[Callable[[PrefectFuture[Any]], None], ...]
 
 
 class Tracker:
@@ -104,6 +114,8 @@ class Tracker:
         self._crashed: dict[TidepoolFuture[Any], str] = {}
         self._to_record: list[Conclusion] = []
         self._scheduler_gone = False
+        # Set with `changed`: from then on nothing is open, and what Dask reports does not count.
+        self._stopped = threading.Event()
         scheduler: Any = client.scheduler
         self._connection_lost = f"the connection to the Dask scheduler at {scheduler.address} was lost"
         self._loop: Any = client.loop
@@ -125,17 +137,19 @@ class Tracker:
         """Send task runs to Dask, in one message; wait first while many are in flight or the server lags.
 
         Raises:
-            WorkerLostError: the scheduler is gone.
+            WorkerLostError: the scheduler is gone, or the flow run has ended.
         """
         # In an author's callback, on the tracker's own thread, nothing would be settled meanwhile.
         if self._back_pressure and threading.current_thread() is not self._thread:
             with self.changed:
                 self.changed.wait_for(lambda: len(self._open) < _OPEN)
             self.backlog.wait_for_server()
-        if self._scheduler_gone or self._client.status == "closed":
-            raise WorkerLostError(f"{self._connection_lost}; no more tasks can be submitted")
         mine = {str(future.task_run_id): future for future in futures}
         with self.changed:
+            if self._stopped.is_set():
+                raise WorkerLostError("the flow run has ended; no more tasks can be submitted")
+            if self._scheduler_gone or self._client.status == "closed":
+                raise WorkerLostError(f"{self._connection_lost}; no more tasks can be submitted")
             self._open.update(mine)
         self._progress.submit(sum(not future.is_batch for future in futures))
         try:
@@ -183,27 +197,30 @@ class Tracker:
         """
         self._done.put(None)
         self._thread.join(seconds)
+        # The thread may still read outcomes, of a scheduler that is about to close. So what is left is final before
+        # anything is cancelled or closed: an error that comes of that is not the end of a task run.
+        with self.changed:
+            self._stopped.set()
+            left = [(future, future.sent) for future in self._open.values()]
+            outcomes = [(future, Outcome.of(Cancelled(message=reason))) for future, _ in left]
+            conclusions = [Conclusion.of(future, outcome) for future, outcome in outcomes]
+            settled = self._settle(outcomes)
+        self._tell(settled)
         if self._client.status == "running":
             # This client's leaving is an event too: the scheduler would log that it cannot deliver it.
             self._client.unsubscribe_topic(_ALL_TOPIC)
         self._record_concluded()
-        with self.changed:
-            left = list(self._open.values())
+        self._progress.finish()
         if not left:
-            self._progress.finish()
             return
         running: set[str] = set()
         if self._client.status == "running":
             running = {key for keys in self._client.processing().values() for key in keys}
-            self._client.cancel([each.sent for each in left if each.sent is not None], force=True)
-        outcomes = [(future, Outcome.of(Cancelled(message=reason))) for future in left]
+            self._client.cancel([sent for _, sent in left if sent is not None], force=True)
         begun: list[Conclusion] = []
         waiting: list[Conclusion] = []
-        for future, outcome in outcomes:
-            sent = future.sent
-            (begun if sent is not None and sent.key in running else waiting).append(Conclusion.of(future, outcome))
-        self._settle(outcomes)
-        self._progress.finish()
+        for (_, sent), conclusion in zip(left, conclusions, strict=True):
+            (begun if sent is not None and sent.key in running else waiting).append(conclusion)
         self._log.warning("%d task runs were not final and are cancelled: %s", len(left), reason)
         self._recorder.record(begun, if_known=waiting)
 
@@ -261,6 +278,8 @@ class Tracker:
             try:
                 self._handle(current)
             except Exception as error:  # noqa: BLE001 - reported, and settled
+                if self._stopped.is_set():
+                    return  # the client is closed
                 # Whatever this is, nothing must wait without end for these task runs.
                 self._log.exception("Cannot follow %d task runs", len(current))
                 for future, done in current:
@@ -281,7 +300,8 @@ class Tracker:
             self._on_error(future, error)
 
     def _record_concluded(self) -> None:
-        to_record, self._to_record = self._to_record, []
+        with self.changed:
+            to_record, self._to_record = self._to_record, []
         if to_record:
             self._recorder.record(to_record)
 
@@ -306,8 +326,11 @@ class Tracker:
             return failed
         self._like = self._like or next(filter(None, (outcome.common for outcome in outcomes)), b"")
         settled = [(future, each.packed(self._like)) for (future, _), each in zip(finished, outcomes, strict=True)]
-        self.backlog.add([Conclusion.of(future, outcome.without_data()) for future, outcome in settled])
-        self._settle(settled)
+        with self.changed:
+            settled = [(future, outcome) for future, outcome in settled if future.outcome is None]
+            self.backlog.add([Conclusion.of(future, outcome.without_data()) for future, outcome in settled])
+            ended = self._settle(settled)
+        self._tell(ended)
         return []
 
     def _on_error(self, future: TidepoolFuture[Any], error: BaseException) -> None:
@@ -357,41 +380,51 @@ class Tracker:
             self._resend(future, submission)
 
     def _crash(self, future: TidepoolFuture[Any], reason: str, error: BaseException) -> None:
-        assert future.submission is not None  # noqa: S101 - settled futures do not crash
-        name = future.submission.task.name
-        if item := future.submission.item:
-            reason += f"; item: {item}"
-        lost = WorkerLostError(f"task `{name}`: {reason}")
-        lost.__cause__ = error
-        state: State[Any] = Crashed(message=reason[0].upper() + reason[1:], data=lost)
-        state.state_details.task_run_id = future.task_run_id
         with self.changed:
+            if future.submission is None:  # settled meanwhile
+                return
+            name = future.submission.task.name
+            if item := future.submission.item:
+                reason += f"; item: {item}"
+            lost = WorkerLostError(f"task `{name}`: {reason}")
+            lost.__cause__ = error
+            state: State[Any] = Crashed(message=reason[0].upper() + reason[1:], data=lost)
+            state.state_details.task_run_id = future.task_run_id
             self._crashed[future] = str(lost)
-        self._log.error("Task `%s` crashed: %s", name, reason)
-        future.crashed = True
-        outcome = Outcome.of(state)
-        self._to_record.append(Conclusion.of(future, outcome))
-        self._settle([(future, outcome)])
+            self._log.error("Task `%s` crashed: %s", name, reason)
+            future.crashed = True
+            outcome = Outcome.of(state)
+            self._to_record.append(Conclusion.of(future, outcome))
+            settled = self._settle([(future, outcome)])
+        self._tell(settled)
 
-    def _settle(self, outcomes: Iterable[tuple[TidepoolFuture[Any], Outcome]]) -> None:
-        callbacks, ended = [], []
-        with self.changed:
-            for future, outcome in outcomes:
-                future.outcome = outcome
-                ended.append((future, outcome, future.submission.losses if future.submission else 0))
-                # Dask must neither keep the state nor, when the worker is lost, run the task again for it.
-                future.sent = future.submission = None
-                self._open.pop(str(future.task_run_id), None)
-                callbacks += [(fn, future) for fn in future.callbacks]
-                future.callbacks = ()
-            self.changed.notify_all()
-        for future, outcome, losses in ended:
-            self._note(future, outcome, losses)
-        for fn, future in callbacks:
+    def _settle(self, outcomes: Iterable[tuple[TidepoolFuture[Any], Outcome]]) -> list[_Settled]:
+        """Make open futures final, each once: with `changed`. Give what is returned to `_tell`, without it."""
+        settled = []
+        for future, outcome in outcomes:
+            losses = future.submission.losses if future.submission else 0
+            settled.append(_Settled(future, outcome, losses, future.callbacks))
+            future.outcome = outcome
+            # Dask must neither keep the state nor, when the worker is lost, run the task again for it.
+            future.sent = future.submission = None
+            future.callbacks = ()
+            self._open.pop(str(future.task_run_id), None)
+        self.changed.notify_all()
+        return settled
+
+    def _tell(self, settled: list[_Settled]) -> None:
+        """Note the end of task runs for log and report, and call what their author has for it."""
+        for each in settled:
+            self._note(each.future, each.outcome, each.losses)
+        for future, fn in ((each.future, fn) for each in settled for fn in each.callbacks):
             try:
                 fn(future)
-            except Exception:  # noqa: BLE001 - an author's callback; the others still get called
-                self._log.exception("A done callback of task run %s failed", future.task_run_id)
+            except Exception as error:  # noqa: BLE001 - an author's callback; the others still get called
+                # One that submits after the end of the run has done nothing wrong.
+                late = self._stopped.is_set() and isinstance(error, WorkerLostError)
+                level = logging.DEBUG if late else logging.ERROR
+                message = "A done callback of task run %s failed"
+                self._log.log(level, message, future.task_run_id, exc_info=error)
 
     def _note(self, future: TidepoolFuture[Any], outcome: Outcome, losses: int) -> None:
         """Note the end of an item for log and report; a batch notes its items itself."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.errors import TidepoolError
+from tidepool.report import exits
 from tidepool.settings import settings
 from tidepool.upstream.distributed import PersistentNanny
 
@@ -71,22 +71,15 @@ class Exits:
 
     def _on_exit(self, event: tuple[float, dict[str, Any]]) -> None:
         with self._reported:
-            self._causes.setdefault(event[1]["worker"], describe_exit(event[1]["exitcode"]))
+            self._causes.setdefault(event[1]["worker"], exits.process(event[1]["exitcode"]))
             self._reported.notify_all()
 
     def _on_memory_limit(self, event: tuple[float, dict[str, Any]]) -> None:
         with self._reported:
-            self._causes[event[1]["worker"]] = "out of memory (137)"
+            self._causes[event[1]["worker"]] = exits.out_of_memory()
             self._reported.notify_all()
 
 
 def allowed_losses(task: Task[..., Any]) -> int:
     """Return how often a task run may lose its worker: the setting, or once more than its retries."""
     return max(settings().compute.worker_losses, task.retries + 1)
-
-
-def describe_exit(code: int) -> str:
-    """Describe an exit code of Python's (negative: the signal) in words, with the code that a shell shows."""
-    if code >= 0:
-        return f"exit code {code}"
-    return f"killed by {signal.Signals(-code).name} ({128 - code})"

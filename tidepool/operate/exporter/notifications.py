@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tidepool import notify
 from tidepool.operate.exporter.incidents import FAILED, Failure, Incidents
-from tidepool.report.reason import plain
+from tidepool.report.reason import why
 from tidepool.report.run_page import duration
 from tidepool.report.run_report import runbooks
 
@@ -56,8 +56,9 @@ class Message:
 
 @dataclass
 class _Letter:
-    """A message that waits: since when, how often it was tried, and when it is due."""
+    """A message that waits: what it tells, since when, how often it was tried, and when it is due."""
 
+    told: Told
     message: Message
     since: float
     tries: int = 0
@@ -108,18 +109,21 @@ class Notifications:
                 self._incidents.add(Failure(run, deployments[run.deployment], _sentence(run), success))
             elif run.deployment and run not in again:
                 self._unknown.append(run)
-        if over := self._incidents.completed(completed):
-            self._put(over, now)
+        self._incidents.completed(completed)
         # The server may not answer: what was noted above stays.
         if due := self._incidents.due(now):
             states = await self._states(due)
             self._incidents.settle(due, [key for key in due if states.get(key) in FAILED])
-        for each in self._incidents.told(now):
-            self._put(each, now)
+        # Behind so many messages that wait, more would say the same: what lasts is told when there is room.
+        if len(self._outbox) < _MOST_WAITING:
+            self._outbox += [_Letter(each, message(each, self._link, now), now) for each in self._incidents.told(now)]
         return bool(self._unknown)
 
     async def send(self) -> None:
-        """Send what is in the outbox, in its order; what no target accepts is tried again for a quarter of an hour."""
+        """Send what is in the outbox, in its order; what no target accepts is tried again for a quarter of an hour.
+
+        After that, what it has told and still lasts is part of a later message.
+        """
         while self._outbox and self._outbox[0].due <= time.time():
             letter = self._outbox[0]
             try:
@@ -135,16 +139,9 @@ class Notifications:
                 return
             if not accepted:
                 _log.error("gave up a message that no target has accepted: %s", letter.message.title)
+                self._incidents.lost(letter.told)
             self._count("accepted" if accepted else "given up")
             self._outbox.popleft()
-
-    def _put(self, told: Told, now: float) -> None:
-        letter = _Letter(message(told, self._link, now), now)
-        if len(self._outbox) < _MOST_WAITING:  # the first one may be on its way
-            self._outbox.append(letter)
-        else:
-            _log.error("gave up a message, because too many wait: %s", letter.message.title)
-            self._count("given up")
 
 
 def _sentence(run: Run) -> str:
@@ -152,7 +149,7 @@ def _sentence(run: Run) -> str:
     text = run.message
     for pattern, mask in _MASKED:
         text = pattern.sub(mask, text)
-    return _ITEM.sub("", plain(text)) or f"{run.state} without a reason"
+    return _ITEM.sub("", why(run.state, text)) or why(run.state, "")
 
 
 def _harmless(text: str) -> str:
@@ -176,7 +173,7 @@ def message(told: Told, link: Callable[[str], str | None], now: float) -> Messag
         now: Unix time.
     """
     if told.over:
-        names = [f"{_name(each)} (after {_runs(runs)})" for each, runs in told.over]
+        names = [f"{_name(each.deployment)} (after {_attempts(each.attempts)})" for each in told.over]
         return _message(f"Completed again: {_first(names)}", [_list(names)], "success")
     if told.causes > 1:
         names = sorted({_name(each.deployment) for each in told.failures})
@@ -188,7 +185,7 @@ def message(told: Told, link: Callable[[str], str | None], now: float) -> Messag
     lines = [_quoted(failure.sentence), ""]
     lines += [_list(names), ""] if len(names) > 1 else []
     lines += [
-        _facts(failure, told.runs, now),
+        _facts(failure, told.attempts, now),
         "",
         *_links(failure, link),
         "",
@@ -205,10 +202,10 @@ def _name(deployment: Deployment) -> str:
     return _harmless("/".join(deployment.key))
 
 
-def _facts(failure: Failure, runs: int, now: float) -> str:
+def _facts(failure: Failure, attempts: int, now: float) -> str:
     _, _, tier, team, _ = (_harmless(each) for each in failure.deployment.labels)
     parts = [f"ran {duration(failure.run.seconds)}"]
-    parts += [f"{_runs(runs)} so far"] if runs > 1 else []
+    parts += [f"{_attempts(attempts)} so far"] if attempts > 1 else []
     success = "no success known" if failure.success is None else f"last success {duration(now - failure.success)} ago"
     return ", ".join([*parts, success, *([f"tier {tier}"] if tier else []), *([f"team {team}"] if team else [])])
 
@@ -237,5 +234,5 @@ def _list(lines: list[str]) -> str:
     return "\n".join([*(f"- {each}" for each in lines[:_LISTED]), *more])
 
 
-def _runs(number: int) -> str:
-    return f"{number} failed run" + ("s" if number > 1 else "")
+def _attempts(number: int) -> str:
+    return f"{number} failed attempt" + ("s" if number > 1 else "")

@@ -84,6 +84,7 @@ class Run:
         ended: Its end; None if it has not ended.
         seconds: How long it was Running, in all attempts.
         message: The message of its state.
+        attempts: How often it was Running.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Run:
     ended: float | None
     seconds: float
     message: str = ""
+    attempts: int = 0
 
 
 def deployment(found: Json, flow: str) -> Deployment:
@@ -134,6 +136,7 @@ def run(found: Json) -> Run:
         ended=ended,
         seconds=float(found["total_run_time"]),
         message=state["message"] or "",
+        attempts=int(found["run_count"]),
     )
 
 

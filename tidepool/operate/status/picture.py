@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from tidepool.report.reason import plain, reason
+from tidepool.report import exits
+from tidepool.report.reason import plain, reason, why
 from tidepool.report.run_page import duration
 from tidepool.report.run_record import RunRecord
 from tidepool.report.run_report import runbooks
@@ -154,12 +155,12 @@ def waiting(runs: Iterable[Json], names: Mapping[str, str], now: datetime) -> li
             if now > due + _LATE:
                 late[subject].append(due)
         elif (limit := _STUCK.get(state["type"])) and now > since + limit:
-            text = f"{state['name']} for {_ago(now, since)}: {plain(state['message']) or 'no reason recorded'}"
+            text = f"has been {state['name']} for {_ago(now, since)}: {plain(state['message']) or 'no reason recorded'}"
             runbook = f"run-stuck-{state['type'].lower()}.md"
             found.append(Finding("stuck", f"{subject} ({run['id'][:8]})", text, runbook))
     for subject, times in late.items():
-        count = f"{len(times)} runs are" if len(times) > 1 else "a run is"
-        found.append(Finding("late", subject, f"{count} late, the first by {_ago(now, min(times))}", "runs-late.md"))
+        text = "a flow run has been due" if len(times) == 1 else f"{len(times)} flow runs have been due, the first"
+        found.append(Finding("late", subject, f"{text} for {_ago(now, min(times))}", "runs-late.md"))
     return found
 
 
@@ -178,7 +179,8 @@ def failing(ended: Iterable[Json], names: Mapping[str, str]) -> list[Finding]:
     for identity, runs in by_deployment.items():
         row = next((at for at, run in enumerate(runs) if run["state"]["type"] not in _BAD), len(runs))
         if row >= _FAILURES:
-            text = f"the last {row} runs failed: {plain(runs[0]['state']['message']) or 'no reason recorded'}"
+            last = runs[0]["state"]
+            text = f"the last {row} flow runs failed or crashed: {why(last['type'], last['message'])}"
             name = names.get(identity, identity)
             found.append(Finding("failing", name, text, "run-failed.md"))
     return found
@@ -224,8 +226,8 @@ def pools(found: Iterable[Json], workers: Mapping[str, Sequence[Json]], now: dat
         told = [one["last_heartbeat_time"] for one in workers.get(each["name"], ())]
         beats = [_time(one) for one in told if one]
         if not beats or now > max(beats) + _SILENT:
-            said = f"its last sign was {_ago(now, max(beats))} ago" if beats else "none has polled it"
-            text = f"no Prefect worker: {said}"
+            said = f"the last was {_ago(now, max(beats))} ago" if beats else "none has polled it"
+            text = f"no Prefect worker sends heartbeats: {said}"
             findings.append(Finding("worker silent", f"work pool {each['name']}", text, "work-pool-not-ready.md"))
     return findings
 
@@ -306,9 +308,9 @@ def run_status(
     kind = state["type"]
     record = RunRecord(done=items.get("COMPLETED", 0), failed=items.get("FAILED", 0) + items.get("CRASHED", 0))
     ended = reason(kind, state["message"], record) if kind in _FINAL else None
-    why = ended.sentence if ended else plain(state["message"]) or "no reason recorded"
+    said = ended.sentence if ended else plain(state["message"]) or "no reason recorded"
     if kind == "COMPLETED" and state["message"]:
-        why = plain(state["message"])  # a warning that the run has written into it
+        said = plain(state["message"])  # a warning that the run has written into it
     created = _time(run["created"])
     begun, end = run["start_time"], run["end_time"]
     seconds = (_time(end) if end else now) - _time(begun) if begun else timedelta()
@@ -323,7 +325,7 @@ def run_status(
         deployment=deployment["name"],
         state=state["name"],
         kind=kind,
-        why=why,
+        why=said,
         advice=advice,
         links=links,
         seconds=max(seconds.total_seconds(), 0.0),
@@ -358,8 +360,8 @@ def _pod(pod: Json) -> str:
     for each in status.get("containerStatuses") or ():
         for part in (each.get("state") or {}, each.get("lastState") or {}):
             ended = part.get("terminated") or {}
-            if ended and (ended.get("reason") != "Completed"):
-                words.append(f"{ended.get('reason', 'ended')} ({ended.get('exitCode')})")
+            if ended and ended.get("reason") != "Completed":
+                words.append(exits.container(ended))
             if waits := (part.get("waiting") or {}).get("reason"):
                 words.append(waits)
         if restarts := each.get("restartCount"):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from tidepool.errors import TidepoolError, UsageError
-from tidepool.operate.status import picture
+from tidepool.operate.status import picture, schedules
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Sources:
             self._part("prefect", self._runs()),
             self._part("pauses", self._paused()),
             self._part("work pools", self._work_pools()),
+            self._part("schedules", self._schedules()),
             self._part("drift", self._drift()),
             self._part("kubernetes", self._elsewhere(self._orphans)),
         )
@@ -170,6 +171,32 @@ class Sources:
         workers = await asyncio.gather(*(self._post(path, {"limit": _PAGE}) for path in paths))
         by_pool = {pool["name"]: each for pool, each in zip(found, workers, strict=True)}
         return picture.pools(found, by_pool, self._now)
+
+    async def _schedules(self) -> list[picture.Finding]:
+        future = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"after_": self._now.isoformat()}}
+        running = {"deployments": {"paused": {"eq_": False}}}
+        every, ahead = await asyncio.gather(
+            self._post("/deployments/count", running),
+            self._post("/deployments/count", {**running, "flow_runs": future}),
+        )
+        if every == ahead:
+            return []  # deployments themselves would take a server 5 ms each
+        deployments = await self._post("/deployments/filter", {**running, "limit": _PAGE})
+        names = schedules.scheduled(deployments, self._now)
+        if every > len(deployments):
+            self.unknown["schedules"] = f"only those of {len(deployments)} of {every} deployments were looked at"
+        missing = set(names)
+        for _ in range(_PAGES):
+            if not missing:
+                break
+            body = {"deployments": {"id": {"any_": sorted(missing)}}, "flow_runs": future, "limit": _PAGE}
+            page = await self._post("/flow_runs/filter", {**body, "sort": "EXPECTED_START_TIME_ASC"})
+            missing -= {each["deployment_id"] for each in page}
+            if len(page) < _PAGE:
+                return schedules.without_next_run(names, missing)
+        if missing:
+            self.unknown["schedules"] = f"too many runs are ahead to look at the {len(missing)} schedules behind them"
+        return []
 
     async def _drift(self) -> list[picture.Finding]:
         body = {"artifacts": {"key": {"any_": ["drift-report"]}}, "limit": 1}

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tidepool.operate.rules import quantity
+from tidepool.report.exits import driver_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -132,7 +133,7 @@ def _end(job: Object | None, pod: Object | None, events: Iterable[Object], nodes
 def _end_of_pod(pod: Object, nodes: Sequence[Object] | None) -> str:
     terminated = _terminated(pod) or {}
     if terminated.get("reason") == "OOMKilled":
-        return "driver out of memory" + _with_limit(pod, "memory_limit")
+        return driver_out_of_memory(_limit(pod))
     if _unreachable(pod, nodes):
         return f"node {pod['spec']['nodeName']} not ready"
     return "driver pod deleted" if "deletionTimestamp" in pod["metadata"] else _exit(terminated)
@@ -168,16 +169,15 @@ def _eviction(pod: Object, message: str) -> str:
     if found := re.search(r"low on resource: ([a-z-]+)", message):
         return f"driver pod evicted: node low on {_UNITS.get(found[1], found[1])}"
     if "EmptyDir" in message or "ephemeral" in message:
-        return "driver pod evicted: its /tmp is full" + _with_limit(pod, "tmp_size_limit")
+        limits = (each.get("emptyDir", {}).get("sizeLimit") for each in pod["spec"].get("volumes", []))
+        limit = next((each for each in limits if each), "")
+        return "driver pod evicted: its /tmp is full" + (f" (limit {limit}); raise tmp_size_limit" if limit else "")
     return f"driver pod evicted: {_short(message or 'its node ends')}"
 
 
-def _with_limit(pod: Object, variable: str) -> str:
-    limits = [each.get("resources", {}).get("limits", {}).get("memory") for each in pod["spec"]["containers"]]
-    if variable == "tmp_size_limit":
-        limits = [each.get("emptyDir", {}).get("sizeLimit") for each in pod["spec"].get("volumes", [])]
-    limit = next((each for each in limits if each), None)
-    return f" (limit {limit}); raise {variable}" if limit else ""
+def _limit(pod: Object) -> str:
+    limits = (each.get("resources", {}).get("limits", {}).get("memory") for each in pod["spec"]["containers"])
+    return next((each for each in limits if each), "")
 
 
 def _told(job: Object, events: Iterable[Object]) -> str:

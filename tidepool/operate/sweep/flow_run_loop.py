@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import kr8s.asyncio
 
+    from tidepool.operate.sweep.dask_workers import DaskWorkers
     from tidepool.operate.sweep.observation import Object, Observation
     from tidepool.operate.sweep.prefect_api import FlowRuns
     from tidepool.operate.sweep.records import Decision
@@ -39,13 +40,14 @@ class DecisionError(TidepoolError):
     """Something that was decided about a flow run could not be done."""
 
 
-async def watch(namespaces: Sequence[str], pools: Sequence[str], exchange: Exchange) -> None:
+async def watch(namespaces: Sequence[str], pools: Sequence[str], exchange: Exchange, workers: DaskWorkers) -> None:
     """Look after the flow runs of the work pools every three seconds, until cancelled.
 
     Args:
         namespaces: All namespaces of flow runs.
         pools: Names of the work pools.
         exchange: What the sweep has deleted, and where it reads which runs have ended.
+        workers: Dask workers, for the reports of runs.
 
     Raises:
         UsageError: PREFECT_API_URL is not set.
@@ -56,7 +58,7 @@ async def watch(namespaces: Sequence[str], pools: Sequence[str], exchange: Excha
         while True:
             with problems.of("flow runs"):
                 api = api or await connect()
-                await look(api, server, namespaces, exchange, seen)
+                await look(api, server, namespaces, exchange, seen, workers)
             await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -66,6 +68,7 @@ async def look(
     namespaces: Sequence[str],
     exchange: Exchange,
     seen: dict[str, Object],
+    workers: DaskWorkers,
 ) -> None:
     """Read the flow runs, then all namespaces, and do what follows. Without a part of the picture nothing is done.
 
@@ -77,6 +80,7 @@ async def look(
         namespaces: All namespaces of flow runs.
         exchange: What the sweep has deleted, and where it reads which runs have ended.
         seen: Drivers that were being deleted the last time, by uid; kept up to date.
+        workers: Dask workers; is shown the clusters.
 
     Raises:
         TidepoolError: a reading failed, or not everything could be done.
@@ -90,14 +94,22 @@ async def look(
     observations = [with_gone(await observe(api, each), seen) for each in namespaces]
     seen.clear()
     seen.update(being_deleted(observations))
+    for each in observations:
+        workers.see_clusters(each, now)
     async with one_pass():
         runs += await server.read_by_id(_mentioned(observations) - {each.id for each in runs})
     exchange.finished = ended(runs)
-    await carry_out(api, server, decisions(observations, runs, now))
+    await carry_out(api, server, decisions(observations, runs, now), workers)
 
 
-async def carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decided: Iterable[Decision]) -> None:
+async def carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decided: Iterable[Decision], workers: DaskWorkers) -> None:
     """Set the states and delete the Jobs of decisions; one that fails does not keep the others.
+
+    Args:
+        api: The Kubernetes API.
+        server: The Prefect server.
+        decided: The decisions.
+        workers: Dask workers, for the reports of runs that have ended by that.
 
     Raises:
         DecisionError: after all others: some were not carried out.
@@ -105,14 +117,14 @@ async def carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decided: Iterable[D
     failed = []
     for each in decided:
         try:
-            await _carry_out(api, server, each)
+            await _carry_out(api, server, each, workers)
         except TidepoolError as error:
             failed.append(f"flow run {each.run.id}: {error}")
     if failed:
         raise DecisionError(f"{len(failed)} decisions not carried out: {failed[0]}")
 
 
-async def _carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decision: Decision) -> None:
+async def _carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decision: Decision, workers: DaskWorkers) -> None:
     run, state = decision.run, decision.state
     if state is not None:
         async with one_pass():
@@ -127,7 +139,7 @@ async def _carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decision: Decision
     if state is not None and state.type in FINAL:
         # Last, and whatever the driver did: it can no longer report the state that it has been given here.
         async with one_pass():
-            await server.report_end(run)
+            await server.report_end(run, workers)
 
 
 def _mentioned(observations: Iterable[Observation]) -> set[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import PrefectClient
 
+    from tidepool.operate.sweep.dask_workers import DaskWorkers
     from tidepool.operate.sweep.leftovers import Leftover
     from tidepool.operate.sweep.records import Decision
 
@@ -116,7 +117,7 @@ class FlowRuns:
             await self._log(run, decision.output)
         return result.status == SetStateStatus.ACCEPT
 
-    async def report_end(self, run: FlowRun) -> None:
+    async def report_end(self, run: FlowRun, workers: DaskWorkers) -> None:
         """Publish the report of a flow run whose driver cannot: that the server has given a final state just now."""
         found = await self._request("GET", f"/flow_runs/{run.id}")
         deployment = self._deployments.get(run.deployment) or {}
@@ -130,7 +131,7 @@ class FlowRuns:
             body = {"deployments": {"id": {"any_": [run.deployment]}}, "flow_runs": completed}
             options = {"sort": "END_TIME_DESC", "limit": history.MOST}
             past = await self._request("POST", "/flow_runs/filter", json={**body, **options})
-        artifact = reports.artifact(name, deployment, found, task_runs, past, _PAGE)
+        artifact = reports.artifact(name, deployment, found, task_runs, past, _PAGE, workers)
         await self._request("POST", "/artifacts/", json=artifact)
 
     async def report_removed(self, cluster: Leftover) -> None:

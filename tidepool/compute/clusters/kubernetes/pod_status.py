@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Any
+
+from tidepool.report import exits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 # Waiting longer does not help with these.
 _PERMANENT = {"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError"}
 _CRASHES = 2
-_SIGNALLED = {128 + each.value: each.name for each in signal.Signals}
 
 
 def component(pod: Mapping[str, Any]) -> str:
@@ -49,18 +49,8 @@ def last_exit(pod: Mapping[str, Any]) -> str:
     for container in _containers(pod):
         for when in ("state", "lastState"):
             if ended := container.get(when, {}).get("terminated"):
-                return exit_words(ended)
+                return exits.container(ended)
     return ""
-
-
-def exit_words(terminated: Mapping[str, Any]) -> str:
-    """Return how a container terminated, in the words that `compute.runner.worker_loss` has for local processes."""
-    code = terminated.get("exitCode", 0)
-    if terminated.get("reason") == "OOMKilled":
-        return f"out of memory ({code})"
-    if code in _SIGNALLED:
-        return f"killed by {_SIGNALLED[code]} ({code})"
-    return f"{terminated.get('reason', 'Terminated')} ({code})"
 
 
 def restarts(pod: Mapping[str, Any]) -> int:
@@ -79,7 +69,7 @@ def _reason(container: Mapping[str, Any]) -> str:
     if ended and ended.get("exitCode"):
         last = (ended.get("message") or "").strip().splitlines()[-1:]
         said = f", last line: {last[0]}" if last else ""
-        return f"terminated: {exit_words(ended)}{said}"
+        return f"terminated: {exits.container(ended)}{said}"
     if waiting and waiting.get("reason") not in {"ContainerCreating", "PodInitializing"}:
         return f"waiting: {waiting['reason']} {waiting.get('message', '')}".strip()
     return ""
