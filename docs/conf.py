@@ -40,6 +40,8 @@ highlight_language = "none"
 smartquotes = False
 
 html_theme = "furo"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 
@@ -49,7 +51,8 @@ BELOW = {
     "docs/decisions/0001-record-decisions": "docs/decisions/*",
     "docs/measured": "benchmarks/results/*",
 }
-_ADDRESS = re.compile(r"\]\(([^)#\s]+\.md)(?:#[^)]*)?\)")
+# Not a link to a part of a page, which is listed elsewhere.
+_ADDRESS = re.compile(r"\]\(([^)#\s]+\.md)\)")
 
 
 def menu() -> str:

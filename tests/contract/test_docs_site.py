@@ -179,6 +179,18 @@ def test_a_file_that_is_not_a_page_is_a_link_to_the_repository_or_a_copy(site: P
     assert not (linked / "_downloads").exists()
 
 
+def test_the_menu_is_that_of_the_index(site: Path) -> None:
+    menu = (
+        html(site, TOP / "README.md").read_text(encoding="utf-8").split('class="sidebar-tree"', 1)[1].split("</div>")[0]
+    )
+    sections = re.findall(r"^## (.+)$", (TOP / "docs" / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    captions = re.findall(r'class="caption-text">([^<]+)<', menu)
+    assert captions == sections
+    last = menu.split(f">{sections[-1]}<")[1]
+    for page in ("CONTRIBUTING", "docs/glossary", "CHANGELOG", "docs/decisions/0001-record-decisions"):
+        assert f'href="{page}.html"' in last, "a link to a part of a page, in another section, is not its place"
+
+
 def test_anchors_of_the_site_are_those_of_github(site: Path) -> None:
     for page in PAGES:
         assert anchors(page) <= Page(html(site, page)).ids, page
