@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import subprocess
 import sys
 import time
 
+import httpx
 import yaml
 from installed import FINAL, TOP, Platform
 from kube import Namespace, command
@@ -121,5 +123,5 @@ def say(text: str) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, OSError, subprocess.SubprocessError, httpx.HTTPError) as error:
         sys.exit(f"kind-demo: {error}")
