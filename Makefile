@@ -103,6 +103,14 @@ lock: setup ## Lock the dependencies of requirements/*.in (UPGRADE=--upgrade for
 reference: setup ## Generate docs/settings.md and docs/commands.md
 	@$(BIN)/python -m docs.generate
 
+# Strict: a warning, such as a link to an anchor that a page does not have, fails the build. From the beginning each time:
+# the menu is in every page, and Sphinx would write only those that have changed.
+.PHONY: docs
+docs: setup ## Build the site of docs/ into build/docs: open build/docs/index.html
+	@rm -rf build/docs build/doctrees
+	@$(BIN)/python -m sphinx -c docs --builder html --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees . build/docs
+	@echo "build/docs/index.html"
+
 .PHONY: clean
 clean: ## Remove the environment, the caches and the demo's data
 	@rm -rf $(VENV) .tidepool .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* htmlcov build

@@ -33,6 +33,22 @@ kind-tools: setup ## Install the S3 server of the cluster tests into .venv/bin (
 	@GOBIN=$(abspath $(BIN)) go install $(VERSITYGW)
 	@test -z "$${GITHUB_PATH:-}" || echo "$(abspath $(BIN))" >> "$$GITHUB_PATH"
 
+STORE_IMAGE ?= localhost:5000/tidepool-store:1
+
+.PHONY: store-image
+store-image: ## Build and push the S3 server of k8s/overlays/dev/store (STORE_IMAGE=registry/name:tag; make kind-tools brings its program)
+	@program=$$(PATH="$(abspath $(BIN)):$$PATH" command -v versitygw) || { echo "missing versitygw, the S3 server: make kind-tools"; exit 2; }; \
+	  context=$$(mktemp -d); trap 'rm -r "$$context"' EXIT; cp tests/cluster/images/s3/Dockerfile "$$program" "$$context"; \
+	  docker buildx build --tag $(STORE_IMAGE) --build-arg BASE_IMAGE=$(TIDEPOOL_IMAGE_BASE) --push "$$context"
+	@name=$(STORE_IMAGE); docker buildx imagetools inspect $(STORE_IMAGE) --format "$${name%:*}@{{.Manifest.Digest}}"
+
+# The same on any cluster: KUBECONFIG names it.
+.PHONY: kind-demo
+kind-demo: setup ## Install the chart for development on the cluster of KUBECONFIG and run all six flows (REGISTRY=localhost:5000)
+	@PATH="$(abspath $(BIN)):$$PATH" REGISTRY=$(REGISTRY) $(BIN)/python tests/cluster/demo.py
+
+REGISTRY ?= localhost:5000
+
 .PHONY: kind-up
 kind-up: ## Start a kind cluster `tidepool` with a registry on localhost:5000, for `make test-cluster` or to try the chart
 	@docker inspect tidepool-registry >/dev/null 2>&1 || \

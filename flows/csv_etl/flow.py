@@ -35,8 +35,8 @@ def csv_etl(
     Args:
         source: CSV of integers: a path, or a file, s3 or http(s) URL. Lines may differ in length, and an empty file
             gives an empty result.
-        destination: Key under the storage root, or URL, of the result. {run_id} is the run's id. An existing file
-            with other content is never overwritten.
+        destination: Key under the storage root, or file or s3 URL, of the result. {run_id} is the run's id. An
+            existing file with other content is never overwritten.
         increment: Added to each integer; may be negative.
         update_source: Also write the result over the source. Off: the source is only read.
 

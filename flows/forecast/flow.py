@@ -67,8 +67,8 @@ def weekly_forecast(
         models: The models that compete; the smallest mean absolute scaled error wins.
         horizon: Weeks that each model forecasts per window, without having seen them, 1 to 52.
         windows: Windows that each model forecasts, one after another, 1 to 52; horizon times windows is at least 4.
-        max_age_weeks: Age of the last week of the source, in weeks, above which the run fails. Empty: it warns above
-            two weeks.
+        max_age_weeks: Age of the last week of the source, in weeks from 0, above which the run fails. Empty: it warns
+            above two weeks.
 
     Returns:
         `winner`, the `prediction` of next week with its 80 % interval, the `models` with their figures, best first,

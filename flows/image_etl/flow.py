@@ -55,8 +55,9 @@ def image_etl(
 
     Args:
         data_url: The raw data: a path, which starts at the current folder, or a file, s3 or http(s) URL.
-        data_file: Key of the data in the store. Empty: derived from the URL.
-        gif_name: File name of the animation, ending in .gif.
+        data_file: Key of the data under the storage root, such as image_etl/raw.img, or a file or s3 URL. Empty:
+            derived from data_url.
+        gif_name: File name of the animation: letters, digits, dots, hyphens and underscores, ending in .gif.
         n_workers: Dask workers that write frames, 1 to 64.
         frame_duration_ms: Duration of a frame in milliseconds, 20 to 60,000; GIF stores hundredths of a second.
         allow_bad_frames: Leave out frames that are not images. Off: one bad frame fails the run.

@@ -10,10 +10,11 @@ Runbook: docs/runbooks/drift-report.md
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import Field
 
 from tidepool import report
 
@@ -24,7 +25,9 @@ _MESSAGE_CHARACTERS = 1500
 
 
 @flow(name=NAME, flow_run_name=report.run_name("drift of {environment}"), timeout_seconds=600)
-def drift_report(environment: str = "production", end_pauses: bool = True) -> dict[str, Any]:
+def drift_report(
+    environment: Annotated[str, Field(min_length=1)] = "production", end_pauses: bool = True
+) -> dict[str, Any]:
     """Report the drift between Git and the server.
 
     Args:

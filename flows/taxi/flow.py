@@ -38,15 +38,15 @@ _WRITERS = 16
 
 @flow(name="taxi-tip-amounts", flow_run_name=report.run_name("tips in {source}"), timeout_seconds=2 * 3600)
 def taxi_tip_amounts(
-    source: str = f"{_PUBLIC}*.parquet",
+    source: Annotated[str, Field(min_length=1)] = f"{_PUBLIC}*.parquet",
     blocksize: Annotated[ByteSize, Field(ge=64 * 1024, le=1024**3)] = _BLOCKSIZE,
     n_workers: Annotated[int, Field(ge=1, le=64)] = 2,
 ) -> dict[str, Any]:
     """Compute the mean tip by passenger count.
 
     Args:
-        source: CSV or Parquet files of taxi rides: a path or URL (file, s3, http); * matches several. The column
-            names of yellow and green files and of the sample are recognised.
+        source: CSV or Parquet files of taxi rides: a path, or a file, s3 or http(s) URL; * matches several. The
+            column names of yellow and green files and of the sample are recognised.
         blocksize: Size of a partition, 64 KiB to 1 GiB: bytes, or text such as 16 MiB.
         n_workers: Dask workers that read the files, 1 to 64.
 
@@ -131,7 +131,7 @@ def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     on_crashed=[notify_failure],
 )
 def most_generous_riders(
-    source: str = f"{_PUBLIC}03.parquet",
+    source: Annotated[str, Field(min_length=1)] = f"{_PUBLIC}03.parquet",
     nrows: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000,
     failure_rate: Annotated[float, Field(ge=0, le=1)] = 0,
     seed: int = 0,
@@ -139,11 +139,11 @@ def most_generous_riders(
     """Find the rides with the largest share of the total paid as a tip.
 
     Args:
-        source: One CSV or Parquet file of taxi rides: a path or URL (file, s3, http). The column names of yellow and
-            green files and of the sample are recognised.
+        source: One CSV or Parquet file of taxi rides: a path, or a file, s3 or http(s) URL. The column names of yellow
+            and green files and of the sample are recognised; pickup times are ISO 8601 without an offset.
         nrows: Rows read from the start of the file, 1 to 10,000,000.
         failure_rate: Share of the cleaning attempts that fail on purpose, 0 to 1, to watch retries at work.
-        seed: Which attempts fail on purpose; the same seed, the same attempts.
+        seed: An integer that decides which attempts fail on purpose; the same seed, the same attempts.
 
     Returns:
         The summary: rides, hours, and the top rides (local times, US dollars, `ratio` is tip divided by total).

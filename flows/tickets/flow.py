@@ -56,11 +56,11 @@ def ticket_model_evaluation(
 
     Args:
         source: The event log of the tickets: a CSV, or a ZIP that holds incident_event_log.csv; a path, or a file, s3
-            or http(s) URL.
+            or http(s) URL. Its times are day-month-year hour:minute, such as 29-02-2016 01:16.
         batch_size: Distinct tickets to draw at random, 1 to 1,000,000; all of them, in the file's order, when there
             are fewer.
         seed: Makes the sample repeatable; from 0. Empty: a different sample for each run.
-        resamples: Bootstrap resamples for 95 % confidence intervals, up to 10,000; computed on a Dask cluster when
+        resamples: Bootstrap resamples for 95 % confidence intervals, 0 to 10,000; computed on a Dask cluster when
             they are many. 0: none.
 
     Returns:

@@ -78,6 +78,15 @@ def test_the_paths_in_the_guides_exist() -> None:
     assert [row for row in rows if not path_of_ours.search(row)] == [], "rows that name no file"
 
 
+def test_the_make_commands_of_the_pages_exist() -> None:
+    makefiles = [TOP / "Makefile", *(TOP / "make").glob("*.mk")]
+    targets = {name for path in makefiles for name in re.findall(r"^([a-z][a-z-]*):", path.read_text(), re.MULTILINE)}
+    command = re.compile(r"(?:^|`)make ([a-z][a-z-]+)", re.MULTILINE)
+    found = [(path, name) for path, text in texts() if path.suffix == ".md" for name in command.findall(text)]
+    assert len(found) > 50
+    assert sorted(f"{path}: make {name}" for path, name in found if name not in targets) == []
+
+
 @pytest.mark.parametrize("page", sorted((TOP / "docs" / "decisions").glob("*.md")), ids=lambda page: page.stem[:4])
 def test_every_decision_has_the_same_headings(page: Path) -> None:
     text = page.read_text()
@@ -139,17 +148,6 @@ def test_requirements_are_hashed_and_name_no_host() -> None:
         pinned = re.findall(r"^[a-z0-9].*==.*$", text, re.MULTILINE)
         assert pinned, path.name
         assert all(line.endswith("\\") for line in pinned), f"{path.name} has a requirement without a hash"
-
-
-def test_links_between_pages_lead_somewhere() -> None:
-    broken = [
-        f"{path}: {link}"
-        for path, text in texts()
-        if path.suffix == ".md"
-        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
-        if not (TOP / path.parent / link).exists()
-    ]
-    assert broken == []
 
 
 def test_the_charts_server_records_in_batches_as_the_local_one_does() -> None:

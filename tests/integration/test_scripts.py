@@ -52,13 +52,25 @@ print("the end")
 """
 
 
-@pytest.mark.parametrize("way", ["file", "standard input"])
+# As a notebook executes its cells: in the main module, while its event loop runs.
+CELL = f"""
+import asyncio
+
+async def cell() -> None:
+    exec({SCRIPT!r}, globals())
+
+asyncio.run(cell())
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "standard input", "cell"])
 def test_a_script_without_a_main_guard_runs_once(tmp_path: Path, way: str) -> None:
     """Each worker process ran the script again, and ended before it had joined its cluster."""
-    (tmp_path / "script.py").write_text(SCRIPT)
+    script = CELL if way == "cell" else SCRIPT
+    (tmp_path / "script.py").write_text(script)
     done = subprocess.run(
         [sys.executable, "script.py" if way == "file" else "-"],
-        input=SCRIPT if way == "standard input" else "",
+        input="" if way == "file" else script,
         cwd=tmp_path,
         env={**os.environ, "TIDEPOOL_COMPUTE_PROVIDER": "local"},
         capture_output=True,

@@ -198,7 +198,7 @@ def test_help_is_there(arguments: list[str]) -> None:
     ("arguments", "sentence"),
     [
         (["run", "csv-elt"], "unknown deployment 'csv-elt'; did you mean csv-etl?"),
-        (["run", "csv-etl", "-e", "prod"], "unknown environment 'prod'; known: local, production, staging"),
+        (["run", "csv-etl", "-e", "prod"], "unknown environment 'prod'; known: dev, local, production, staging"),
         (["render", "-e", "production", "--image", "app:1"], "image 'app:1' is not pinned by digest"),
         (["plan", "--detailed-exitcod"], "No such option: --detailed-exitcod"),
         (["drift", "-e"], "Option '-e' requires an argument"),

@@ -162,7 +162,7 @@ def _raw() -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("environment", ["local", "staging", "production"])
+@pytest.mark.parametrize("environment", ["dev", "local", "staging", "production"])
 def test_yaml_of_every_environment_reads_back_without_anchors(environment: str) -> None:
     rendered = environments.load(REPOSITORY, environment)
     text = environments.to_yaml(rendered)
