@@ -97,7 +97,7 @@ format: setup ## Format the code, and fix what the linter can fix
 lock: setup ## Lock the dependencies of requirements/*.in (UPGRADE=--upgrade for newer versions)
 	@for name in bootstrap runtime dev; do \
 	  $(BIN)/uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	    --override requirements/overrides.txt requirements/$$name.in --output-file requirements/$$name.txt; done
+	    --override requirements/overrides.in requirements/$$name.in --output-file requirements/$$name.txt; done
 
 .PHONY: reference
 reference: setup ## Generate docs/settings.md and docs/commands.md
