@@ -19,16 +19,17 @@ RUN --mount=type=cache,target=/build/cache,sharing=locked \
  && /build/bootstrap/bin/uv pip install --python /opt/venv/bin/python --no-deps --require-hashes --compile-bytecode \
       --requirement /build/runtime.txt
 # Left out, because nothing imports it at run time: the libraries' own test suites, type stubs, C and Cython sources and
-# headers, unminified browser scripts that have a minified twin, symbols for debuggers, Arrow's Flight and Substrait, and
-# what botocore knows of other AWS services than those that s3fs calls: a flow that calls another one adds its name.
+# headers, unminified browser scripts that have a minified twin, Arrow's Flight, symbols for debuggers (of
+# four packages; strip breaks libraries that were patched for their wheel), and what botocore knows of other AWS services
+# than those that s3fs calls: a flow that calls another one adds its name.
 ARG AWS_SERVICES="s3 sso sso-oidc sts"
 RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* \
  && cd /opt/venv/lib/python3.*/site-packages \
  && find . -depth -type d -name tests -not -path './numpy/testing/*' -exec rm -r {} + \
  && find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -o -name '*.cpp' \
       -o -name '*.cc' -o -name '*.h' -o -name '*.hpp' -o -name '*.f90' -o -name '*.js.map' -o -name '*.css.map' \) -delete \
- && find pyarrow \( -name '*flight*' -o -name '*substrait*' \) -delete \
- && find . -type f -name '*.so*' -exec strip --strip-unneeded {} + \
+ && find pyarrow -name '*flight*' -delete \
+ && find asyncpg box fontTools sqlalchemy -name '*.so' -exec strip --strip-unneeded {} + \
  && for service in botocore/data/*/; do \
       case " $AWS_SERVICES " in *" $(basename "$service") "*) ;; *) rm -r "$service" ;; esac; done \
  && cd bokeh/server/static/js && for script in *.min.js; do rm -f "${script%.min.js}.js"; done; rm -rf compiler.js types
@@ -79,8 +80,10 @@ ENV PATH=/app/bin:/opt/venv/bin:$PATH \
     PREFECT_HOME=/tmp/prefect \
     DASK_TEMPORARY_DIRECTORY=/tmp
 USER 10001:10001
-# Smoke test: every role's entry point imports, as the user that will run it.
+# Smoke test: every role's entry point imports, and what the flows import late, as the user that will run it.
 RUN python -c "import flows, tidepool.operate.dask_operator, prefect.server.api.server, prefect_kubernetes.worker" \
+ && python -c "import tomllib, importlib; late = tomllib.load(open('pyproject.toml', 'rb'))['tool']['tidepool']['late_imports']; \
+      [importlib.import_module(each) for each in late]" \
  && haproxy -v >/dev/null && python -c "import tidepool.operate.server, tidepool.upstream.prefect_server" \
  && python -m distributed.cli.dask_scheduler --version && python -m distributed.cli.dask_worker --version \
  && tidepool --help >/dev/null && prefect version >/dev/null && rm -rf /tmp/*
