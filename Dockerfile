@@ -41,13 +41,15 @@ RUN cd /opt/venv/lib/python3.*/site-packages && echo /app >app.pth && cp /build/
 # --- the project ---------------------------------------------------------------------------------------------
 FROM dependencies AS project
 COPY requirements/dev.txt pyproject.toml /build/source/
+COPY requirements/package.in /build/source/requirements/
 COPY tidepool /build/source/tidepool
-COPY flows /build/source/flows
 # The build back end (setuptools) is taken from the lock too.
 RUN --mount=type=cache,target=/build/cache,sharing=locked \
     cd /build/source && touch README.md \
  && /build/bootstrap/bin/uv pip install --python /opt/venv/bin/python --no-deps --compile-bytecode \
       --build-constraints dev.txt --target /app .
+COPY flows /app/flows
+RUN /opt/venv/bin/python -m compileall -q /app/flows
 
 # --- what runs -----------------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE:-python:3.11-slim-bookworm} AS runtime

@@ -33,7 +33,8 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt requirements/gc.pth py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/bootstrap.txt
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	@cp requirements/gc.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@packages="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	  cp requirements/gc.pth "$$packages"; echo '$(CURDIR)' >"$$packages/repository.pth" # makes `flows` importable
 	@touch $@
 
 .PHONY: demo

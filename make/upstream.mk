@@ -5,7 +5,7 @@ UPSTREAM := prefect prefect-dask prefect-docker prefect-kubernetes prefect-redis
 UPSTREAM_ISSUE := The newest upstream releases fail a contract test
 
 # Its own virtualenv: the locked dependencies, then only these packages (and what they require) at their newest release.
-# The bounds of requirements/runtime.in on other packages stay in force.
+# The bounds of requirements/package.in on other packages stay in force.
 .PHONY: test-upstream-newest
 test-upstream-newest: setup ## Run the contract tests of tidepool/upstream against the newest releases of its packages
 	@mkdir -p build

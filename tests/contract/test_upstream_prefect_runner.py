@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.conftest import migrated_database, prefect_server  # noqa: F401 - fixtures
 from tests.integration.flow_run_process import Pod
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ PULL = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
 
 
 @pytest.fixture
-def pod(tmp_path: Path, prefect_server: str) -> Pod:  # noqa: F811
+def pod(tmp_path: Path, prefect_server: str) -> Pod:
     return Pod(tmp_path, prefect_server)
 
 

@@ -24,7 +24,6 @@ import psutil
 import yaml
 
 from tests.conftest import Receiver
-from tests.databases import migrated
 from tests.drill import runbook
 from tests.helm.conftest import CHART
 from tests.integration.server_api import ask
@@ -34,6 +33,7 @@ from tidepool.local import pages
 from tidepool.local.processes import Processes
 from tidepool.local.server import Home, Server, free_port
 from tidepool.operate.exporter.notifications import _ITEM
+from tidepool.testing import migrated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -401,7 +401,7 @@ def stack(folder: Path, out: Console) -> Iterator[Stack]:
         parts.callback(receiver.shutdown)
         documents = parts.enter_context(pages.served(TOP, free_port()))
         server = Server(Home(folder), free_port())
-        shutil.copy(migrated(folder / "prefect"), server.home.prefect / "prefect.db")
+        shutil.copy(migrated(TOP / ".pytest_cache", folder / "prefect"), server.home.prefect / "prefect.db")
         variables = {
             **server.variables,
             **FAST,

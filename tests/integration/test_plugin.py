@@ -1,0 +1,58 @@
+"""The pytest plugin in a project that is not this repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run(folder: Path, test: str) -> str:
+    """Run a test module in a folder of its own; return pytest's output."""
+    (folder / "test_it.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_it_imports_and_sets_nothing_until_a_fixture_is_asked_for(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        "import os, sys\n"
+        "BEFORE = dict(os.environ)\n"
+        "def test_it():\n"
+        "    loaded = {name for name in sys.modules if name.partition('.')[0] == 'tidepool'}\n"
+        "    assert loaded == {'tidepool', 'tidepool.testing'}\n"
+        "    heavy = {'prefect', 'dask', 'distributed', 'httpx', 'pandas', 'numpy', 'pydantic', 'certifi'}\n"
+        "    assert not heavy & set(sys.modules)\n"
+        "    assert not [name for name in os.environ if name.startswith(('TIDEPOOL_', 'PREFECT_'))]\n",
+    )
+
+
+def test_store_and_threads_need_no_server(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        "from tidepool import storage\n"
+        "from tidepool.settings import settings\n"
+        "def test_it(storage_root, threads):\n"
+        "    assert storage.write(storage.url('a/b'), b'x') == f'{storage_root}/a/b'\n"
+        "    assert settings().compute.provider == 'threads'\n"
+        "def test_after_it():\n"
+        "    assert settings().compute.provider == 'local'\n",
+    )
+
+
+def test_a_fixture_of_the_project_takes_precedence(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        "import pytest\n"
+        "@pytest.fixture\n"
+        "def threads():\n"
+        "    return 4\n"
+        "def test_it(threads):\n"
+        "    assert threads == 4\n",
+    )
