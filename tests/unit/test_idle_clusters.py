@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import kr8s.asyncio
+import pytest
 
 from tidepool.compute.clusters.kubernetes.names import LABEL_SHARED
 from tidepool.operate import idle_clusters
+from tidepool.operate.sweep import loop
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.conftest import KubernetesServer
 
 DASK = "/apis/kubernetes.dask.org/v1/namespaces/ns/daskclusters"
@@ -110,6 +110,52 @@ def test_the_loop_outlives_an_unavailable_api_and_logs_it_once(
         watch.cancel()
 
     asyncio.run(check())
-    [unavailable, again] = [each.getMessage() for each in caplog.records if each.name == idle_clusters.__name__]
-    assert "503" in unavailable
-    assert again == "idle clusters: checked again"
+    logged = [each.getMessage() for each in caplog.records if each.name == loop.__name__]
+    assert "503" in logged[0]
+    assert logged.count("idle clusters of namespace ns: works again") == 1
+
+
+def test_a_connection_that_another_loop_has_replaced_ends_neither_watch_nor_operator(
+    kubernetes: KubernetesServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """kr8s opens another session at each 401 and 403, also of another loop; a request of the old one then fails."""
+    monkeypatch.setattr(idle_clusters, "_POLL_SECONDS", 0.001)
+    kubernetes.answers = lambda _: (200, {"items": []})
+
+    async def check() -> None:
+        api = await kr8s.asyncio.api()
+        await api._create_session()
+        assert api._session is not None
+        replaced, sent = api._session, api._session.request
+
+        async def request(**options: Any) -> httpx.Response:
+            await api._create_session()  # as another loop does while this one waits
+            return await sent(**options)
+
+        monkeypatch.setattr(replaced, "request", request)
+        watch = asyncio.create_task(idle_clusters.watch(["ns"]))
+        async with asyncio.timeout(60):
+            while not kubernetes.requests and not watch.done():  # noqa: ASYNC110 - the server is another thread
+                await asyncio.sleep(0.001)
+        assert not watch.done()
+        watch.cancel()
+
+    asyncio.run(check())
+    assert "RuntimeError: Cannot send a request, as the client has been closed." in caplog.text
+
+
+def test_a_cluster_that_may_not_be_deleted_keeps_no_other(kubernetes: KubernetesServer) -> None:
+    def answer(request: str) -> tuple[int, Any]:
+        if request.startswith(f"DELETE {DASK}/refused"):
+            return 422, {"message": "a webhook refuses it"}
+        return 200, {"items": [cluster("refused", 60), cluster("short", 60)]}
+
+    kubernetes.answers = answer
+
+    async def check() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(schedulers)) as http:
+            await idle_clusters.delete_idle(await kr8s.asyncio.api(), http, "ns")
+
+    with pytest.raises(loop.DeletionError, match=r"1 not deleted: .* DaskCluster refused: a web"):
+        asyncio.run(check())
+    assert any(each.startswith(f"DELETE {DASK}/short") for each in kubernetes.requests)

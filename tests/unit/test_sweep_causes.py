@@ -283,6 +283,21 @@ def test_a_driver_that_does_not_start(pods: list[Object], events: list[Object], 
 
 
 @pytest.mark.parametrize(
+    ("lacks", "expected"),
+    [
+        ({"message"}, "driver pod cannot start: FailedMount"),
+        ({"reason"}, "driver pod cannot start: x"),
+        ({"reason", "message"}, "driver pod cannot start: a warning without a reason"),
+    ],
+)
+def test_a_warning_may_lack_reason_and_message(lacks: set[str], expected: str) -> None:
+    starts = pod(waiting("ContainerCreating"))
+    about = event("FailedMount", "x", starts["metadata"]["name"], "Pod")
+    found = {key: value for key, value in about.items() if key not in lacks}
+    assert causes.cause(job(), [starts], [found]) == expected
+
+
+@pytest.mark.parametrize(
     ("requests", "message", "nodes", "expected"),
     [
         ({"cpu": "7"}, NO_CPU, [node(), node(cpu="1500m")], "no node has 7 CPU free (asked: 7; largest node: 2)"),

@@ -221,10 +221,13 @@ def _warned(pod: Object, events: Iterable[Object]) -> str:
     last = max(about, key=_last_seen, default=None)
     if last is None:
         return ""
-    pulls = [each["message"] for each in about if each["message"].startswith("Failed to pull image")]
-    if pulls and last["reason"] == "Failed":
+    # Both are optional in an event of another controller.
+    messages = [each.get("message") or "" for each in about]
+    pulls = [each for each in messages if each.startswith("Failed to pull image")]
+    reason, message = last.get("reason") or "", last.get("message") or ""
+    if pulls and reason == "Failed":
         return _not_pulled(pod, "", pulls[-1])
-    return f"driver pod cannot start: {_short(last['message'])}"
+    return f"driver pod cannot start: {_short(message or reason or 'a warning without a reason')}"
 
 
 def _not_pulled(pod: Object, reason: str, message: str) -> str:
