@@ -52,6 +52,7 @@ def test_a_cgroup_that_does_not_tell_is_no_statement(tmp_path: Path) -> None:
         (Ending(-9), Memory(1, ""), "driver out of memory (no limit: the node's); raise memory_limit"),
         (Ending(-9), Memory(0, "1Gi"), "driver's process killed by SIGKILL, not for its memory limit"),
         (Ending(-11), Memory(1, "1Gi"), "driver's process killed by SIGSEGV"),
+        (Ending(-40), Memory(1, "1Gi"), "driver's process killed by signal 40"),
         (Ending(-9), None, ""),
         (Ending(3), Memory(1, "1Gi"), ""),
         (Ending(None), Memory(1, "1Gi"), ""),

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from tidepool.operate.sweep import drivers, flow_runs
+from tidepool.operate.sweep import drivers, flow_run_loop, flow_runs
+from tidepool.operate.sweep.dask_workers import DaskWorkers
 from tidepool.operate.sweep.observation import Observation
+from tidepool.operate.sweep.prefect_api import FlowRuns
 from tidepool.operate.sweep.records import Decision, FlowRun, Job, Policy, State, policy
 
 Object = dict[str, Any]
@@ -231,8 +234,8 @@ def test_the_last_lines_of_a_driver_that_could_send_none_are_kept() -> None:
 @pytest.mark.parametrize(
     ("of", "objects", "expected"),
     [
-        (state("PENDING", "Submitting"), [job(), STARTS], "InfrastructurePending: its pod starts"),
-        (state("PENDING", "Submitting"), [job(), PULL], f"InfrastructurePending: {NO_IMAGE}"),
+        (state("PENDING", "Submitting", since=121), [job(), STARTS], "InfrastructurePending: its pod starts"),
+        (state("PENDING", "Submitting", since=121), [job(), PULL], f"InfrastructurePending: {NO_IMAGE}"),
         (
             state("PENDING", "InfrastructurePending", "its pod starts"),
             [job(), PULL],
@@ -279,7 +282,7 @@ def test_a_flow_that_does_not_begin_is_ended_too() -> None:
 
 
 def test_a_run_whose_job_was_not_made_is_scheduled_again() -> None:
-    waits = run(state("PENDING", "Submitting", since=59), "")
+    waits = run(state("PENDING", "Submitting", since=59), "", history=(state("SCHEDULED"), state("PENDING")))
     assert decide(waits) == []
     [decision] = decide(replace(waits, state=state("PENDING", "Pending", since=61)))
     assert decision.state
@@ -529,3 +532,90 @@ def test_a_value_that_the_pool_would_refuse_is_left_out(wrong: object) -> None:
 def test_crashed_is_not_an_end_for_the_clusters_of_a_run() -> None:
     runs = [run(state(kind), identity=kind) for kind in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED", "RUNNING")]
     assert flow_runs.ended(runs) == dict.fromkeys(("COMPLETED", "FAILED", "CANCELLED"), ago(60))
+
+
+# --- states and objects that are seldom seen --------------------------------------------------------------------------
+
+
+def test_a_run_that_is_retried_while_its_last_driver_ends_has_its_own_start_timeout() -> None:
+    again = run(state("PENDING", "Pending", since=5), policy=Policy(start_timeout=timedelta(seconds=600)))
+    last = job(created=7200)
+    assert decide(again, last, running(7100)) == [], "the process before closes; the next Job is being made"
+    assert decide(again, last, PULL) == [], "what keeps the Job before is not the reason of this attempt"
+    [decision] = decide(replace(again, state=state("PENDING", "Pending", since=601)), last, running(7100))
+    assert decision.jobs == OURS
+    assert said([decision])[0].startswith("Crashed: did not start within 600 s: ")
+
+
+def test_a_run_that_waited_for_its_pod_is_not_stuck_without_it() -> None:
+    waited = run(state("PENDING", "InfrastructurePending", "its pod starts"), "")
+    assert said(decide(waited)) == ["Crashed: its Job was deleted"], "its worker died before it named the Job"
+    assert decide(run(state("RUNNING"), "")) == [], "it may be executed elsewhere, by hand"
+
+
+def test_a_run_without_a_job_is_not_judged_before_its_history_was_read() -> None:
+    waits = state("PENDING", since=61)
+    assert decide(run(waits, "", history=())) == []
+    assert said(decide(run(waits, "", history=(waits,))))[0].endswith("attempt 1 of 3")
+
+
+@pytest.mark.parametrize("name", ["Resuming", "Scheduled"])
+def test_a_run_that_has_begun_and_is_scheduled_again_is_not_skipped(name: str) -> None:
+    due = state("SCHEDULED", name, since=1)
+    assert decide([scheduled(20, due, wants=NONE, begun=True), scheduled(19, due, begun=True), scheduled(0)]) == []
+
+
+@pytest.mark.parametrize(("start", "begun"), [(None, False), ("2026-11-27T05:00:00Z", True)])
+def test_a_run_with_a_start_time_has_begun(start: str | None, *, begun: bool) -> None:
+    server = FlowRuns(cast("Any", None), ["k"], ["runs"])
+    server._pools = {"k": {"base_job_template": {}}}
+    at = "2026-11-27T05:00:00Z"
+    found = {
+        "id": RUN, "name": "x", "work_pool_name": "k", "deployment_id": None, "infrastructure_pid": None,
+        "auto_scheduled": False, "expected_start_time": at, "start_time": start,
+        "state": {"id": "s", "type": "SCHEDULED", "name": "Resuming", "message": None, "timestamp": at},
+    }  # fmt: skip
+    assert server._flow_run(found).begun is begun
+
+
+@pytest.mark.parametrize("name", ["max_runtime_seconds", "start_timeout_seconds"])
+def test_a_time_beyond_the_pools_limit_is_left_out(name: str) -> None:
+    assert policy({name: 10**12}) == Policy(), "no date is that late"
+    assert policy({name: 10**20}) == Policy()
+
+
+def test_a_job_whose_run_did_not_start_in_time_is_deleted_later_if_it_could_not_be_at_once() -> None:
+    crashed = state("CRASHED", message="did not start within 600 s: its driver runs, its flow has not begun", since=6)
+    assert [each.jobs for each in decide(run(crashed), job(), running())] == [OURS]
+
+
+def test_a_run_that_is_not_understood_keeps_no_other() -> None:
+    bad = job(identity="bad", name="bad")
+    bad["status"]["conditions"] = [{"type": "Failed", "status": "True"}]
+    runs = [run(state("RUNNING"), identity="bad"), run(state("RUNNING"))]
+    problem, decision = decide(runs, bad, job("Failed"), OOM)
+    assert problem.problem.startswith("KeyError: ")
+    assert said([decision]) == ["Crashed: driver out of memory (limit 1Gi); raise memory_limit"]
+
+
+def test_a_decision_that_fails_in_an_unknown_way_keeps_no_other() -> None:
+    class Server:
+        told: tuple[str, ...] = ()
+
+        async def set_state(self, decision: Decision) -> bool:
+            self.told += (decision.run.id,)
+            if decision.run.id == "bad":
+                raise TypeError("'NoneType' object is not subscriptable")
+            return False
+
+    server: Any = Server()
+    ends = state("CRASHED")
+    decided = [Decision(run(state("RUNNING"), identity=each), ends) for each in ("bad", "good")]
+    problem = Decision(run(state("RUNNING"), identity="odd"), problem="KeyError: 'spec'")
+
+    async def carry_out() -> None:
+        await flow_run_loop.carry_out(cast("Any", None), server, [problem, *decided], DaskWorkers(NOW))
+
+    with pytest.raises(flow_run_loop.DecisionError, match=r"^2 decisions not carried out: flow run odd: K"):
+        asyncio.run(carry_out())
+    assert server.told == ("bad", "good")

@@ -80,14 +80,14 @@ def cause(ending: Ending, memory: Memory | None) -> str:
     """Return why a signal ended a flow run's process, if that is known; empty: Prefect's own words stand."""
     if ending.state or ending.status is None or ending.status >= 0 or memory is None:
         return ""
-    name = signal.Signals(-ending.status).name
+    from tidepool.report import exits
+
+    name = exits.signal_name(-ending.status)
     if name != "SIGKILL":
         return f"driver's process killed by {name}"
     if not memory.kills:
         return "driver's process killed by SIGKILL, not for its memory limit"
-    from tidepool.report.exits import driver_out_of_memory
-
-    return driver_out_of_memory(memory.limit)
+    return exits.driver_out_of_memory(memory.limit)
 
 
 def report_end(flow_run: FlowRun, ending: Ending, words: str, record_file: str) -> None:
@@ -128,8 +128,10 @@ def _is_cancelled(flow_run: FlowRun) -> bool:
 
 
 def _without_words(ending: Ending) -> str:
+    from tidepool.report import exits
+
     code = ending.status or 0
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    how = f"was killed by {exits.signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     return f"driver's process {how} and reported no state"
 
 

@@ -17,7 +17,7 @@ def process(code: int) -> str:
     """Return how a process ended, by Python's exit code (negative: the signal), with the code that a shell shows."""
     if code >= 0:
         return f"exit code {code}"
-    return f"killed by {_signal(-code) or f'signal {-code}'} ({_SIGNALLED - code})"
+    return f"killed by {signal_name(-code)} ({_SIGNALLED - code})"
 
 
 def container(terminated: Mapping[str, Any]) -> str:
@@ -43,6 +43,11 @@ def driver_out_of_memory(limit: str) -> str:
     """
     known = f"limit {limit}" if limit else "no limit: the node's"
     return f"driver out of memory ({known}); raise memory_limit"
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, or `signal N` for one that is numbered only."""
+    return _signal(number) or f"signal {number}"
 
 
 def _signal(number: int) -> str:

@@ -120,12 +120,16 @@ async def carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decided: Iterable[D
             await _carry_out(api, server, each, workers)
         except TidepoolError as error:
             failed.append(f"flow run {each.run.id}: {error}")
+        except Exception as error:  # noqa: BLE001 - what is not understood of one run must not keep all others
+            failed.append(f"flow run {each.run.id}: {type(error).__name__}: {error}")
     if failed:
         raise DecisionError(f"{len(failed)} decisions not carried out: {failed[0]}")
 
 
 async def _carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decision: Decision, workers: DaskWorkers) -> None:
     run, state = decision.run, decision.state
+    if decision.problem:
+        raise DecisionError(decision.problem)
     if state is not None:
         async with one_pass():
             accepted = await server.set_state(decision)

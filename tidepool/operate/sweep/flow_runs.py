@@ -57,6 +57,7 @@ _FIRST_RETRY = timedelta(seconds=10)
 _LAST_RETRY = timedelta(minutes=10)
 _STARTS = "its pod starts"
 _RESUBMITTED = "no Prefect worker made its Job"
+_NOT_STARTED = "did not start within"
 
 
 def needs_history(run: FlowRun, now: datetime) -> bool:
@@ -84,7 +85,10 @@ def decisions(observations: Sequence[Observation], runs: Iterable[FlowRun], now:
     found = []
     for run in runs:
         made = drivers.of(run)
-        decision = _skip(run, made, skipped.get(run.id, ""), now) or _decision(run, made, now)
+        try:
+            decision = _skip(run, made, skipped.get(run.id, ""), now) or _decision(run, made, now)
+        except Exception as error:  # noqa: BLE001 - an object of one run must not keep all others
+            decision = Decision(run, problem=f"{type(error).__name__}: {error}")
         if decision is not None:
             found.append(decision)
     return found
@@ -121,11 +125,16 @@ def _is_suspended(run: FlowRun) -> bool:
 
 def _pending(run: FlowRun, made: Driver, now: datetime) -> Decision | None:
     job = made.job
-    if made.may_run:
-        # Without a Job an earlier pod ends.
-        return _waiting(run, made, created(job), now) if job and not causes.ended(job) else None
     # A Job of this attempt is younger than Pending and Submitting.
-    if run.state.name not in WAITING and (job is None or created(job) + _SKEW < run.state.since):
+    earlier = run.state.name not in WAITING and (job is None or created(job) + _SKEW < run.state.since)
+    if made.may_run:
+        if job is None or causes.ended(job):
+            return None  # an earlier pod ends
+        if not earlier:
+            return _waiting(run, made, created(job), now)
+        late = now > run.state.since + run.policy.start_timeout
+        return _not_started(run, made, "the driver of an earlier attempt has not ended", now) if late else None
+    if earlier:
         return _without_job(run, now)
     return _lost(run, made, now)
 
@@ -135,8 +144,7 @@ def _waiting(run: FlowRun, made: Driver, since: datetime, now: datetime) -> Deci
     reason, begun = made.cause(), causes.began(made.own_pods())
     if now > since + run.policy.start_timeout:
         why = reason or ("its driver runs, its flow has not begun" if begun else _STARTS)
-        message = f"did not start within {_seconds(run.policy.start_timeout)} s: {why}"
-        return _set(run, "CRASHED", "Crashed", message, now, made)
+        return _not_started(run, made, why, now)
     if begun or (reason and now < since + _SETTLED):
         return None
     message = reason or _STARTS
@@ -146,9 +154,15 @@ def _waiting(run: FlowRun, made: Driver, since: datetime, now: datetime) -> Deci
     return _set(run, "PENDING", name, message, now)
 
 
+def _not_started(run: FlowRun, made: Driver, why: str, now: datetime) -> Decision:
+    message = f"{_NOT_STARTED} {_seconds(run.policy.start_timeout)} s: {why}"
+    return _set(run, "CRASHED", "Crashed", message, now, made)
+
+
 def _without_job(run: FlowRun, now: datetime) -> Decision | None:
     """Decide about a run that a Prefect worker has picked up, and for which it has made no Job."""
-    if now < run.state.since + _JOB_MADE:
+    # It became due between the readings: its history, which has one state at least, is read in the next pass.
+    if now < run.state.since + _JOB_MADE or not run.history:
         return None
     before = sum(each.type == "SCHEDULED" and each.message.startswith(_RESUBMITTED) for each in run.history)
     if before < _RESUBMISSIONS:
@@ -182,8 +196,9 @@ def _lost(run: FlowRun, made: Driver, now: datetime) -> Decision | None:
     if job is not None and causes.ended(job) and ended_at(job) + _SKEW < run.state.since:
         job = None
     if job is None:
-        # Without a Prefect worker's word that it made a Job, the run may be executed elsewhere, by hand.
-        known = bool(run.infrastructure) and now > run.state.since + 2 * _REPORTED
+        # Without a Prefect worker's word that it made a Job, or one seen here, it may be executed elsewhere, by hand.
+        had = bool(run.infrastructure) or run.state.name in WAITING
+        known = had and now > run.state.since + 2 * _REPORTED
         return _set(run, "CRASHED", "Crashed", "its Job was deleted", now) if known else None
     if now < ended_at(job) + _REPORTED:
         return None
@@ -205,7 +220,9 @@ def _cancelled(run: FlowRun, made: Driver, now: datetime) -> Decision | None:
     """Decide about the Jobs of a run that has ended: those that a cancelled one left, and those that never began."""
     if run.state.type not in FINAL or now < run.state.since + _REPORTED:
         return None
-    stuck = made.may_run and not causes.began(made.pods)
+    # Its Job should be gone, and the API may have refused that: such a driver may never end by itself.
+    hung = run.state.type == "CRASHED" and run.state.message.startswith(_NOT_STARTED)
+    stuck = made.may_run and (hung or not causes.began(made.pods))
     closing = now < run.state.since + _CANCELLED_BY_DRIVER
     if stuck or (run.state.type == "CANCELLED" and (not made.may_run or not closing)):
         return Decision(run, jobs=jobs) if (jobs := made.to_delete()) else None
@@ -274,8 +291,8 @@ def _skip(run: FlowRun, made: Driver, reason: str, now: datetime) -> Decision | 
     waits = run.state.type == "SCHEDULED" and run.state.name != "AwaitingRetry"
     if not reason or not (waits or (run.state.type == "PENDING" and not causes.began(made.pods))):
         return None
-    if any(each.type == "RUNNING" for each in run.history):
-        return None  # a later attempt
+    if run.begun or any(each.type == "RUNNING" for each in run.history):
+        return None  # a later attempt, or one that was suspended
     return _set(run, "CANCELLED", SKIPPED, f"skipped by after_outage: {run.policy.after_outage}: {reason}", now, made)
 
 

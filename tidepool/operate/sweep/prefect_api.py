@@ -193,6 +193,7 @@ class FlowRuns:
             deployment=each["deployment_id"] or "",
             schedule=str(created_by.get("id") or "") if each["auto_scheduled"] else "",
             expected=_time(each["expected_start_time"] or each["created"]),
+            begun=each["start_time"] is not None,
         )
 
     async def _with_history(self, run: FlowRun, now: datetime) -> FlowRun | None:

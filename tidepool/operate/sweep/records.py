@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 POLICY_VARIABLES = ("after_outage", "max_runtime_seconds", "on_crash", "start_timeout_seconds")
 """Job variables that the Prefect worker does not use: `policy` reads them."""
+# A date plus more of it is an error: of the whole pass, for all runs.
+_MOST_SECONDS = 10 * 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class FlowRun:
         schedule: Id of the schedule that made it; empty if a person or a program did.
         expected: When it was to start.
         history: Its states so far, oldest first; empty if they were not read.
+        begun: Whether an attempt of it has begun or ended.
     """
 
     id: str
@@ -75,6 +78,7 @@ class FlowRun:
     schedule: str
     expected: datetime
     history: tuple[State, ...] = ()
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,20 @@ class Decision:
         state: The state to set; None to leave it.
         jobs: Jobs to delete, when the server has accepted the state.
         output: The last lines that its driver printed, for the log of a run that sent none itself.
+        problem: Why nothing could be decided; empty if something was.
     """
 
     run: FlowRun
     state: State | None = None
     jobs: tuple[Job, ...] = ()
     output: str = ""
+    problem: str = ""
 
 
 def policy(*variables: Mapping[str, Any]) -> Policy:
     """Return the policy of job variables: a work pool's defaults, a deployment's, a run's own; the last one counts.
 
-    The work pool's schema has checked them; a value that it would refuse today is left out.
+    The work pool's schema has checked them; a value of another kind is left out, and so is a time of over ten years.
     """
     merged: dict[str, Any] = {}
     for each in variables:
@@ -128,4 +134,4 @@ def policy(*variables: Mapping[str, Any]) -> Policy:
 
 
 def _positive(value: object) -> timedelta | None:
-    return timedelta(seconds=value) if isinstance(value, int) and value > 0 else None
+    return timedelta(seconds=value) if isinstance(value, int) and 0 < value <= _MOST_SECONDS else None
