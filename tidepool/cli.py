@@ -126,6 +126,52 @@ def new(
 
 
 @app.command()
+def init(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The new folder, whose name is the repository's.")],
+    flow: Annotated[str, typer.Option(help="Name of its first flow.")] = "first-flow",
+    owner: Annotated[str, typer.Option(help="Team that owns the flow: the deployment's tag owner:….")] = "platform",
+    tidepool: Annotated[
+        str,
+        typer.Option(
+            metavar="REQUIREMENT",
+            help="How the repository installs tidepool: tidepool==VERSION, tidepool @ git+https://…, or the path of a "
+            "wheel, which is copied there. Default: this version.",
+        ),
+    ] = "",
+) -> None:
+    """Create a repository that uses tidepool as a package, with one small flow.
+
+    It is validated before it is moved to its place. `tidepool update` brings a newer template to it.
+
+    Exit code: 0 created, 1 something is wrong and nothing was written.
+    """
+    from pathlib import Path
+
+    from tidepool.author.init import init as create
+
+    create(Path(folder), flow, owner, tidepool)
+    typer.echo(f"wrote {folder}; next: cd {folder}, make setup, make demo, and the first commit")
+
+
+@app.command()
+def update() -> None:
+    """Bring what this version writes for a new repository to one that `tidepool init` made; local changes are kept.
+
+    The first flow is not touched. A conflict is marked in the file, as by `git merge`. Changes must be committed first.
+
+    Exit code: 0 done or nothing to do; 1 there is a conflict, or something is wrong and nothing was written.
+    """
+    from tidepool.author.init import update as merge
+
+    done = merge(repository())
+    for path, word in done.items():
+        typer.echo(f"{path}: {word}")
+    if not done:
+        typer.echo("nothing to do")
+    raise typer.Exit(1 if "conflict" in done.values() else 0)
+
+
+@app.command()
 def demo(
     leave: Annotated[
         bool,

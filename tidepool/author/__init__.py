@@ -1,4 +1,4 @@
-"""Commands for authors of flows: `tidepool new`."""
+"""Commands for authors of flows: `tidepool new`, and for their repository: `tidepool init`, `tidepool update`."""
 
 from typing import Literal
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tidepool.deploy.config.house_rules import HouseRules
     from tidepool.deploy.config.yaml_source import YamlFile
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = [Path(__file__).parent / folder for folder in ("templates", "repository")]
 # What Kubernetes and file names take. Longer ones would not fit in the lines of the templates.
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST = 40
@@ -103,8 +103,6 @@ def _check(order: Order, rules: HouseRules, file: YamlFile) -> None:
         accepted = f"lower-case letters, digits and single hyphens, a letter first, at most {_LONGEST} characters"
         house = f", and {rules.names} (`names` of [tool.tidepool])" if rules.names else ""
         raise UsageError(f"invalid name {name!r}: {accepted}{house}; for example daily-orders")
-    if keyword.iskeyword(order.module) or hasattr(builtins, order.module):
-        raise UsageError(f"invalid name {name!r}: it is a word of Python; the flow's function has that name")
     if name in known:
         raise UsageError(f"{file.name}:{file.line(('deployments', known.index(name)))}: {name} exists already")
     if order.timezone and not order.cron:
@@ -146,19 +144,9 @@ def _texts(repository: Path, order: Order, rules: HouseRules, file: YamlFile) ->
     sample = f"samples/{name}.csv"
     common = {"name": name, "module": module, "kind": order.kind, "sample": sample, "runbook": runbook}
     when = f"`{order.cron}` ({order.timezone or 'UTC'})" if order.cron else "On request"
-    created = {
-        f"flows/{module}/__init__.py": f'"""{name}: the mean of each group of a CSV."""\n',
-        f"flows/{module}/flow.py": _render("flow.py", common),
-        f"flows/{module}/transform.py": _render("transform.py", common),
-        sample: _render("sample.csv", common),
-        f"tests/unit/test_{module}_transform.py": _render("test_transform.py", common),
-        f"tests/integration/test_{module}_flow.py": _render("test_flow.py", common),
-    }
-    if runbook:
-        created[runbook] = _render("runbook.md", {**common, "when": when, "headings": rules.runbook_headings})
+    created = flow_files(common, when, rules.runbook_headings)
     if taken := [each for each in [f"flows/{module}", *created] if (repository / each).exists()]:
         raise UsageError(f"{taken[0]} exists already; choose another name, nothing was written")
-    _refuse_shadowing(name, module, created[f"flows/{module}/flow.py"])
     if not (repository / "flows" / "__init__.py").exists():
         created = {"flows/__init__.py": '"""The flows, a package for each domain."""\n', **created}
     text = (repository / file.name).read_bytes().decode()  # with its own ends of lines
@@ -167,6 +155,34 @@ def _texts(repository: Path, order: Order, rules: HouseRules, file: YamlFile) ->
     if readme.is_file() and (table := _with_row(readme.read_bytes().decode(), order, runbook, when)):
         changed["README.md"] = table
     return {**created, **changed}
+
+
+def flow_files(common: Mapping[str, Any], when: str, headings: list[str]) -> dict[str, str]:
+    """Return the content of each file that belongs to one flow only, by its path in the repository.
+
+    Args:
+        common: Values of the templates: `name`, `module`, `kind`, and the paths `sample` and `runbook` (may be empty).
+        when: The schedule in words.
+        headings: Of the runbook.
+
+    Raises:
+        UsageError: the name has another meaning in Python or in the flow's module.
+    """
+    name, module = common["name"], common["module"]
+    if keyword.iskeyword(module) or hasattr(builtins, module):
+        raise UsageError(f"invalid name {name!r}: it is a word of Python; the flow's function has that name")
+    created = {
+        f"flows/{module}/__init__.py": f'"""{name}: the mean of each group of a CSV."""\n',
+        f"flows/{module}/flow.py": render("flow.py", common),
+        f"flows/{module}/transform.py": render("transform.py", common),
+        common["sample"]: render("sample.csv", common),
+        f"tests/unit/test_{module}_transform.py": render("test_transform.py", common),
+        f"tests/integration/test_{module}_flow.py": render("test_flow.py", common),
+    }
+    if runbook := common["runbook"]:
+        created[runbook] = render("runbook.md", {**common, "when": when, "headings": headings})
+    _refuse_shadowing(name, module, created[f"flows/{module}/flow.py"])
+    return created
 
 
 def _deployment(order: Order, rules: HouseRules, file: YamlFile, text: str, common: Mapping[str, Any]) -> str:
@@ -192,10 +208,11 @@ def _deployment(order: Order, rules: HouseRules, file: YamlFile, text: str, comm
             lambda pool: bool(order.cron) or "after_outage" not in (pool.get("job_variables") or {}),
         ),
     }
-    return _render("deployment.yaml", values)
+    return render("deployment.yaml", values)
 
 
-def _render(template: str, values: Mapping[str, Any]) -> str:
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Return the text of a template of `templates/` or `repository/`, which is named without its ending."""
     import jinja2
 
     # Brackets: braces are those of Python and of Prefect's own placeholders.

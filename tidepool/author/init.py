@@ -1,0 +1,251 @@
+"""`tidepool init` and `tidepool update`: a repository that uses tidepool as a package, and a newer template for it.
+
+A new repository is made beside its place, validated there, and moved. Its file `.tidepool-init.json` keeps the answers
+and each file as the template gave it. So an update is a merge of three texts, by `git merge-file`: as it was given, as
+it is now, as the newer template gives it (docs/decisions/0111-*.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tidepool.author.new import flow_files, render
+from tidepool.errors import TidepoolError, UsageError
+from tidepool.settings import settings
+
+RECORD = ".tidepool-init.json"
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_LONGEST = 40
+_HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation", "How to know it is fixed"]
+# The first flow is the author's from the beginning: an update does not touch it.
+_FILES = {
+    ".dockerignore": "dockerignore",
+    ".github/CODEOWNERS": "CODEOWNERS",
+    ".github/workflows/ci.yml": "ci.yml",
+    ".gitignore": "gitignore",
+    "Dockerfile": "Dockerfile",
+    "Makefile": "Makefile",
+    "README.md": "README.md",
+    "automations.yaml": "automations.yaml",
+    "docs/runbooks/work-pool-not-ready.md": "work-pool-not-ready.md",
+    "environments/local.yaml": "local.yaml",
+    "environments/staging.yaml": "staging.yaml",
+    "prefect.yaml": "prefect.yaml",
+    "pyproject.toml": "pyproject.toml",
+    "requirements-dev.in": "requirements-dev.in",
+    "requirements.in": "requirements.in",
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers that a repository was made from.
+
+    Attributes:
+        repository: Its name.
+        flow: Name of its first flow.
+        owner: Team that owns the flow.
+        requirement: The line of requirements.in that installs tidepool.
+    """
+
+    repository: str
+    flow: str
+    owner: str
+    requirement: str
+
+
+def init(folder: Path, flow: str, owner: str, tidepool: str) -> None:
+    """Create a repository.
+
+    Args:
+        folder: Its place: it does not exist, or is empty.
+        flow: Name of its first flow.
+        owner: Team that owns the flow.
+        tidepool: Requirement, as `tidepool==0.1.0` or `tidepool @ git+https://…`, or the path of a wheel, which is
+            copied to the repository; empty for the version that runs.
+
+    Raises:
+        UsageError: something is wrong with an argument; nothing was written.
+        TidepoolError: the folder cannot be written; nothing was written.
+    """
+    folder = folder.absolute()
+    _check(folder, flow, owner)
+    wheel, requirement = _requirement(tidepool)
+    answers = Answers(folder.name, flow, owner, requirement)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            made = Path(temporary) / folder.name
+            texts = _texts(answers)
+            for path, text in {**texts, **_flow(answers)}.items():
+                _write(made / path, text)
+            _record(made, answers, texts)
+            if wheel:
+                (made / "wheels").mkdir()
+                shutil.copy2(wheel, made / "wheels")
+            _validate(made)
+            for cache in list(made.rglob("__pycache__")):
+                shutil.rmtree(cache)
+            _git("init", "--quiet", str(made))
+            if folder.exists():  # it may be the current folder, so it stays
+                for each in list(made.iterdir()):
+                    each.rename(folder / each.name)
+            else:
+                made.rename(folder)
+    except OSError as error:
+        raise TidepoolError(f"{error.filename or folder}: {error.strerror}; nothing was written") from error
+
+
+def update(repository: Path) -> dict[str, str]:
+    """Merge the template of this version into a repository that `init` made.
+
+    Returns:
+        For each file that the template has changed: `updated`, `created`, `deleted`, `conflict`, or why it is kept.
+
+    Raises:
+        UsageError: the repository has no record of the template, or changes that are not committed.
+    """
+    record = repository / RECORD
+    try:
+        given = json.loads(record.read_text(encoding="utf-8"))
+        answers, old = Answers(**given["answers"]), dict(given["files"])
+    except FileNotFoundError:
+        raise UsageError(f"{RECORD} does not exist: this repository was not made by `tidepool init`") from None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{RECORD} is not as `tidepool init` writes it; restore it from Git") from None
+    if _git("status", "--porcelain", folder=repository).stdout.strip():
+        raise UsageError("the repository has changes that are not committed; commit them first, nothing was written")
+    new, done = _texts(answers), {}
+    for path in sorted({*old, *new}):
+        if old.get(path) != new.get(path) and (word := _merge(repository / path, old.get(path), new.get(path))):
+            done[path] = word
+    _record(repository, answers, new)
+    return done
+
+
+def _merge(path: Path, old: str | None, new: str | None) -> str:
+    """Bring one file from what the template gave to what it gives now; return the word for what was done."""
+    here = path.read_text(encoding="utf-8") if path.is_file() else None
+    if here == new:
+        return ""
+    if old is None or new is None or here is None:
+        return _one_sided(path, here, old, new)
+    with TemporaryDirectory() as temporary:
+        names = [Path(temporary) / name for name in ("here", "given", "new")]
+        for name, text in zip(names, (here, old, new), strict=True):
+            _write(name, text)
+        labels = [word for label in ("this repository", "template, before", "template, now") for word in ("-L", label)]
+        merged = _git("merge-file", "--stdout", *labels, *map(str, names), accepted=range(128))
+    _write(path, merged.stdout)
+    return "conflict" if merged.returncode else "updated"
+
+
+def _validate(repository: Path) -> None:
+    """Run `tidepool validate` there, in a process of its own: this one may have imported another package `flows`."""
+    command = [sys.executable, "-m", "tidepool.cli", "validate"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    if done.returncode:
+        found = f"{done.stdout}{done.stderr}".strip().removeprefix("tidepool: ")
+        raise TidepoolError(f"the new repository is not valid, nothing was written: {found}")
+
+
+def _one_sided(path: Path, here: str | None, old: str | None, new: str | None) -> str:
+    """Bring a file that is missing here, in the former template or in this one; return the word for what was done."""
+    if here is None and old is None:
+        _write(path, new or "")
+        return "created"
+    if here is None:
+        return "kept deleted; the template has changed it"
+    if new is None and here == old:
+        path.unlink()
+        return "deleted"
+    return "kept; the template has it no longer" if new is None else "kept; the template has a new file of this name"
+
+
+def _check(folder: Path, flow: str, owner: str) -> None:
+    for what, name in (("folder", folder.name), ("--flow", flow), ("--owner", owner)):
+        if not _NAME.fullmatch(name) or len(name) > _LONGEST:
+            accepted = f"lower-case letters, digits and single hyphens, a letter first, at most {_LONGEST} characters"
+            raise UsageError(f"{what}: invalid name {name!r}: {accepted}; for example daily-orders")
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is not an empty folder; choose another one, nothing was written")
+    if shutil.which("git") is None:
+        raise UsageError("git is not installed, and a repository needs it; nothing was written")
+
+
+def _requirement(given: str) -> tuple[Path | None, str]:
+    """Return the wheel to copy, if any, and the line of requirements.in."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    if given.endswith(".whl"):
+        wheel = Path(given)
+        if not wheel.is_file() or not wheel.name.startswith("tidepool-"):
+            raise UsageError(f"--tidepool: {given} is not the file of a wheel of tidepool; nothing was written")
+        return wheel, f"./wheels/{wheel.name}"
+    text = given or f"tidepool=={version('tidepool')}"
+    try:
+        fits = Requirement(text).name == "tidepool"
+    except InvalidRequirement:
+        fits = False
+    if not fits:
+        accepted = "tidepool==VERSION, tidepool @ git+https://…, or the path of a wheel"
+        raise UsageError(f"--tidepool: {text!r} is not accepted: {accepted}; nothing was written")
+    return None, text
+
+
+def _values(answers: Answers) -> dict[str, object]:
+    module = answers.flow.replace("-", "_")
+    return {
+        **asdict(answers),
+        "name": answers.flow,
+        "module": module,
+        "kind": "plain",
+        "sample": f"samples/{answers.flow}.csv",
+        "runbook": f"docs/runbooks/{answers.flow}.md",
+        "wheel": answers.requirement.startswith("./"),
+        "prefect": version("prefect"),
+        "manager": _manager(),
+    }
+
+
+def _texts(answers: Answers) -> dict[str, str]:
+    values = _values(answers)
+    return {path: render(template, values) for path, template in _FILES.items()}
+
+
+def _flow(answers: Answers) -> dict[str, str]:
+    first = {"flows/__init__.py": '"""The flows, a package for each domain."""\n'}
+    return {**first, **flow_files(_values(answers), "On request", _HEADINGS)}
+
+
+def _manager() -> str:
+    return settings().deploy.owner
+
+
+def _record(repository: Path, answers: Answers, texts: dict[str, str]) -> None:
+    content = {"version": version("tidepool"), "answers": asdict(answers), "files": texts}
+    _write(repository / RECORD, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def _git(*arguments: str, folder: Path | None = None, accepted: range = range(1)) -> subprocess.CompletedProcess[str]:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UsageError("git is not installed; nothing was written") from None
+    if done.returncode not in accepted:
+        raise TidepoolError(f"git {arguments[0]}: {done.stderr.strip()}")
+    return done
