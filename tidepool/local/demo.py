@@ -45,8 +45,9 @@ _WHERE = """
 Where to look, while the server runs:
   {ui}/v2/runs?tags=incident  the incidents; each run has its report under Artifacts
   {ui}/v2/automations  alerts and repairs
-  {documents}/docs/on-call.md  what on-call reads first
-  tidepool status  what is wrong now; `tidepool status csv-etl`: the last run of a deployment"""
+  tidepool status  what is wrong now; `tidepool status NAME`: the last run of a deployment"""
+# Of the documents of a repository, the one that the runs above are explained by.
+_ON_CALL = "docs/on-call.md"
 _STYLES = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "cyan"}
 
 
@@ -83,7 +84,9 @@ def demo(repository: Path, *, stay: bool, port: int | None) -> int:
         try:
             with suppress(KeyboardInterrupt):
                 code = _run(repository, server, processes, out)
-                out.print(_WHERE.format(ui=server.url, documents=documents), highlight=False)
+                out.print(_WHERE.format(ui=server.url), highlight=False)
+                if (repository / _ON_CALL).is_file():
+                    out.print(f"  {documents}/{_ON_CALL}  what on-call reads first", highlight=False)
                 if stay:
                     out.print(f"\nThe UI is at {server.url}. Ctrl-C stops everything.")
                 while stay:
