@@ -141,7 +141,7 @@ def init(
 ) -> None:
     """Create a repository that uses tidepool as a package, with one small flow.
 
-    It is validated before it is moved to its place. `tidepool update` brings a newer template to it.
+    It is validated before it is moved to its place, and committed. `tidepool update` brings a newer template to it.
 
     Exit code: 0 created, 1 something is wrong and nothing was written.
     """
@@ -150,7 +150,7 @@ def init(
     from tidepool.author.init import init as create
 
     create(Path(folder), flow, owner, tidepool)
-    typer.echo(f"wrote {folder}; next: cd {folder}, make setup, make demo, and the first commit")
+    typer.echo(f"wrote {folder}; next: cd {folder}, make setup, make demo")
 
 
 @app.command()

@@ -43,7 +43,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def commit(folder: Path) -> None:
     author = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
-    for arguments in (["add", "--all"], [*author, "commit", "--quiet", "--message", "all"]):
+    for arguments in (["add", "--all"], [*author, "commit", "--quiet", "--allow-empty", "--message", "all"]):
         assert run(folder, "git", *arguments).returncode == 0
 
 
@@ -112,6 +112,16 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path: Path, argume
     assert len(done.stderr.splitlines()) == 1
     assert contents(tmp_path) == {"full/file": "x"}
     assert [each.name for each in tmp_path.iterdir()] == ["full"]
+
+
+def test_it_is_committed_also_without_an_identity(shop: Path, tmp_path: Path) -> None:
+    assert run(shop, "git", "log", "--format=%s").stdout.splitlines()[-1].startswith("tidepool init, version ")
+    home = {"HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", "XDG_CONFIG_HOME": str(tmp_path)}
+    done = run(tmp_path, BIN / "tidepool", "init", "new", **home)
+    assert done.returncode == 0, done.stderr
+    new = tmp_path / "new"
+    assert run(new, "git", "log", "--format=%an %s").stdout.startswith("tidepool init tidepool init, version ")
+    assert run(new, "git", "status", "--short").stdout == ""
 
 
 def test_without_git_nothing_is_written(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def init(folder: Path, flow: str, owner: str, tidepool: str) -> None:
             for cache in list(made.rglob("__pycache__")):
                 shutil.rmtree(cache)
             _git("init", "--quiet", str(made))
+            _commit(made)
             if folder.exists():  # it may be the current folder, so it stays
                 for each in list(made.iterdir()):
                     each.rename(folder / each.name)
@@ -241,11 +242,20 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="")
 
 
+def _commit(made: Path) -> None:
+    """Commit the new repository: a deployment's version is the commit, and an update needs one to compare with."""
+    named = _git("config", "user.email", folder=made, accepted=range(2)).returncode == 0
+    author = () if named else ("-c", "user.name=tidepool init", "-c", "user.email=tidepool-init@localhost")
+    _git("add", "--all", folder=made)
+    message = f"tidepool init, version {version('tidepool')}"
+    _git(*author, "commit", "--quiet", "--no-verify", "--no-gpg-sign", "--message", message, folder=made)
+
+
 def _git(*arguments: str, folder: Path | None = None, accepted: range = range(1)) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UsageError("git is not installed; nothing was written") from None
     if done.returncode not in accepted:
-        raise TidepoolError(f"git {arguments[0]}: {done.stderr.strip()}")
+        raise TidepoolError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
     return done
