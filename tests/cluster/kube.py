@@ -72,7 +72,11 @@ class Namespace:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             local = probe.getsockname()[1]
-        loop = f"while true; do kubectl --namespace {self.name} port-forward {target} {local}:{port}; sleep 0.2; done"
+        # A suite that was killed must not leave a loop that starts kubectl for ever.
+        alive = f"kill -0 {os.getpid()} 2>/dev/null"
+        loop = (
+            f"while {alive}; do kubectl --namespace {self.name} port-forward {target} {local}:{port}; sleep 0.2; done"
+        )
         forward = subprocess.Popen(
             ["bash", "-c", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
