@@ -12,6 +12,7 @@ import secrets
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import httpx
 import yaml
@@ -91,15 +92,19 @@ def run(platform: Platform) -> int:
     say(f"{len(names)} flow runs, two at a time")
     began = time.monotonic()
     waiting = {name: platform.start(f"{name}/{name}") for name in names}
-    failed = []
-    while waiting and time.monotonic() - began < RUN_SECONDS:
+    failed: list[str] = []
+
+    def all_ended() -> bool:
         for name, run_id in list(waiting.items()):
             state = platform.run(run_id)["state"]
             if state["type"] in FINAL:
                 del waiting[name]
                 say(f"{name}: {state['name']} {state['message'] or ''}".rstrip())
-                failed += [name] if state["type"] != "COMPLETED" else []
-        time.sleep(2)
+                failed.extend([name] if state["type"] != "COMPLETED" else [])
+        return not waiting
+
+    with suppress(AssertionError):  # those that have not ended are named below
+        platform.until(all_ended, "all runs have ended", RUN_SECONDS)
     for name in waiting:
         say(f"{name}: not ended after {RUN_SECONDS} s")
     left = [*failed, *waiting]

@@ -214,7 +214,7 @@ def _values(answers: Answers) -> dict[str, object]:
         "runbook": f"docs/runbooks/{answers.flow}.md",
         "wheel": answers.requirement.startswith("./"),
         "prefect": version("prefect"),
-        "manager": _manager(),
+        "manager": settings().deploy.owner,
     }
 
 
@@ -226,10 +226,6 @@ def _texts(answers: Answers) -> dict[str, str]:
 def _flow(answers: Answers) -> dict[str, str]:
     first = {"flows/__init__.py": '"""The flows, a package for each domain."""\n'}
     return {**first, **flow_files(_values(answers), "On request", _HEADINGS)}
-
-
-def _manager() -> str:
-    return settings().deploy.owner
 
 
 def _record(repository: Path, answers: Answers, texts: dict[str, str]) -> None:
@@ -244,7 +240,9 @@ def _write(path: Path, text: str) -> None:
 
 def _commit(made: Path) -> None:
     """Commit the new repository: a deployment's version is the commit, and an update needs one to compare with."""
-    named = _git("config", "user.email", folder=made, accepted=range(2)).returncode == 0
+    # A name and an address that are configured; Git would make them up otherwise, or refuse.
+    asked = ("-c", "user.useConfigOnly=true", "var", "GIT_AUTHOR_IDENT")
+    named = _git(*asked, folder=made, accepted=range(129)).returncode == 0
     author = () if named else ("-c", "user.name=tidepool init", "-c", "user.email=tidepool-init@localhost")
     _git("add", "--all", folder=made)
     message = f"tidepool init, version {version('tidepool')}"
