@@ -72,7 +72,7 @@ class Namespace:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             local = probe.getsockname()[1]
-        # A suite that was killed must not leave a loop that starts kubectl for ever.
+        # A suite that was killed must not leave a loop that starts kubectl forever.
         alive = f"kill -0 {os.getpid()} 2>/dev/null"
         loop = (
             f"while {alive}; do kubectl --namespace {self.name} port-forward {target} {local}:{port}; sleep 0.2; done"

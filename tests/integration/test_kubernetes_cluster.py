@@ -333,7 +333,7 @@ def test_a_lost_worker_has_the_reason_that_kubernetes_reports(
         (
             [pod("scheduler", containerStatuses=[CRASHES])],
             600,
-            r"cannot start: scheduler terminated: Error \(1\), last",
+            r"cannot start: scheduler terminated: exit code 1, last",
         ),
         ([], 2, r"did not start within 2 s; it waited for its scheduler: no pod yet; is a Dask operator running"),
     ],
