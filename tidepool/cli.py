@@ -180,7 +180,7 @@ def chart(
     """Write the Helm chart of this version, and the objects that a Kubernetes cluster needs once.
 
     They are in the folders chart, cluster (kubectl apply --server-side -k) and crds of DIR. An earlier version of them
-    is replaced. In a repository that `tidepool init` made, `make install-chart` and `make cluster-objects` call it.
+    is replaced. The Makefile of a repository that `tidepool init` made calls it before it installs the platform.
 
     Exit code: 0 written, 1 something is wrong.
     """

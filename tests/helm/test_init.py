@@ -43,6 +43,14 @@ def rendered(shop: Path, environment: str) -> list[Manifest]:
     return checked(run("helm", *command, "--kube-version=1.34", f"--set=image.digest={DIGEST}", *given))
 
 
+def test_its_namespaces_have_its_name_and_not_ours(shop: Path) -> None:
+    texts = {path: path.read_text() for path in (shop / "k8s").rglob("*.yaml")}
+    label = 'tidepool.dev/flow-runs: "true"'  # for the policies of the cluster, which all repositories share
+    assert [path for path, text in texts.items() if "tidepool" in text.replace(label, "")] == []
+    assert [path for path, text in texts.items() if label in text] == [shop / "k8s/base/flow-runs/namespace.yaml"]
+    assert {path.parent.name for path in texts} == {*NAMESPACES, "flow-runs", "platform"}  # without ours for the store
+
+
 @pytest.mark.parametrize("environment", NAMESPACES)
 def test_helm_finds_nothing_in_its_values(shop: Path, environment: str) -> None:
     need("helm")
