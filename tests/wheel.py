@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,25 @@ from pathlib import Path
 
 TOP = Path(__file__).parents[1]
 _SOURCES = ["tidepool", "requirements/package.in", "pyproject.toml", "README.md"]
+_LINKS = TOP / "tidepool" / "author" / "kubernetes"
 
 
 def sources() -> list[str]:
-    """The files that the package is made of, relative to the repository."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *_SOURCES]
+    """The files that the package is made of, and links to folders of it, relative to the repository."""
+    linked = [os.path.relpath(link.resolve(), TOP) for link in _LINKS.iterdir()]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *_SOURCES, *linked]
     listed = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [name for name in listed if (TOP / name).is_file()]
+    return [name for name in listed if (TOP / name).exists()]
+
+
+def packed() -> set[str]:
+    """The files that the wheel has, by their paths there: behind a link are those of the folder that it leads to."""
+    found = {name for name in sources() if name.startswith("tidepool/") and not (TOP / name).is_symlink()}
+    for link in _LINKS.iterdir():
+        folder = os.path.relpath(link.resolve(), TOP)
+        below = (name.removeprefix(folder) for name in sources() if name.startswith(f"{folder}/"))
+        found |= {f"{link.relative_to(TOP)}{name}" for name in below}
+    return found
 
 
 def build(folder: Path) -> Path:
@@ -23,7 +36,7 @@ def build(folder: Path) -> Path:
     source = folder / "source"
     for name in sources():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(TOP / name, source / name)
+        shutil.copy2(TOP / name, source / name, follow_symlinks=False)
     uv = Path(sys.executable).with_name("uv")
     command = [uv, "build", "--quiet", "--wheel", "--offline", "--no-build-isolation", "--python", sys.executable]
     subprocess.run([*command, "--out-dir", folder / "wheel", source], check=True)

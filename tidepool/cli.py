@@ -134,8 +134,8 @@ def init(
         str,
         typer.Option(
             metavar="REQUIREMENT",
-            help="How the repository installs tidepool: tidepool==VERSION, tidepool @ git+https://…, or the path of a "
-            "wheel, which is copied there. Default: this version.",
+            help="How the repository installs tidepool: tidepool==VERSION, or the path of a wheel, which is copied "
+            "there. Default: this version.",
         ),
     ] = "",
 ) -> None:
@@ -169,6 +169,27 @@ def update() -> None:
     if not done:
         typer.echo("nothing to do")
     raise typer.Exit(1 if "conflict" in done.values() else 0)
+
+
+@app.command()
+def chart(
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="A folder that is new, empty, or written by this command before.")
+    ],
+) -> None:
+    """Write the Helm chart of this version, and the objects that a Kubernetes cluster needs once.
+
+    They are in the folders chart, cluster (kubectl apply --server-side -k) and crds of DIR. An earlier version of them
+    is replaced. The Makefile of a repository that `tidepool init` made calls it before it installs the platform.
+
+    Exit code: 0 written, 1 something is wrong.
+    """
+    from pathlib import Path
+
+    from tidepool.author.chart import write
+
+    write(Path(folder))
+    typer.echo(f"wrote {folder}/chart and {folder}/cluster")
 
 
 @app.command()

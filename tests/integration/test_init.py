@@ -83,7 +83,86 @@ def test_its_checks_and_its_unit_tests_pass(shop: Path) -> None:
 
 def test_make_lists_its_commands(shop: Path) -> None:
     done = run(shop, "make")
-    assert {"setup", "demo", "test", "validate", "deploy"} <= {line.split()[0] for line in done.stdout.splitlines()}
+    listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert {"setup", "demo", "test", "validate", "deploy", "cluster-objects", "install-chart"} <= listed
+
+
+@pytest.fixture
+def programs(shop: Path, tmp_path: Path) -> Path:
+    """A copy of the repository, where programs for a cluster only print their command lines; `tidepool` is real."""
+    folder, bin_ = tmp_path / "shop", tmp_path / "bin"
+    assert run(tmp_path, "cp", "-r", shop, folder).returncode == 0
+    bin_.mkdir()
+    for name in ("docker", "helm", "kubectl"):
+        (bin_ / name).write_text(f'#!/bin/sh\necho "{name} $*"\n')
+        (bin_ / name).chmod(0o755)
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(BIN)
+    for name in ("requirements.txt", "requirements-dev.txt", ".venv/.ready"):
+        (folder / name).touch()
+    return folder
+
+
+def make(folder: Path, *arguments: str) -> tuple[int, list[str], str]:
+    """Exit code, command lines and errors of `make` in that copy."""
+    path = f"{folder.parent / 'bin'}:{os.environ['PATH']}"
+    done = run(folder, "make", *arguments, PATH=path)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+IMAGE = f"localhost:5000/shop@sha256:{'a' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("environment", "namespace"), [("dev", "shop-dev"), ("staging", "shop-staging"), ("production", "shop")]
+)
+def test_its_commands_install_the_platform(programs: Path, environment: str, namespace: str) -> None:
+    code, printed, errors = make(programs, "cluster-objects", "namespaces", f"ENVIRONMENT={environment}")
+    assert code == 0, errors
+    assert printed == [
+        "wrote build/platform/chart and build/platform/cluster",
+        "kubectl apply --server-side -k build/platform/cluster",
+        f"kubectl apply -k k8s/overlays/{environment}",
+    ]
+    code, printed, errors = make(programs, "install-chart", f"ENVIRONMENT={environment}", f"IMAGE={IMAGE}")
+    assert code == 0, errors
+    (command,) = printed[1:]
+    assert command == (
+        f"helm upgrade --install tidepool build/platform/chart --namespace {namespace} "
+        f"--values helm/{environment}-values.yaml --set image.repository=localhost:5000/shop "
+        f"--set image.digest=sha256:{'a' * 64} --wait --timeout 15m"
+    )
+    assert make(programs, "test-chart", f"ENVIRONMENT={environment}")[1] == [
+        f"helm test tidepool --namespace {namespace} --logs"
+    ]
+    for each in ("build/platform/chart/Chart.yaml", f"k8s/overlays/{environment}", f"helm/{environment}-values.yaml"):
+        assert (programs / each).exists()
+    assert run(programs, "git", "status", "--short", "build").stdout == ""
+
+
+@pytest.mark.parametrize("image", [[], ["IMAGE=localhost:5000/shop:1"]])
+def test_the_chart_is_installed_with_a_digest_only(programs: Path, image: list[str]) -> None:
+    code, printed, _ = make(programs, "install-chart", "ENVIRONMENT=dev", *image)
+    assert code == 2
+    assert printed[1:] == ["missing IMAGE=name@sha256:…, as `make image PUSH=1` prints it"]
+
+
+def test_its_image_is_built_on_the_given_base_and_pushed(programs: Path) -> None:
+    tag = run(programs, "git", "describe", "--always", "--dirty", "--abbrev=12").stdout.strip()
+    code, printed, errors = make(programs, "image", "PUSH=1", "IMAGE_NAME=r:5000/shop", "TIDEPOOL_IMAGE_BASE=b:1")
+    assert code == 0, errors
+    assert printed == [
+        f"docker buildx build --tag r:5000/shop:{tag} --build-arg REVISION={tag} --build-arg BASE_IMAGE=b:1 --push .",
+        f"docker buildx imagetools inspect r:5000/shop:{tag} --format r:5000/shop@{{{{.Manifest.Digest}}}}",
+    ]
+
+
+def test_the_image_gets_what_its_build_copies(shop: Path) -> None:
+    sent = {line[1:] for line in (shop / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = [line.split()[1:-1] for line in (shop / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
+    names = {name.replace("yam[l]", "yaml") for names in copied for name in names}
+    assert names - {"requirements.txt"} <= {each.name for each in shop.iterdir()}
+    assert names == sent
 
 
 @pytest.mark.parametrize(
@@ -98,7 +177,11 @@ def test_make_lists_its_commands(shop: Path) -> None:
         (["new", "--owner", "A team"], "--owner: invalid name 'A team': lower-case letters"),
         (
             ["new", "--tidepool", "x==1"],
-            "--tidepool: 'x==1' is not accepted: tidepool==VERSION, tidepool @ git+https://…",
+            "--tidepool: 'x==1' is not accepted: tidepool==VERSION, or the path of a wheel",
+        ),
+        (
+            ["new", "--tidepool", "tidepool @ git+https://t.invalid/t"],
+            "--tidepool: a Git address cannot be locked by hash; pip wheel --no-deps 'git+https://t.invalid/t' makes",
         ),
         (["new", "--tidepool", "no.whl"], "--tidepool: no.whl is not the file of a wheel of tidepool"),
     ],
@@ -131,6 +214,10 @@ def test_without_git_nothing_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_its_branch_is_that_of_the_workflows(shop: Path) -> None:
+    assert run(shop, "git", "branch", "--show-current").stdout == "main\n"
+
+
 @pytest.fixture
 def older(tmp_path: Path, shop: Path) -> Path:
     """A copy of the repository as an older template had written it."""
@@ -140,13 +227,15 @@ def older(tmp_path: Path, shop: Path) -> Path:
     files = record["files"]
     files["Makefile"] = files["Makefile"].replace("Run the tests", "Run all tests")
     files["gone.txt"] = files["changed-and-gone.txt"] = "of the former template\n"
-    for name in (".gitignore", "automations.yaml"):
-        del files[name]
+    for name in list(files):
+        # Of the first version, which had nothing for Kubernetes.
+        if name in {".gitignore", "automations.yaml"} or name.startswith(("helm/", "k8s/")):
+            del files[name]
+            (folder / name).unlink()
     files["environments/staging.yaml"] += "# former\n"
     files["README.md"] = files["README.md"].replace("make test       # run", "make test       # execute")
     for name, text in files.items():
         (folder / name).write_text(text)
-    (folder / ".gitignore").unlink()
     (folder / subject.RECORD).write_text(json.dumps(record))
     return folder
 
@@ -159,7 +248,12 @@ def test_an_update_brings_the_newer_template_and_keeps_local_changes(older: Path
     (older / "automations.yaml").write_text("automations: []\n")
     (older / "environments" / "staging.yaml").unlink()
     commit(older)
-    assert subject.update(older) == {
+    done = subject.update(older)
+    kubernetes = {name: done.pop(name) for name in list(done) if name.startswith(("helm/", "k8s/"))}
+    assert set(kubernetes.values()) == {"created"}
+    assert {"helm/dev-values.yaml", "k8s/overlays/dev/kustomization.yaml"} <= kubernetes.keys()
+    assert [name for name in kubernetes if (older / name).read_text() != (shop / name).read_text()] == []
+    assert done == {
         ".gitignore": "created",
         "Makefile": "updated",
         "README.md": "updated",

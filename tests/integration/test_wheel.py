@@ -9,7 +9,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from tests.wheel import TOP, build, sources
+from tests.wheel import TOP, build, packed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +28,19 @@ def requirements(path: Path) -> set[Requirement]:
 
 def test_it_has_every_file_of_the_package_and_no_other_package(wheel: ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == {name for name in sources() if name.startswith("tidepool/")}
+    assert names == packed()
     assert "tidepool/author/templates/flow.py.jinja" in names
+
+
+def test_it_has_the_chart_and_the_objects_of_the_cluster(wheel: ZipFile) -> None:
+    for name, source in {
+        "chart/.helmignore": "helm/tidepool/.helmignore",
+        "chart/templates/server/deployment.yaml": "helm/tidepool/templates/server/deployment.yaml",
+        "cluster/admission.yaml": "k8s/cluster/admission.yaml",
+        "crds/kustomization.yaml": "k8s/crds/kustomization.yaml",
+        "overlays/dev/flow-runs/quantities.yaml": "k8s/overlays/dev/flow-runs/quantities.yaml",
+    }.items():
+        assert wheel.read(f"tidepool/author/kubernetes/{name}") == (TOP / source).read_bytes()
 
 
 def test_its_dependencies_are_those_that_are_locked(wheel: ZipFile) -> None:

@@ -1,4 +1,4 @@
-"""Commands for authors of flows: `tidepool new`, and for their repository: `tidepool init`, `tidepool update`."""
+"""Commands for authors of flows: `tidepool new`, and for their repository: `tidepool init`, `update` and `chart`."""
 
 from typing import Literal
 

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tidepool.author.chart import packed
 from tidepool.author.new import flow_files, render
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import settings
@@ -26,19 +27,29 @@ RECORD = ".tidepool-init.json"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST = 40
 _HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation", "How to know it is fixed"]
+# Names of namespaces in k8s/.
+_NAMESPACE = re.compile(r"^((?:namespace|  name): )tidepool(?=-|$)", re.MULTILINE)
 # The first flow is the author's from the beginning: an update does not touch it.
 _FILES = {
     ".dockerignore": "dockerignore",
     ".github/CODEOWNERS": "CODEOWNERS",
+    ".github/dependabot.yml": "dependabot.yml",
     ".github/workflows/ci.yml": "ci.yml",
+    ".github/workflows/deploy.yml": "deploy.yml",
+    ".github/workflows/drift.yml": "drift.yml",
+    ".github/workflows/image.yml": "image.yml",
     ".gitignore": "gitignore",
     "Dockerfile": "Dockerfile",
     "Makefile": "Makefile",
     "README.md": "README.md",
     "automations.yaml": "automations.yaml",
     "docs/runbooks/work-pool-not-ready.md": "work-pool-not-ready.md",
+    "environments/dev.yaml": "dev.yaml",
     "environments/local.yaml": "local.yaml",
     "environments/staging.yaml": "staging.yaml",
+    "helm/dev-values.yaml": "dev-values.yaml",
+    "helm/production-values.yaml": "production-values.yaml",
+    "helm/staging-values.yaml": "staging-values.yaml",
     "prefect.yaml": "prefect.yaml",
     "pyproject.toml": "pyproject.toml",
     "requirements-dev.in": "requirements-dev.in",
@@ -70,8 +81,8 @@ def init(folder: Path, flow: str, owner: str, tidepool: str) -> None:
         folder: Its place: it does not exist, or is empty.
         flow: Name of its first flow.
         owner: Team that owns the flow.
-        tidepool: Requirement, as `tidepool==0.1.0` or `tidepool @ git+https://…`, or the path of a wheel, which is
-            copied to the repository; empty for the version that runs.
+        tidepool: Requirement, as `tidepool==0.1.0`, or the path of a wheel, which is copied to the repository; empty
+            for the version that runs.
 
     Raises:
         UsageError: something is wrong with an argument; nothing was written.
@@ -85,17 +96,17 @@ def init(folder: Path, flow: str, owner: str, tidepool: str) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             made = Path(temporary) / folder.name
-            texts = _texts(answers)
-            for path, text in {**texts, **_flow(answers)}.items():
+            given = texts(answers)
+            for path, text in {**given, **_flow(answers)}.items():
                 _write(made / path, text)
-            _record(made, answers, texts)
+            _record(made, answers, given)
             if wheel:
                 (made / "wheels").mkdir()
                 shutil.copy2(wheel, made / "wheels")
             _validate(made)
             for cache in list(made.rglob("__pycache__")):
                 shutil.rmtree(cache)
-            _git("init", "--quiet", str(made))
+            _git("init", "--quiet", "--initial-branch=main", str(made))  # the branch of the workflows
             _commit(made)
             if folder.exists():  # it may be the current folder, so it stays
                 for each in list(made.iterdir()):
@@ -125,7 +136,7 @@ def update(repository: Path) -> dict[str, str]:
         raise UsageError(f"{RECORD} is not as `tidepool init` writes it; restore it from Git") from None
     if _git("status", "--porcelain", folder=repository).stdout.strip():
         raise UsageError("the repository has changes that are not committed; commit them first, nothing was written")
-    new, done = _texts(answers), {}
+    new, done = texts(answers), {}
     for path in sorted({*old, *new}):
         if old.get(path) != new.get(path) and (word := _merge(repository / path, old.get(path), new.get(path))):
             done[path] = word
@@ -194,12 +205,17 @@ def _requirement(given: str) -> tuple[Path | None, str]:
         return wheel, f"./wheels/{wheel.name}"
     text = given or f"tidepool=={version('tidepool')}"
     try:
-        fits = Requirement(text).name == "tidepool"
+        requirement = Requirement(text)
+        fits = requirement.name == "tidepool"
     except InvalidRequirement:
         fits = False
     if not fits:
-        accepted = "tidepool==VERSION, tidepool @ git+https://…, or the path of a wheel"
+        accepted = "tidepool==VERSION, or the path of a wheel"
         raise UsageError(f"--tidepool: {text!r} is not accepted: {accepted}; nothing was written")
+    if (requirement.url or "").startswith("git+"):
+        # pip and uv install nothing without a hash where the other packages have one.
+        advice = f"pip wheel --no-deps '{requirement.url}' makes a wheel: give its path"
+        raise UsageError(f"--tidepool: a Git address cannot be locked by hash; {advice}; nothing was written")
     return None, text
 
 
@@ -218,9 +234,27 @@ def _values(answers: Answers) -> dict[str, object]:
     }
 
 
-def _texts(answers: Answers) -> dict[str, str]:
+def texts(answers: Answers) -> dict[str, str]:
+    """Return the files that a repository gets and `update` merges, by their paths: all but its first flow.
+
+    Raises:
+        TidepoolError: this installation does not have the files of k8s/.
+    """
     values = _values(answers)
-    return {path: render(template, values) for path, template in _FILES.items()}
+    return {**{path: render(template, values) for path, template in _FILES.items()}, **_namespaces(answers)}
+
+
+def _namespaces(answers: Answers) -> dict[str, str]:
+    """Return the files of k8s/: those of tidepool's own repository, with namespaces of this repository's name."""
+    found = {}
+    for folder in ("base", "overlays"):
+        top = packed(folder)
+        for path in sorted(top.rglob("*.yaml")):
+            # The S3 server for development needs an image that only tidepool's own repository builds.
+            if "store" not in (name := path.relative_to(top)).parts:
+                text = path.read_text(encoding="utf-8")
+                found[f"k8s/{folder}/{name}"] = _NAMESPACE.sub(rf"\1{answers.repository}", text)
+    return found
 
 
 def _flow(answers: Answers) -> dict[str, str]:
