@@ -267,6 +267,8 @@ def forecast(model: ModelName, history: FloatArray, weeks: int) -> Forecast:
     """
     with _collecting, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # The garbage collector gives these while the model computes, of objects that others left.
+        warnings.simplefilter("ignore", ResourceWarning)
         try:
             values = predict(model, filled(history), weeks)
             failure = "" if np.isfinite(values).all() else "a forecast is not a finite number"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.servers import installed_postgresql, postgresql
-from tests.integration.conftest import storage_root  # noqa: F401 - a fixture
 from tidepool.local.processes import Processes
 from tidepool.local.server import Home, Server, free_port
 

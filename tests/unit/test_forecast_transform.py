@@ -186,6 +186,8 @@ def test_warnings_of_a_model_are_counted_and_do_not_leak(monkeypatch: pytest.Mon
     def shaky(*_: object) -> np.ndarray:
         for _time in range(2):
             warnings.warn("not converged", RuntimeWarning, stacklevel=1)
+        # As the garbage collector does, of what another thread left.
+        warnings.warn("unclosed transport", ResourceWarning, stacklevel=1)
         return np.array([1.0])
 
     monkeypatch.setattr(transform, "predict", shaky)

@@ -1,0 +1,34 @@
+"""The suites, drills and benchmarks that neither `make test` nor CI runs still load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+BENCHMARKS = sorted(path.stem for path in (TOP / "benchmarks").glob("*.py") if path.stem != "__init__")
+
+
+def loaded(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=TOP, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("suite", ["tests/recovery", "tests/cluster/chaos/suite.py", "tests/cluster/chaos/load.py"])
+def test_pytest_collects_it(suite: str) -> None:
+    done = loaded("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", suite)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "::test_" in done.stdout
+
+
+def test_the_drills_are_listed() -> None:
+    done = loaded("-m", "tests.drill")
+    assert done.returncode == 0, done.stderr
+    assert "late-runs" in done.stdout
+
+
+def test_the_benchmarks_load() -> None:
+    done = loaded("-c", "import " + ", ".join(f"benchmarks.{name}" for name in BENCHMARKS))
+    assert done.returncode == 0, done.stderr
