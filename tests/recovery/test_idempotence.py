@@ -137,13 +137,16 @@ class Run:
         return {path.name: path.stat().st_mtime_ns for path in files if not path.name.startswith(".")}
 
     def outputs(self) -> dict[str, str]:
-        """Return hashes of its files by name, without what is its own id in either."""
+        """Return hashes of its files by name, without what is its own id in either, or the time of its schedule."""
         ids = (str(self.flow_run.id), str(uuid5(UUID(str(self.flow_run.id)), "ticket-model-evaluation")))
+        with get_client(sync_client=True) as client:
+            due = client.read_flow_run(self.flow_run.id).expected_start_time
+        assert due is not None
 
         def neutral(text: str) -> str:
             for each in ids:
                 text = text.replace(each, "ID")
-            return text
+            return text.replace(f"{due:%Y-%m-%d %H:%M:%S}", "TIME")
 
         found = {}
         for path in sorted(self.root.rglob("*")):
