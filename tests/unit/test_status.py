@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -309,6 +310,11 @@ def test_the_text_of_a_failed_run_says_why_and_what_to_do_first() -> None:
         "warnings      one partition was empty",
     ):
         assert part in text, text
+
+
+def test_a_state_of_just_before_the_run_was_recorded_is_at_zero_and_begins_the_timeline() -> None:
+    status = dataclasses.replace(status_of(run("RUNNING"), Kubernetes()), timeline=[(-0.004, "Scheduled", "")])
+    assert "timeline           +0.0 s  Scheduled" in view.as_text(status, 120)
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

@@ -198,7 +198,7 @@ def _cluster(run: Run) -> list[str]:
         rows.append(f"| price of the workers | {cost:,.4f} |")
     parts = ["## Dask cluster", "\n".join(["| | |", "|---|---|", *rows])]
     if events:
-        parts.append("\n".join(f"- {at - run.begun:+.1f} s: {_text(text)}" for at, text in events))
+        parts.append("\n".join(f"- {at - run.begun:+z.1f} s: {_text(text)}" for at, text in events))
     return parts
 
 

@@ -46,8 +46,8 @@ def _run(status: RunStatus) -> list[tuple[str, str]]:
         retry = f"  prefect flow-run retry {status.id}" if "retry" in status.advice.lower() else ""
         lines.append(("do", f"{status.advice}{retry}"))
     lines += [("", f"{title}: {address}") for title, address in status.links.items()]
-    for at, name, message in status.timeline:
-        lines.append(("timeline" if not at else "", f"{at:+9.1f} s  {name}{f': {message}' if message else ''}"))
+    for at, (seconds, name, message) in enumerate(status.timeline):
+        lines.append(("" if at else "timeline", f"{seconds:+z9.1f} s  {name}{f': {message}' if message else ''}"))
     if status.items:
         count = ", ".join(f"{number} {kind.lower()}" for kind, number in status.items.items())
         lines.append(("items", f"{sum(status.items.values())} task runs: {count}"))
