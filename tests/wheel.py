@@ -23,10 +23,11 @@ def sources() -> list[str]:
 
 def packed() -> set[str]:
     """The files that the wheel has, by their paths there: behind a link are those of the folder that it leads to."""
-    found = {name for name in sources() if name.startswith("tidepool/") and not (TOP / name).is_symlink()}
+    names = sources()
+    found = {name for name in names if name.startswith("tidepool/") and not (TOP / name).is_symlink()}
     for link in _LINKS.iterdir():
         folder = os.path.relpath(link.resolve(), TOP)
-        below = (name.removeprefix(folder) for name in sources() if name.startswith(f"{folder}/"))
+        below = (name.removeprefix(folder) for name in names if name.startswith(f"{folder}/"))
         found |= {f"{link.relative_to(TOP)}{name}" for name in below}
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.helm.conftest import need
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / ".github" / "workflows").glob("*.yml"))
@@ -70,7 +71,7 @@ def test_zizmor_finds_nothing() -> None:
     assert "warning[" not in done.stdout, done.stdout
 
 
-@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not on PATH (make ci-tools)")
 def test_actionlint_finds_nothing() -> None:
+    need("actionlint")
     done = subprocess.run(["actionlint"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

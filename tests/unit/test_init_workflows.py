@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helm.conftest import need
 from tidepool.author import init
 
 TOP = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_zizmor_finds_nothing(shop: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not on PATH (make ci-tools)")
 def test_actionlint_finds_nothing(shop: Path) -> None:
+    need("actionlint")
     done = subprocess.run(["actionlint"], cwd=shop, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -50,8 +50,9 @@ def write(folder: Path) -> None:
             for name, source in sources.items():
                 shutil.copytree(source, Path(temporary) / name)
             for name in WRITTEN:
+                # Moved, and deleted last: between the two versions is no time in which a third is there.
                 if (folder / name).exists():
-                    shutil.rmtree(folder / name)
+                    (folder / name).rename(Path(temporary) / f"former-{name}")
                 (Path(temporary) / name).rename(folder / name)
     except OSError as error:
         raise TidepoolError(f"{error.filename or folder}: {error.strerror}; the chart was not written") from error

@@ -262,8 +262,8 @@ def _flow(answers: Answers) -> dict[str, str]:
     return {**first, **flow_files(_values(answers), "On request", _HEADINGS)}
 
 
-def _record(repository: Path, answers: Answers, texts: dict[str, str]) -> None:
-    content = {"version": version("tidepool"), "answers": asdict(answers), "files": texts}
+def _record(repository: Path, answers: Answers, files: dict[str, str]) -> None:
+    content = {"version": version("tidepool"), "answers": asdict(answers), "files": files}
     _write(repository / RECORD, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
