@@ -80,12 +80,15 @@ test-recovery: setup ## Fire each automation on PostgreSQL, and kill and retry e
 	@$(BIN)/python -m pytest tests/recovery
 
 .PHONY: check
-check: setup ## Lint, formatting, types and import rules; every tool runs, whatever the others found
+check: setup ## Lint, formatting, types, import rules and language; every tool runs, whatever the others found
 	@failed=0; summary=; \
-	for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+	for tool in "ruff check ." "ruff format --check ." mypy lint-imports "pytest -q $(LANGUAGE)"; do \
 	  if $(BIN)/$$tool; then result=ok; else result=FAILED; failed=1; fi; \
-	  summary+=$$(printf '%-24s %s' "$$tool" "$$result")$$'\n'; done; \
+	  summary+=$$(printf '%-44s %s' "$$tool" "$$result")$$'\n'; done; \
 	printf '\n%s' "$$summary"; exit $$failed
+
+# In `make test`, too; here, because a sentence is often the last thing that is changed.
+LANGUAGE := tests/contract/test_language.py
 
 .PHONY: format
 format: setup ## Format the code, and fix what the linter can fix

@@ -50,7 +50,7 @@ def write(folder: Path) -> None:
             for name, source in sources.items():
                 shutil.copytree(source, Path(temporary) / name)
             for name in WRITTEN:
-                # Moved, and deleted last: between the two versions is no time in which a third is there.
+                # Moved, and deleted last: half of a version is never there.
                 if (folder / name).exists():
                     (folder / name).rename(Path(temporary) / f"former-{name}")
                 (Path(temporary) / name).rename(folder / name)
