@@ -372,14 +372,20 @@ def test_what_was_noted_stays_when_the_server_does_not_answer() -> None:
     assert asyncio.run(scenario()) == 1
 
 
-def test_a_flows_own_markdown_and_mentions_are_none_of_the_messages() -> None:
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("<!channel> @here `x` [click](https://evil)", "`<!\u200bchannel> @\u200bhere 'x' [click](https://evil)`"),
+        ("no image example.com/etl@sha256:0123", "`no image example.com/etl@sha256:0123`"),
+    ],
+)
+def test_a_flows_own_markdown_and_mentions_are_none_of_the_messages(text: str, first: str) -> None:
     async def scenario() -> str:
         seen = Notifications(failed, lambda _: None, print)
-        text = "<!channel> @here `x` [click](https://evil)"
         await seen.observe([run(1, 0, text=text)], {"nightly": deployment()}, {}, HOLD_SECONDS)
         return seen._outbox[0].message.body
 
-    assert asyncio.run(scenario()).splitlines()[0] == "`<!\u200bchannel> @\u200bhere 'x' [click](https://evil)`"
+    assert asyncio.run(scenario()).splitlines()[0] == first
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # by a plug-in of Apprise

@@ -153,8 +153,8 @@ def _sentence(run: Run) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Return a text of a flow on one line, in which a chat finds no mention."""
-    return re.sub(r"([!@])(?=\S)", "\\1\u200b", " ".join(text.split()))
+    """Return a text of a flow on one line, in which a chat finds no mention; the digest of an image can be copied."""
+    return re.sub(r"([!@])(?!sha256:)(?=\S)", "\\1\u200b", " ".join(text.split()))
 
 
 def _quoted(text: str) -> str:
