@@ -34,7 +34,9 @@ def run_log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
     try:
         return get_run_logger()
     except MissingContextError:
-        return flow_run_logger(flow_run_id=UUID(flow_run.id)) if flow_run.id else _log
+        run = flow_run.id
+        # Its name is known to the server only; the begin of its id finds it as well.
+        return flow_run_logger(flow_run_id=UUID(run), flow_run_name=run[:8]) if run else _log
 
 
 @cache
