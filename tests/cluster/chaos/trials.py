@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -98,14 +98,15 @@ class Trial:
         self.world.platform.runs.kubectl("exec", pod, "--", "python", "-c", script, *arguments)
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float) -> None:
-        """Wait for something; raise an error with the run's state when it does not happen."""
+        """Wait for something; raise an error with the run's state when it does not happen, or the run ends before."""
         end = time.time() + seconds
         while not condition():
+            if state := self.final():
+                raise RuntimeError(f"{what}: the run ended before it; {state['name']}: {state['message']}")
             if time.time() > end:
-                run = self.world.look(self.run_id)
-                state = run.get("state") or {}
+                state = self.world.look(self.run_id).get("state") or {}
                 raise TimeoutError(f"{what}: not within {seconds:g} s; {state.get('name')}: {state.get('message')}")
-            time.sleep(0.5)
+            time.sleep(1)
 
     def final(self) -> dict[str, Any] | None:
         """Return its final state, if it has one."""
@@ -191,16 +192,20 @@ def batch(world: World, name: str, row: Row, count: int) -> Iterator[dict[str, A
                 for each in trials:
                     each.fault_at = moment
                 injected = [threads.submit(row.inject, trials[0])]
-                results = list(threads.map(Trial.measure, trials))
+                measured = [threads.submit(Trial.measure, each) for each in trials]
             else:
                 injected = []
-                results = list(threads.map(_break, trials))
-            for each in injected:
-                each.result()
+                measured = [threads.submit(_break, each) for each in trials]
+            wait([*injected, *measured])
         finally:
             if trials:
                 clean(*trials)
-    yield from results
+    for each in injected:
+        each.result()
+    # One that was not a trial costs the batch no other.
+    yield from (each.result() for each in measured if not each.exception())
+    for each in measured:
+        each.result()
 
 
 def _ready(trial: Trial) -> None:
