@@ -28,7 +28,9 @@ def cluster() -> KubeCluster:
     scheduler = spec["spec"]["scheduler"]["spec"]["containers"][0]
     scheduler["args"] = ["python", "-m", "distributed.cli.dask_scheduler", "--host=0.0.0.0"]
     worker = spec["spec"]["worker"]["spec"]["containers"][0]
-    worker["args"] = ["python", "-m", "distributed.cli.dask_worker", "--name=$(DASK_WORKER_NAME)", "--nthreads=1"]
+    worker["args"] = ["python", "-m", "distributed.cli.dask_worker", "--name=$(DASK_WORKER_NAME)"]
+    # With one thread Dask takes the half of the memory that it may use, on a node of two cores: its workers pause.
+    worker["args"] += ["--nthreads=1", f"--memory-limit={memory['memory']}"]
     worker.pop("ports")
     namespace = os.environ["CHAOS_NAMESPACE"]
     return KubeCluster(custom_cluster_spec=spec, namespace=namespace, resource_timeout=60, quiet=True)
