@@ -1,6 +1,6 @@
 """What the tools of on-call cost: the exporter beside Prefect's own, `tidepool status`, the report of a run.
 
-`python -m benchmarks.oncall [--deployments 200] [--runs 2000] [--upstream FOLDER]`
+`python -m benchmarks.oncall [--deployments 200] [--runs 50000] [--database sqlite] [--upstream FOLDER]`
 
 FOLDER is a checkout of PrefectHQ/prometheus-prefect-exporter, which is not on PyPI. Both exporters ask the same server
 through a proxy that counts requests; where its requests are counted, an exporter pays for the proxy, too.
@@ -84,12 +84,13 @@ class _Pass(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-def fill(api: str, deployments: int, runs: int) -> list[str]:
-    """Give a server deployments, and runs in all states; return the ids of the runs."""
+def fill(api: str, deployments: int, runs: int, writers: int) -> list[str]:
+    """Give a server deployments, and runs in all states, by so many writers; return the ids of the runs."""
     client = httpx.Client(base_url=api, timeout=60)
 
     def post(path: str, body: Any) -> Any:
-        return client.post(path, json=body).raise_for_status().json()
+        answer = client.post(path, json=body).raise_for_status()
+        return answer.json() if answer.content else None
 
     post("/work_pools/", {"name": "bench", "type": "process"})
     post("/work_pools/bench/workers/heartbeat", {"name": "w"})
@@ -107,13 +108,14 @@ def fill(api: str, deployments: int, runs: int) -> list[str]:
     ]  # fmt: skip
 
     def run(number: int) -> str:
-        made = str(post(f"/deployments/{ids[number % deployments]}/create_flow_run", {})["id"])
         state = STATES[number % len(STATES)]
-        for each in dict.fromkeys(("RUNNING", state) if state != "PENDING" else (state,)):
-            post(f"/flow_runs/{made}/set_state", {"state": {"type": each, "message": "no rows"}, "force": True})
+        first = {"state": {"type": "PENDING" if state == "PENDING" else "RUNNING"}}
+        made = str(post(f"/deployments/{ids[number % deployments]}/create_flow_run", first)["id"])
+        if state not in ("PENDING", "RUNNING"):
+            post(f"/flow_runs/{made}/set_state", {"state": {"type": state, "message": "no rows"}, "force": True})
         return made
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(writers) as pool:
         return list(pool.map(run, range(runs)))
 
 
@@ -198,6 +200,8 @@ def measure_status(api: str, run: str) -> dict[str, list[float]]:
             command = [sys.executable, "-m", "tidepool.cli", "status", "--json", *arguments]
             done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
             found[name].append(time.perf_counter() - begun)
+            if not done.stdout:
+                raise RuntimeError(f"tidepool status: {done.stderr}")
             json.loads(done.stdout)
     return found
 
@@ -237,8 +241,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         (
             f"`python -m benchmarks.oncall`: {found['deployments']} deployments with hourly schedules, "
-            f"{found['runs']:,} runs, SQLite, {os.cpu_count()} cores shared by all. Median of {REPEATS}, lowest and "
-            f"highest. Code measured: {found['code']}; load {found['load']}."
+            f"{found['runs']:,} runs, {found['database']}, {os.cpu_count()} cores shared by all. Median of {REPEATS}, "
+            f"lowest and highest. Code measured: {found['code']}; load {found['load']}."
         ),
         "",
         "| exporter | a scrape (ms) | requests of a scrape | reading in the background (s) | its requests | series |",
@@ -271,14 +275,16 @@ def main() -> None:
     """Measures, writes and prints."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--deployments", type=int, default=200)
-    options.add_argument("--runs", type=int, default=2000)
+    options.add_argument("--runs", type=int, default=50_000)
+    options.add_argument("--database", choices=["sqlite", "postgresql"], default="postgresql")
     options.add_argument("--upstream", type=Path)
     chosen = options.parse_args()
-    with prefect_server("sqlite") as server:
+    with prefect_server(chosen.database) as server:
         print("filling the server", flush=True)
-        runs = fill(server.api, chosen.deployments, chosen.runs)
+        runs = fill(server.api, chosen.deployments, chosen.runs, 1 if chosen.database == "sqlite" else 4)
         print("measuring", flush=True)
         found = {
+            "database": chosen.database,
             "deployments": chosen.deployments,
             "runs": chosen.runs,
             "code": code(),

@@ -409,6 +409,26 @@ def test_reap_fails_when_a_deletion_is_refused(namespace: Namespace) -> None:
     assert "refused to delete DaskCluster dead in namespace ns: a policy forbids it" in text
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "it is empty, or not YAML with contexts"),
+        ("{", "it is empty, or not YAML with contexts"),
+        ("clusters: []", "it has no 'current-context'"),
+    ],
+)
+def test_a_kubeconfig_that_is_not_one_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, content: str, why: str
+) -> None:
+    (tmp_path / "config").write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    code, text = reap()
+    assert code == 1
+    assert text == (
+        f"tidepool: the kubeconfig (KUBECONFIG, or ~/.kube/config) is not valid: {why}; nothing was deleted\n"
+    )
+
+
 def test_reap_without_credentials_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     code, text = reap()

@@ -16,6 +16,7 @@ import kr8s.asyncio
 from tidepool.compute.clusters.kubernetes.names import ANNOTATION_DRIVER, GROUP, LABEL_CLUSTER, OURS
 from tidepool.errors import TidepoolError
 from tidepool.settings import settings
+from tidepool.upstream import kr8s as upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -75,13 +76,13 @@ async def connect() -> kr8s.asyncio.Api:
     """Find the credentials of the Kubernetes API: the pod's ServiceAccount, or the kubeconfig's.
 
     Raises:
-        ReadingError: there are none, or the API does not answer.
+        ReadingError: there are none, the kubeconfig is not one, or the API does not answer.
     """
     try:
         async with asyncio.timeout(REQUEST_SECONDS):
-            return await kr8s.asyncio.api()
+            return await upstream.connect()
     except ValueError as error:
-        raise ReadingError("no Kubernetes credentials: neither a pod's ServiceAccount nor a kubeconfig") from error
+        raise ReadingError(str(error)) from error
     except (kr8s.ServerError, *NO_ANSWER) as error:
         raise ReadingError(f"no answer from the Kubernetes API: {error or type(error).__name__}") from error
 

@@ -17,7 +17,7 @@ import kr8s.asyncio
 
 from tidepool.compute.clusters.kubernetes.names import GROUP, REFUSED
 from tidepool.errors import ClusterError
-from tidepool.upstream.kr8s import close_connection
+from tidepool.upstream import kr8s as upstream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -47,13 +47,13 @@ class KubernetesApi:
         """Find the credentials and try them, with `retry_for` so many seconds.
 
         Raises:
-            ClusterError: there are no credentials, they are refused, or the API does not answer.
+            ClusterError: there are no credentials, they are refused or not readable, or the API does not answer.
         """
         self.retry_for(seconds)
         try:
-            self._connection = await self._retry("GET version", lambda: asyncio.wait_for(kr8s.asyncio.api(), seconds))
+            self._connection = await self._retry("GET version", lambda: asyncio.wait_for(upstream.connect(), seconds))
         except ValueError as error:
-            raise ClusterError("no Kubernetes credentials: neither a pod's ServiceAccount nor a kubeconfig") from error
+            raise ClusterError(str(error)) from error
         self.namespace = self.namespace or self._connection.namespace
 
     def retry_for(self, seconds: float) -> None:
@@ -63,7 +63,7 @@ class KubernetesApi:
     async def close(self) -> None:
         """Close the connections."""
         if self._connection is not None:
-            await close_connection(self._connection)
+            await upstream.close_connection(self._connection)
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Create an object and return it; None when one of that name exists already."""
