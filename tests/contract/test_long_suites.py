@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 TOP = Path(__file__).parents[2]
-SUITES = ["tests/recovery/", "tests/cluster/chaos/suite.py", "tests/cluster/chaos/load.py"]
+SUITES = ["tests/recovery/", *(f"tests/cluster/chaos/{name}.py" for name in ("suite", "load", "incidents"))]
 BENCHMARKS = sorted(path.stem for path in (TOP / "benchmarks").glob("*.py") if path.stem != "__init__")
 
 

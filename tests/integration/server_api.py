@@ -9,12 +9,13 @@ import httpx
 from tests.polling import until
 
 
-def ask(api: str, method: str, path: str, body: Any = None) -> Any:
+def ask(api: str, method: str, path: str, body: Any = None, auth: tuple[str, str] | None = None) -> Any:
     """Send a request until the server is not busy, and return the answer's JSON; None if it is empty."""
     # 503: its SQLite was locked for too long, and nothing was written.
     busy = httpx.codes.SERVICE_UNAVAILABLE
     answer = until(
-        lambda: httpx.request(method, f"{api}{path}", json=body, timeout=60), lambda found: found.status_code != busy
+        lambda: httpx.request(method, f"{api}{path}", json=body, timeout=60, auth=auth),
+        lambda found: found.status_code != busy,
     ).raise_for_status()
     return answer.json() if answer.content else None
 
