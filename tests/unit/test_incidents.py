@@ -388,6 +388,20 @@ def test_a_flows_own_markdown_and_mentions_are_none_of_the_messages(text: str, f
     assert asyncio.run(scenario()).splitlines()[0] == first
 
 
+def test_a_title_has_the_begin_of_an_images_digest_and_the_text_all_of_it() -> None:
+    digest = f"{0:064x}"
+
+    async def scenario() -> notifications.Message:
+        seen = Notifications(failed, lambda _: None, print)
+        text = f"image example.com/etl@sha256:{digest} cannot be pulled: not found"
+        await seen.observe([run(1, 0, text=text)], {"nightly": deployment()}, {}, HOLD_SECONDS)
+        return seen._outbox[0].message
+
+    sent = asyncio.run(scenario())
+    assert sent.title.endswith("image example.com/etl@sha256:000000000000… cannot be pulled: not found")
+    assert digest in sent.body
+
+
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # by a plug-in of Apprise
 def test_a_target_that_is_away_gets_the_message_later(receiver: Receiver, targets: Callable[..., None]) -> None:
     targets(receiver.target)

@@ -29,6 +29,7 @@ _PAUSE_SECONDS, _LONGER = 15.0, 4
 _MOST_WAITING = 100
 _LISTED = 10
 _TITLE = 120
+_DIGEST = re.compile(r"(@sha256:[0-9a-f]{12})[0-9a-f]{52}")
 _NAMES = "sig|signature|token|secret|password|passwd|credential|api_?key|access_?key"
 _MASKED = (
     (re.compile(r"://\S+@"), "://***@"),
@@ -191,7 +192,9 @@ def message(told: Told, link: Callable[[str], str | None], now: float) -> Messag
         "",
         f"`tidepool status {failure.run.id[:8]}`",
     ]
-    return _message(f"{failure.run.state}: {_first(names)}: {_harmless(failure.sentence)}", lines, "failure")
+    # What is wrong comes after the image, and a title has few characters.
+    short = _DIGEST.sub(r"\1…", _harmless(failure.sentence))
+    return _message(f"{failure.run.state}: {_first(names)}: {short}", lines, "failure")
 
 
 def _message(title: str, lines: list[str], kind: notify.Kind) -> Message:
