@@ -60,4 +60,7 @@ def test_a_full_page_of_task_runs_is_a_part_of_them() -> None:
 
 def test_a_run_that_never_began_has_a_report() -> None:
     found = reports.artifact("x", {}, {**RUN, "start_time": None}, [], [], 200, NO_WORKERS)
-    assert found["description"] == "Crashed: its Job was deleted · 0.0 s"
+    assert found["description"] == "Crashed: its Job was deleted"
+    assert "Its flow did not begin." in found["data"]
+    assert "| duration |" not in found["data"]
+    assert "incomplete" not in found["data"]

@@ -90,8 +90,9 @@ def duration(seconds: float) -> str:
 
 def headline(run: Run) -> str:
     """Return the run's end in one line, for the list of artifacts."""
+    took = f" · {duration(run.seconds)}" if run.begun else ""
     items = f" · {run.record.done} of {run.record.submitted} items" if run.record.submitted else ""
-    return " ".join(f"{_title(run)} · {duration(run.seconds)}{items}".split())
+    return " ".join(f"{_title(run)}{took}{items}".split())
 
 
 def _title(run: Run) -> str:
@@ -116,9 +117,12 @@ def _page(run: Run, *, lanes: bool, items: bool) -> str:
     if run.reason.advice or run.links:
         parts.append(_what_to_do(run))
     parts += [f"- Warning: {_text(each)}" for each in run.record.warnings]
-    if run.incomplete:
+    if not run.begun:
+        parts.append("Its flow did not begin.")
+    elif run.incomplete:
         parts.append(f"Figures are incomplete: {run.incomplete}.")
-    parts.append(_beside(run))
+    if run.begun:
+        parts.append(_beside(run))
     if items:
         parts += _items(run.record)
     if lanes and (drawn := timeline(run.record.lanes, run.begun, run.ended)):
