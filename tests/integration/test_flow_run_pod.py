@@ -62,6 +62,7 @@ def test_the_clusters_of_a_killed_run_are_deleted_and_no_other(pod: Pod, kuberne
     assert asked == [f"GET {CLUSTERS}?limit=100&labelSelector=tidepool.dev%2Fflow-run-id%3D{run_id}"]
     assert deleted(kubernetes) == ["own", "own-2"]
     until(lambda: logged(run_id, "Dask cluster own deleted: the process of its flow run ended without closing it"))
+    until(lambda: logged(run_id, f"Crashed: {executed.flow_run.state.message}"))
 
 
 @pytest.mark.parametrize("name", ["completes", "fails"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -240,8 +241,11 @@ def test_the_last_lines_of_a_driver_are_in_the_runs_log(server: Server) -> None:
     server.look()
     assert server.state(run) == ("Crashed", "driver ended with exit code 1: ImportError: no flows")
     body = {"logs": {"flow_run_id": {"any_": [run]}}}
-    [entry] = until(lambda: server.ask("POST", "/logs/filter", body))
-    assert entry["message"] == "The last lines of its driver:\nTraceback\nImportError: no flows"
+    entries = until(lambda: server.ask("POST", "/logs/filter", body), lambda found: len(found) == 2)
+    assert sorted((each["level"], each["message"]) for each in entries) == [
+        (logging.ERROR, "Crashed: driver ended with exit code 1: ImportError: no flows"),
+        (logging.ERROR, "The last lines of its driver:\nTraceback\nImportError: no flows"),
+    ]
 
 
 # --- it does not start ------------------------------------------------------------------------------------------------
@@ -260,6 +264,12 @@ def test_the_reason_for_a_wait_is_the_states_message_and_follows_it(
     run = waits(server, "x: not found")
     server.look()
     assert server.state(run) == ("InfrastructurePending", "image x cannot be pulled: not found")
+    body = {"logs": {"flow_run_id": {"any_": [run]}}}
+    [entry] = until(lambda: server.ask("POST", "/logs/filter", body))
+    assert (entry["level"], entry["message"]) == (
+        logging.WARNING,
+        "InfrastructurePending: image x cannot be pulled: not found",
+    )
     server.look(20)
     server.pods[0]["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "InvalidImageName"}}
     server.look(30)

@@ -91,7 +91,7 @@ def cause(ending: Ending, memory: Memory | None) -> str:
 
 
 def report_end(flow_run: FlowRun, ending: Ending, words: str, record_file: str) -> None:
-    """Write the report of a flow run whose own process could not: it was killed, cancelled, or is not of ours.
+    """Log why a run crashed whose own process could not, killed or not of ours, and write its report.
 
     Args:
         flow_run: The flow run.
@@ -106,17 +106,21 @@ def report_end(flow_run: FlowRun, ending: Ending, words: str, record_file: str) 
     record, published = run_record.load(record_file)
     if published or (not ending.state and not ending.status):
         return
+    log = flow_run_logger(flow_run)
     try:
-        if not settings().report.enabled:
-            return
+        kind = message = ""
         if not ending.state:
             kind = "CANCELLED" if _is_cancelled(flow_run) else "CRASHED"
             message = "cancelled" if kind == "CANCELLED" else words or _without_words(ending)
+        if kind == "CRASHED":
+            # The page of a run shows its log first, and its state's message on another tab.
+            log.error("Crashed: %s", message)
+        if settings().report.enabled and kind:
             run_report.publish(flow_run.id, record, kind=kind, message=message)
-        elif ending.state in _FINAL:
+        elif settings().report.enabled and ending.state in _FINAL:
             run_report.publish(flow_run.id, record)
     except Exception as error:  # noqa: BLE001 - a missing report must not keep the state from being reported
-        flow_run_logger(flow_run).warning("the report of the run was not published: %r", error)
+        log.warning("the report of the run was not published: %r", error)
 
 
 def _is_cancelled(flow_run: FlowRun) -> bool:

@@ -39,7 +39,6 @@ _CACHED_SECONDS = 30.0
 # A crash that the loop could not see at once, such as one while the operator was away, is retried for so long.
 _RECENT = timedelta(hours=1)
 _UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
-_ERROR_LEVEL = 40
 _log = logging.getLogger(__name__)
 
 
@@ -113,9 +112,15 @@ class FlowRuns:
             state_details=StateDetails(scheduled_time=cast("Any", due)),
         )
         result = await self._client.set_flow_run_state(run.id, state)
-        if decision.output and result.status == SetStateStatus.ACCEPT:
-            await self._log(run, decision.output)
-        return result.status == SetStateStatus.ACCEPT
+        if result.status != SetStateStatus.ACCEPT:
+            return False
+        # The page of a run shows its log first, and its state's message on another tab.
+        level = logging.ERROR if wanted.type in {"CRASHED", "FAILED"} else logging.WARNING
+        lines = [(level, f"{wanted.name}: {wanted.message}")] if wanted.message else []
+        if decision.output:
+            lines.insert(0, (level, f"The last lines of its driver:\n{decision.output}"))
+        await self._log(run, lines)
+        return True
 
     async def report_end(self, run: FlowRun, workers: DaskWorkers) -> None:
         """Publish the report of a flow run whose driver cannot: that the server has given a final state just now."""
@@ -150,16 +155,20 @@ class FlowRuns:
         }
         await self._request("POST", "/events", json=[event])
 
-    async def _log(self, run: FlowRun, output: str) -> None:
-        """Add lines to the log of a run that could send none itself."""
-        entry = {
-            "name": "tidepool.operator",
-            "level": _ERROR_LEVEL,
-            "message": f"The last lines of its driver:\n{output}",
-            "timestamp": datetime.now(UTC).isoformat(),
-            "flow_run_id": run.id,
-        }
-        await self._request("POST", "/logs/", json=[entry])
+    async def _log(self, run: FlowRun, lines: Iterable[tuple[int, str]]) -> None:
+        """Add lines, each with its level, to the log of a run that could send none itself."""
+        entries = [
+            {
+                "name": "tidepool.operator",
+                "level": level,
+                "message": message,
+                "timestamp": datetime.now(UTC).isoformat(),
+                "flow_run_id": run.id,
+            }
+            for level, message in lines
+        ]
+        if entries:
+            await self._request("POST", "/logs/", json=entries)
 
     async def _served(self) -> dict[str, Json]:
         """Return the work pools, by name: those of Kubernetes, with Jobs in one of the namespaces."""
