@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 # Without `if __name__ == "__main__":`, and with what the tasks need of the script: its classes and its variables.
 SCRIPT = """
@@ -63,6 +63,7 @@ asyncio.run(cell())
 """
 
 
+@pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("way", ["file", "standard input", "cell"])
 def test_a_script_without_a_main_guard_runs_once(tmp_path: Path, way: str) -> None:
     """Each worker process ran the script again, and ended before it had joined its cluster."""
@@ -80,3 +81,26 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path: Path, way: str) -> No
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "the body runs\nthe end\n"
+
+
+def test_a_script_without_a_server_starts_one_and_its_workers_use_it(tmp_path: Path) -> None:
+    """Each worker started one of its own; on a busy machine they were not ready in Prefect's time."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    kept = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    more = {
+        "TIDEPOOL_COMPUTE_PROVIDER": "local",
+        "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+        "PREFECT_LOGGING_LEVEL": "INFO",
+    }
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**kept, **more},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{done.stdout}{done.stderr}".count("Starting temporary server on ") == 1

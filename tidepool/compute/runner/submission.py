@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ from prefect.context import (
     serialize_context,
 )
 from prefect.futures import PrefectFuture, PrefectWrappedFuture
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.annotations import unmapped
 from prefect.utilities.collections import isiterable, visit_collection
 from prefect.utilities.engine import collect_task_run_inputs_sync
@@ -39,7 +41,7 @@ from tidepool.compute.worker import engine, entry
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from uuid import UUID
 
     from prefect import Task
@@ -79,7 +81,9 @@ class Publisher:
         # The objects are kept, so that no other gets their id.
         name = flow_run.flow.name if flow_run and flow_run.flow else "none"
         what = f"the context of flow `{name}`, with its parameters and what its function refers to,"
-        return self._publish(client, key, pickle_context(what, serialize_context()), (flow_run, task_run, active))
+        with _server_of(flow_run):
+            pickled = pickle_context(what, serialize_context())
+        return self._publish(client, key, pickled, (flow_run, task_run, active))
 
     def forget(self, client: PrefectDaskClient) -> None:
         """Remove what was published."""
@@ -93,6 +97,19 @@ class Publisher:
                 client.set_metadata(path, data)
                 self._published[key] = (path, keep)
             return self._published[key][0]
+
+
+@contextmanager
+def _server_of(flow_run: FlowRunContext | None) -> Iterator[None]:
+    """Make the server that Prefect has started for a flow run without an API URL its API URL.
+
+    Each Dask worker would start one of its own, on the same database: on a busy machine not within Prefect's time.
+    """
+    if PREFECT_API_URL.value() or flow_run is None:
+        yield
+        return
+    with temporary_settings({PREFECT_API_URL: str(flow_run.client.api_url)}):
+        yield
 
 
 class Mapping:
