@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +17,6 @@ from tidepool.settings import Provider, prefect_settings_problem, repository
 
 app = typer.Typer(
     name="tidepool",
-    help="A Git repository of Python flows as a production Prefect platform on Kubernetes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,6 +45,31 @@ def main() -> None:
             raise
         typer.echo(f"tidepool: {reason}", err=True)
     sys.exit(1)
+
+
+def _called() -> str:
+    """Return this command as the user can type it here: without its folder where the shell finds it."""
+    command = Path(sys.argv[0]).absolute()
+    if command.name != "tidepool" or shutil.which("tidepool") or not command.is_relative_to(Path.cwd()):
+        return "tidepool"
+    return str(command.relative_to(Path.cwd()))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("tidepool"))
+        raise typer.Exit
+
+
+@app.callback(help="A Git repository of Python flows as a production Prefect platform on Kubernetes.")
+def options(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end."),
+    ] = False,
+) -> None:
+    """Take the options of the command itself."""
 
 
 @app.command()
@@ -77,7 +104,9 @@ def run(
             "that breakpoint() works in each.",
         ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output; the log is on standard error.")
+    ] = False,
 ) -> None:
     """Run a deployment's flow, or any flow, in this process.
 
@@ -122,7 +151,7 @@ def new(
     tags = {key: value for key, value in (("owner", owner), ("tier", tier)) if value}
     for each in create(repository(), Order(name, kind, cron, timezone, tags)):
         typer.echo(f"wrote {each}")
-    typer.echo(f"no problems; next: tidepool run {name}")
+    typer.echo(f"no problems; next: {_called()} run {name}")
 
 
 @app.command()
@@ -145,8 +174,6 @@ def init(
 
     Exit code: 0 created, 1 something is wrong and nothing was written.
     """
-    from pathlib import Path
-
     from tidepool.author.init import init as create
 
     create(Path(folder), flow, owner, tidepool)
@@ -168,7 +195,12 @@ def update() -> None:
         typer.echo(f"{path}: {word}")
     if not done:
         typer.echo("nothing to do")
-    raise typer.Exit(1 if "conflict" in done.values() else 0)
+    if conflicts := list(done.values()).count("conflict"):
+        typer.echo(
+            f"in conflict: {conflicts}. Edit what is between <<<<<<< and >>>>>>>, then commit all files; "
+            "`git stash --include-untracked` undoes the update"
+        )
+    raise typer.Exit(1 if conflicts else 0)
 
 
 @app.command()
@@ -184,8 +216,6 @@ def chart(
 
     Exit code: 0 written, 1 something is wrong.
     """
-    from pathlib import Path
-
     from tidepool.author.chart import write
 
     write(Path(folder))

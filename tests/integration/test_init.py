@@ -276,8 +276,16 @@ def test_a_conflict_is_marked_and_is_exit_code_1(older: Path) -> None:
     done = run(older, BIN / "tidepool", "update")
     assert done.returncode == 1
     assert "README.md: conflict" in done.stdout.splitlines()
+    assert done.stdout.splitlines()[-1] == (
+        "in conflict: 1. Edit what is between <<<<<<< and >>>>>>>, then commit all files; "
+        "`git stash --include-untracked` undoes the update"
+    )
     assert "<<<<<<< this repository" in readme.read_text()
     assert ">>>>>>> template, now" in readme.read_text()
+    commit(older)
+    line = readme.read_text().splitlines().index("<<<<<<< this repository") + 1
+    with pytest.raises(UsageError, match=rf"^README\.md:{line}: a conflict of an earlier update; edit it and commit"):
+        subject.update(older)
 
 
 def test_an_update_needs_committed_changes_and_a_record(older: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -252,3 +254,28 @@ def test_the_nearest_name_is_near_without_what_all_names_begin_with(given: str, 
 def test_help_does_not_import_prefect() -> None:
     code = "import sys, tidepool.cli; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_it_prints_its_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tidepool.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{version('tidepool')}\n"
+
+
+@pytest.mark.parametrize(
+    ("called", "found", "shown"),
+    [
+        ("{here}/.venv/bin/tidepool", False, ".venv/bin/tidepool"),
+        ("{here}/.venv/bin/tidepool", True, "tidepool"),
+        ("/opt/venv/bin/tidepool", False, "tidepool"),
+        ("{here}/cli.py", False, "tidepool"),
+    ],
+)
+def test_the_next_command_is_as_it_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str, shown: str, *, found: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [called.format(here=tmp_path)])
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/tidepool" if found else None)
+    assert cli._called() == shown

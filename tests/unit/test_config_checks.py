@@ -38,7 +38,7 @@ def change(repository: Path, *pairs: tuple[str, str], file: str = "prefect.yaml"
         ("1 / 0", "ZeroDivisionError: division by zero (rule_flows.py:1)"),
         ("import os\nos.environ['PARTNER_API_KEY']", "KeyError: 'PARTNER_API_KEY' (rule_flows.py:2)"),
         ("nothing", "NameError: name 'nothing' is not defined (rule_flows.py:1)"),
-        ("def", "SyntaxError: invalid syntax (rule_flows.py, line 1)"),
+        ("def", "SyntaxError: invalid syntax (rule_flows.py:1)"),
         ("import sys\nsys.exit(0)", "SystemExit: 0 (rule_flows.py:2)"),
     ],
 )
@@ -54,6 +54,26 @@ def test_a_flow_that_cannot_be_imported_hides_nothing_whatever_its_module_raises
         "deployments[sell].work_pool.job_variables.deadline_seconds: 'soon' is not of type 'integer'",
         f"deployments[deliver].entrypoint: cannot import flow rule_flows.deliver: {reason}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "reason"),
+    [
+        ("shop.flows.sel", "shop.flows has no sel; did you mean sell?"),
+        ("shop.flows.total", "total is not decorated with @flow; known: deliver, pack, sell"),
+        ("shop.flows", "it is a module; name its function: shop.flows.deliver, shop.flows.pack, shop.flows.sell"),
+        ("shop", "'shop' is not a module's function"),
+    ],
+)
+def test_what_an_entrypoint_means_that_is_not_a_flow(repository: Path, entrypoint: str, reason: str) -> None:
+    (repository / "shop").mkdir()
+    (repository / "shop" / "__init__.py").touch()
+    text = (repository / "rule_flows.py").read_text()
+    (repository / "shop" / "flows.py").write_text(f"{text}\n\ndef total():\n    return 0\n")
+    change(repository, ("rule_flows.sell", entrypoint))
+    [problem] = problems(repository)
+    assert reason in problem
+    assert "site-packages" not in problem
 
 
 @pytest.mark.parametrize("code", ["def", "import os\nos.environ['PARTNER_API_KEY']"])

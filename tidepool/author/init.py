@@ -17,21 +17,27 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from tidepool.author.chart import packed
 from tidepool.author.new import flow_files, render
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import settings
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 RECORD = ".tidepool-init.json"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST = 40
+_HERE = "this repository"
 _HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation", "How to know it is fixed"]
 # Names of namespaces in k8s/.
 _NAMESPACE = re.compile(r"^((?:namespace|  name): )tidepool(?=-|$)", re.MULTILINE)
 # The first flow is the author's from the beginning: an update does not touch it.
 _FILES = {
     ".dockerignore": "dockerignore",
+    ".gitattributes": "gitattributes",
     ".github/CODEOWNERS": "CODEOWNERS",
     ".github/dependabot.yml": "dependabot.yml",
     ".github/workflows/ci.yml": "ci.yml",
@@ -124,7 +130,8 @@ def update(repository: Path) -> dict[str, str]:
         For each file that the template has changed: `updated`, `created`, `deleted`, `conflict`, or why it is kept.
 
     Raises:
-        UsageError: the repository has no record of the template, or changes that are not committed.
+        UsageError: the repository has no record of the template, a conflict of an earlier update, or changes that are
+            not committed.
     """
     record = repository / RECORD
     try:
@@ -134,6 +141,7 @@ def update(repository: Path) -> dict[str, str]:
         raise UsageError(f"{RECORD} does not exist: this repository was not made by `tidepool init`") from None
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{RECORD} is not as `tidepool init` writes it; restore it from Git") from None
+    _refuse_conflicts(repository, old)
     if _git("status", "--porcelain", folder=repository).stdout.strip():
         raise UsageError("the repository has changes that are not committed; commit them first, nothing was written")
     new, done = texts(answers), {}
@@ -142,6 +150,17 @@ def update(repository: Path) -> dict[str, str]:
             done[path] = word
     _record(repository, answers, new)
     return done
+
+
+def _refuse_conflicts(repository: Path, paths: Iterable[str]) -> None:
+    for path in paths:
+        if (repository / path).is_file():
+            lines = (repository / path).read_text(encoding="utf-8").splitlines()
+            for number, line in enumerate(lines, 1):
+                if line.startswith(f"<<<<<<< {_HERE}"):
+                    raise UsageError(
+                        f"{path}:{number}: a conflict of an earlier update; edit it and commit, nothing was written"
+                    )
 
 
 def _merge(path: Path, old: str | None, new: str | None) -> str:
@@ -155,7 +174,7 @@ def _merge(path: Path, old: str | None, new: str | None) -> str:
         names = [Path(temporary) / name for name in ("here", "given", "new")]
         for name, text in zip(names, (here, old, new), strict=True):
             _write(name, text)
-        labels = [word for label in ("this repository", "template, before", "template, now") for word in ("-L", label)]
+        labels = [word for label in (_HERE, "template, before", "template, now") for word in ("-L", label)]
         merged = _git("merge-file", "--stdout", *labels, *map(str, names), accepted=range(128))
     _write(path, merged.stdout)
     return "conflict" if merged.returncode else "updated"

@@ -100,9 +100,13 @@ def _check(order: Order, rules: HouseRules, file: YamlFile) -> None:
     """
     name, known = order.name, environments.deployment_names(file.data)
     if not _NAME.fullmatch(name) or len(name) > _LONGEST or (rules.names and not re.fullmatch(rules.names, name)):
-        accepted = f"lower-case letters, digits and single hyphens, a letter first, at most {_LONGEST} characters"
-        house = f", and {rules.names} (`names` of [tool.tidepool])" if rules.names else ""
-        raise UsageError(f"invalid name {name!r}: {accepted}{house}; for example daily-orders")
+        general = _NAME.fullmatch(name) and len(name) <= _LONGEST
+        accepted = (
+            f"{rules.names} (`names` of [tool.tidepool])"
+            if general
+            else f"lower-case letters, digits and single hyphens, a letter first, at most {_LONGEST} characters"
+        )
+        raise UsageError(f"invalid name {name!r}: {accepted}; for example daily-orders")
     if name in known:
         raise UsageError(f"{file.name}:{file.line(('deployments', known.index(name)))}: {name} exists already")
     if order.timezone and not order.cron:

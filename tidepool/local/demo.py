@@ -43,7 +43,7 @@ _RUN_SECONDS = 1800
 _REPORT_SECONDS = 30
 _WHERE = """
 Where to look, while the server runs:
-  {ui}/v2/runs?tags=incident  the incidents; each run has its report under Artifacts
+  {ui}/v2/runs  the runs; each has its report under Artifacts
   {ui}/v2/automations  alerts and repairs
   tidepool status  what is wrong now; `tidepool status NAME`: the last run of a deployment"""
 # Of the documents of a repository, the one that the runs above are explained by.
@@ -84,11 +84,13 @@ def demo(repository: Path, *, stay: bool, port: int | None) -> int:
         try:
             with suppress(KeyboardInterrupt):
                 code = _run(repository, server, processes, out)
-                out.print(_WHERE.format(ui=server.url), highlight=False)
-                if (repository / _ON_CALL).is_file():
-                    out.print(f"  {documents}/{_ON_CALL}  what on-call reads first", highlight=False)
                 if stay:
+                    out.print(_WHERE.format(ui=server.url), highlight=False)
+                    if (repository / _ON_CALL).is_file():
+                        out.print(f"  {documents}/{_ON_CALL}  what on-call reads first", highlight=False)
                     out.print(f"\nThe UI is at {server.url}. Ctrl-C stops everything.")
+                else:
+                    out.print("Without --exit the demo shows these runs again, in the Prefect UI.")
                 while stay:
                     processes.check()
                     time.sleep(1)
@@ -121,7 +123,7 @@ def _run(repository: Path, server: Server, processes: Processes, out: Console) -
             worker = ("worker", "start", "--pool", pool, "--type", "process", "--limit", str(limit))
             processes.start("worker", "prefect", *worker, "--install-policy", "never", cwd=repository)
         counts = len(manifest["deployments"]), len(automations.load(repository).automations)
-        done = "Registering {} deployments and {} automations (tidepool apply --environment {})"
+        done = "Registering deployments: {}, automations: {} (tidepool apply --environment {})"
         out.print(done.format(*counts, ENVIRONMENT))
         apply = ("apply", "--environment", ENVIRONMENT, "--no-record")
         processes.start("apply", "tidepool.cli", *apply, cwd=repository)

@@ -30,13 +30,16 @@ def load(repository: Path, entrypoint: str) -> Flow[..., Any]:
     Raises:
         UsageError: it cannot be imported, or is not a flow.
     """
+    from prefect.exceptions import MissingFlowError
     from prefect.flows import load_flow_from_entrypoint
 
     importable(repository)
     try:
         return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    except MissingFlowError as error:
+        raise UsageError(f"cannot import flow {entrypoint}: {_missing(entrypoint)}") from error
     except (Exception, SystemExit, GeneratorExit) as error:  # the module's code may raise anything
-        text = " ".join(str(error).split())
+        text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
         place = _raised_in(repository, error)
         top = entrypoint.split(".", maxsplit=1)[0]
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == top:
@@ -116,10 +119,25 @@ def shadowed(repository: Path, top: str) -> str:
     return f"; another package is called {top}: {advice}"
 
 
+def _missing(entrypoint: str) -> str:
+    """Return what an entrypoint means whose module has been imported and has no such flow."""
+    from prefect import Flow
+
+    module, _, name = entrypoint.rpartition(".")
+    whole, holder = sys.modules.get(entrypoint), sys.modules[module]
+    flows = sorted(each for each, value in vars(whole or holder).items() if isinstance(value, Flow))
+    if whole:
+        named = ", ".join(f"{entrypoint}.{each}" for each in flows) or "flows.<domain>.flow.<function>"
+        return f"it is a module; name its function: {named}"
+    problem = f"{name} is not decorated with @flow" if hasattr(holder, name) else f"{module} has no {name}"
+    return f"{problem}{did_you_mean(name, flows)}"
+
+
 def _raised_in(repository: Path, error: BaseException) -> str:
     """Return the line of the repository that an error comes from, as an addition to its text."""
     if isinstance(error, SyntaxError):
-        return ""  # its text has the line
+        file = Path(error.filename or "")
+        return f" ({file.relative_to(repository) if file.is_relative_to(repository) else file}:{error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.lineno]
     inside = [frame for frame in frames if Path(frame.filename).is_relative_to(repository)]
     own = [frame for frame in inside if Path(__file__) != Path(frame.filename)]
