@@ -344,6 +344,8 @@ def _api(repository: Path) -> Iterator[None]:
             home = Home.of(repository)
             server = home.demo_server()
             if server is None:
+                # It takes seconds; on standard output is the result only.
+                typer.echo("starting a Prefect server for this run; `make demo` shows its history", err=True)
                 stack.enter_context(signals_interrupt())
                 server = stack.enter_context(running_server(home))
             # For Prefect, which is imported already, and the Dask workers to come.
