@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 _TOLD = 128 + signal.SIGTERM
+# Its process keeps them in a file with each line of progress.
+_UNTOLD = "they lack what its process did after its last line of progress in the log"
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _ENGINE = "tidepool.operate.engine"
 
@@ -116,7 +118,7 @@ def report_end(flow_run: FlowRun, ending: Ending, words: str, record_file: str) 
             # The page of a run shows its log first, and its state's message on another tab.
             log.error("Crashed: %s", message)
         if settings().report.enabled and kind:
-            run_report.publish(flow_run.id, record, kind=kind, message=message)
+            run_report.publish(flow_run.id, record, kind=kind, message=message, incomplete=_UNTOLD)
         elif settings().report.enabled and ending.state in _FINAL:
             run_report.publish(flow_run.id, record)
     except Exception as error:  # noqa: BLE001 - a missing report must not keep the state from being reported

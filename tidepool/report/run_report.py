@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.report import history, run_record
@@ -50,7 +51,7 @@ def key(name: str) -> str:
     return f"{_NO_WORD.sub('-', name.lower()).strip('-') or 'flow'}-run"
 
 
-def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: str = "") -> None:
+def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: str = "", incomplete: str = "") -> None:
     """Write the report of a flow run, and add a Completed one to the history of its deployment.
 
     Args:
@@ -58,6 +59,7 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         record: Its figures.
         kind: Type of its final state, if the server does not know it yet, such as CRASHED.
         message: The message of that state.
+        incomplete: Why figures are missing; empty if none is.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import ArtifactCreate
@@ -73,7 +75,7 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         name = deployment.name if deployment else client.read_flow(flow_run.flow_id).name
         log = cast("logging.Logger", flow_run_logger(flow_run))
         past = _past(key(name), log)
-        run = _run(flow_run, name, deployment, record, past, kind, message)
+        run = replace(_run(flow_run, name, deployment, record, past, kind, message), incomplete=incomplete)
         client.create_artifact(
             ArtifactCreate(
                 key=key(name), type="markdown", description=headline(run), data=page(run), flow_run_id=flow_run_id
