@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -400,6 +401,11 @@ def test_a_title_has_the_begin_of_an_images_digest_and_the_text_all_of_it() -> N
     sent = asyncio.run(scenario())
     assert sent.title.endswith("image example.com/etl@sha256:000000000000… cannot be pulled: not found")
     assert digest in sent.body
+
+
+def test_a_run_that_did_not_begin_has_no_duration() -> None:
+    waited = replace(failure(1, 0), run=replace(run(1, 0), started=None, seconds=0.0))
+    assert "did not begin, no success known" in text_of(waited)[1]
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # by a plug-in of Apprise

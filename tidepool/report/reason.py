@@ -109,11 +109,21 @@ def _completed(record: RunRecord) -> str:
     return f"completed: {', '.join(parts)}"
 
 
+# The first that fits counts.
 _ADVICE = (
-    ("out of memory", "Give it more memory (`memory_limit` of the driver, the size of its Dask workers), then retry."),
+    (
+        "driver out of memory",
+        "Raise `memory_limit` in the job_variables of its deployment (prefect.yaml), deploy, then retry.",
+    ),
+    ("out of memory", "Give the Dask workers more memory (a larger size, or smaller items), then retry."),
     ("worker lost", "The item ends its worker, or workers run out of memory: take a larger size, or exclude it."),
-    ("did not start within", "Read the reason above: image, quota or nodes; then retry."),
     ("cannot be pulled", "Register an image that exists: `prefect deploy --all`, or go back with `tidepool rollback`."),
+    (
+        " s: quota ",
+        "Raise the quota of the flow runs' namespace (`kubectl describe resourcequota`), or wait; then retry.",
+    ),
+    (" s: no node has ", "Ask for less (`cpu_request`, `memory_request` in job_variables), or add a node; then retry."),
+    ("did not start within", "Read the reason above; `tidepool status` shows its pod; then retry."),
     ("exceeded timeout", "Find out what is slow (the slowest items are below), or raise `timeout_seconds`."),
     ("max_runtime_seconds", "Find out what is slow, or raise `max_runtime_seconds`."),
     ("heartbeat", "Its process is lost: retry."),

@@ -207,7 +207,7 @@ def _name(deployment: Deployment) -> str:
 
 def _facts(failure: Failure, attempts: int, now: float) -> str:
     _, _, tier, team, _ = (_harmless(each) for each in failure.deployment.labels)
-    parts = [f"ran {duration(failure.run.seconds)}"]
+    parts = ["did not begin" if failure.run.started is None else f"ran {duration(failure.run.seconds)}"]
     parts += [f"{_attempts(attempts)} so far"] if attempts > 1 else []
     success = "no success known" if failure.success is None else f"last success {duration(now - failure.success)} ago"
     return ", ".join([*parts, success, *([f"tier {tier}"] if tier else []), *([f"team {team}"] if team else [])])
