@@ -194,7 +194,9 @@ def test_runs_late(alerts: Alerts, new_run: Callable[..., FlowRun]) -> None:
     [(subject, text)] = alerts.messages()
     assert subject == "three-late is late"
     first, link, runbook = text.splitlines()
-    assert first == "Three runs were late within ten minutes: the work pool has no working worker, or is full."
+    assert (
+        first == "Three runs were late within ten minutes: the work pool is paused, has no working worker, or is full."
+    )
     assert link in [alerts.link(run) for run in three]
     assert runbook == "Runbook: docs/runbooks/runs-late.md"
 
