@@ -193,10 +193,10 @@ def test_runs_late(alerts: Alerts, new_run: Callable[..., FlowRun]) -> None:
         late(1, "three-late")
     [(subject, text)] = alerts.messages()
     assert subject == "three-late is late"
-    first, link, runbook = text.splitlines()
-    assert (
-        first == "Three runs were late within ten minutes: the work pool is paused, has no working worker, or is full."
-    )
+    first, look, link, runbook = text.splitlines()
+    cause = "the work pool is paused, has no working worker, or is full."
+    assert first == f"Three runs were late within ten minutes: {cause}"
+    assert look == "What is wrong now: `tidepool status`"
     assert link in [alerts.link(run) for run in three]
     assert runbook == "Runbook: docs/runbooks/runs-late.md"
 
