@@ -1,6 +1,6 @@
 """What the tools of on-call cost: the exporter beside Prefect's own, `tidepool status`, the report of a run.
 
-`python -m benchmarks.oncall [--deployments 200] [--runs 50000] [--database sqlite] [--upstream FOLDER]`
+`python -m benchmarks.oncall [--deployments 200] [--runs 50000] [--database postgresql] [--upstream FOLDER]`
 
 FOLDER is a checkout of PrefectHQ/prometheus-prefect-exporter, which is not on PyPI. Both exporters ask the same server
 through a proxy that counts requests; where its requests are counted, an exporter pays for the proxy, too.

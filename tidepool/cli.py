@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +56,8 @@ def _called() -> str:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(version("tidepool"))
         raise typer.Exit
 

@@ -212,6 +212,9 @@ def test_the_loop_over_flow_runs_shows_the_clusters_and_its_reports_have_them(ku
         async def report_end(self, _: FlowRun, workers: DaskWorkers) -> None:
             self.told = workers
 
+        async def log(self, _: Decision) -> None:
+            """Take the reason for the log of the run."""
+
     kubernetes.answers = answer
     server: Any = Server()
     workers = DaskWorkers(at(0))

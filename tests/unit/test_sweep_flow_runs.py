@@ -619,3 +619,25 @@ def test_a_decision_that_fails_in_an_unknown_way_keeps_no_other() -> None:
     with pytest.raises(flow_run_loop.DecisionError, match=r"^2 decisions not carried out: flow run odd: K"):
         asyncio.run(carry_out())
     assert server.told == ("bad", "good")
+
+
+def test_a_log_that_takes_no_line_costs_no_report() -> None:
+    """A state that was set is not set again: what failed after it would be missing for good."""
+
+    class Server:
+        reported = False
+
+        async def set_state(self, _: Decision) -> bool:
+            return True
+
+        async def report_end(self, _: FlowRun, __: DaskWorkers) -> None:
+            self.reported = True
+
+        async def log(self, _: Decision) -> None:
+            raise TypeError("no line")
+
+    server: Any = Server()
+    decision = Decision(run(state("RUNNING")), state("CRASHED"))
+    with pytest.raises(flow_run_loop.DecisionError, match="no line"):
+        asyncio.run(flow_run_loop.carry_out(cast("Any", None), server, [decision], DaskWorkers(NOW)))
+    assert server.reported

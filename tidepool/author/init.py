@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tidepool.author.chart import packed
-from tidepool.author.new import flow_files, render
+from tidepool.author.new import flow_files, refusal, render
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.settings import settings
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 RECORD = ".tidepool-init.json"
-_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_LONGEST = 40
 _HERE = "this repository"
 _HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation", "How to know it is fixed"]
 # Names of namespaces in k8s/.
@@ -154,13 +152,12 @@ def update(repository: Path) -> dict[str, str]:
 
 def _refuse_conflicts(repository: Path, paths: Iterable[str]) -> None:
     for path in paths:
-        if (repository / path).is_file():
-            lines = (repository / path).read_text(encoding="utf-8").splitlines()
-            for number, line in enumerate(lines, 1):
-                if line.startswith(f"<<<<<<< {_HERE}"):
-                    raise UsageError(
-                        f"{path}:{number}: a conflict of an earlier update; edit it and commit, nothing was written"
-                    )
+        file = repository / path
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        if marked := next((at for at, line in enumerate(lines, 1) if line.startswith(f"<<<<<<< {_HERE}")), 0):
+            raise UsageError(
+                f"{path}:{marked}: a conflict of an earlier update; edit it and commit, nothing was written"
+            )
 
 
 def _merge(path: Path, old: str | None, new: str | None) -> str:
@@ -204,8 +201,7 @@ def _one_sided(path: Path, here: str | None, old: str | None, new: str | None) -
 
 def _check(folder: Path, flow: str, owner: str) -> None:
     for what, name in (("folder", folder.name), ("--flow", flow), ("--owner", owner)):
-        if not _NAME.fullmatch(name) or len(name) > _LONGEST:
-            accepted = f"lower-case letters, digits and single hyphens, a letter first, at most {_LONGEST} characters"
+        if accepted := refusal(name):
             raise UsageError(f"{what}: invalid name {name!r}: {accepted}; for example daily-orders")
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder; choose another one, nothing was written")

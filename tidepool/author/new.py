@@ -92,6 +92,20 @@ def new(repository: Path, order: Order) -> list[str]:
     return list(texts)
 
 
+def refusal(name: str, house_rule: str = "") -> str:
+    """Return what a name of a flow or a repository has to be, if this one is not; otherwise nothing.
+
+    Args:
+        name: The name.
+        house_rule: A regular expression that it has to match, too.
+    """
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST:
+        return f"lower-case letters, digits and single hyphens, a letter first, at most {_LONGEST} characters"
+    if house_rule and not re.fullmatch(house_rule, name):
+        return f"{house_rule} (`names` of [tool.tidepool])"
+    return ""
+
+
 def _check(order: Order, rules: HouseRules, file: YamlFile) -> None:
     """Refuse what is wrong with an order.
 
@@ -99,13 +113,7 @@ def _check(order: Order, rules: HouseRules, file: YamlFile) -> None:
         UsageError: with the option, and what is accepted.
     """
     name, known = order.name, environments.deployment_names(file.data)
-    if not _NAME.fullmatch(name) or len(name) > _LONGEST or (rules.names and not re.fullmatch(rules.names, name)):
-        general = _NAME.fullmatch(name) and len(name) <= _LONGEST
-        accepted = (
-            f"{rules.names} (`names` of [tool.tidepool])"
-            if general
-            else f"lower-case letters, digits and single hyphens, a letter first, at most {_LONGEST} characters"
-        )
+    if accepted := refusal(name, rules.names):
         raise UsageError(f"invalid name {name!r}: {accepted}; for example daily-orders")
     if name in known:
         raise UsageError(f"{file.name}:{file.line(('deployments', known.index(name)))}: {name} exists already")

@@ -117,10 +117,9 @@ def report_end(flow_run: FlowRun, ending: Ending, words: str, record_file: str) 
         if kind == "CRASHED":
             # The page of a run shows its log first, and its state's message on another tab.
             log.error("Crashed: %s", message)
-        if settings().report.enabled and kind:
-            run_report.publish(flow_run.id, record, kind=kind, message=message, incomplete=_UNTOLD)
-        elif settings().report.enabled and ending.state in _FINAL:
-            run_report.publish(flow_run.id, record)
+        if settings().report.enabled and (kind or ending.state in _FINAL):
+            untold = _UNTOLD if kind else ""
+            run_report.publish(flow_run.id, record, kind=kind, message=message, incomplete=untold)
     except Exception as error:  # noqa: BLE001 - a missing report must not keep the state from being reported
         log.warning("the report of the run was not published: %r", error)
 

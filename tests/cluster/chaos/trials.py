@@ -106,7 +106,7 @@ class Trial:
             if time.time() > end:
                 state = self.world.look(self.run_id).get("state") or {}
                 raise TimeoutError(f"{what}: not within {seconds:g} s; {state.get('name')}: {state.get('message')}")
-            time.sleep(1)
+            time.sleep(POLL_SECONDS / 2)  # each look asks the server
 
     def final(self) -> dict[str, Any] | None:
         """Return its final state, if it has one."""

@@ -141,9 +141,13 @@ async def _carry_out(api: kr8s.asyncio.Api, server: FlowRuns, decision: Decision
         if await delete(api, Leftover("Job", job.namespace, job.name, job.uid, reason)):
             _log.info("Job %s in namespace %s deleted: %s", job.name, job.namespace, reason)
     if state is not None and state.type in FINAL:
-        # Last, and whatever the driver did: it can no longer report the state that it has been given here.
+        # Whatever the driver did: it can no longer report the state that it has been given here.
         async with one_pass():
             await server.report_end(run, workers)
+    if state is not None:
+        # Last: nothing of the above is made again when this fails.
+        async with one_pass():
+            await server.log(decision)
 
 
 def _mentioned(observations: Iterable[Observation]) -> set[str]:

@@ -112,15 +112,7 @@ class FlowRuns:
             state_details=StateDetails(scheduled_time=cast("Any", due)),
         )
         result = await self._client.set_flow_run_state(run.id, state)
-        if result.status != SetStateStatus.ACCEPT:
-            return False
-        # The page of a run shows its log first, and its state's message on another tab.
-        level = logging.ERROR if wanted.type in {"CRASHED", "FAILED"} else logging.WARNING
-        lines = [(level, f"{wanted.name}: {wanted.message}")] if wanted.message else []
-        if decision.output:
-            lines.insert(0, (level, f"The last lines of its driver:\n{decision.output}"))
-        await self._log(run, lines)
-        return True
+        return result.status == SetStateStatus.ACCEPT
 
     async def report_end(self, run: FlowRun, workers: DaskWorkers) -> None:
         """Publish the report of a flow run whose driver cannot: that the server has given a final state just now."""
@@ -155,17 +147,23 @@ class FlowRuns:
         }
         await self._request("POST", "/events", json=[event])
 
-    async def _log(self, run: FlowRun, lines: Iterable[tuple[int, str]]) -> None:
-        """Add lines, each with its level, to the log of a run that could send none itself."""
+    async def log(self, decision: Decision) -> None:
+        """Add the reason for a decided state to the log of its run, which could send nothing itself.
+
+        The page of a run shows its log first, and its state's message on another tab.
+        """
+        state, output = decision.state, decision.output
+        lines = [f"The last lines of its driver:\n{output}"] if output else []
+        lines += [f"{state.name}: {state.message}"] if state and state.message else []
         entries = [
             {
                 "name": "tidepool.operator",
-                "level": level,
-                "message": message,
+                "level": logging.ERROR if state and state.type in {"CRASHED", "FAILED"} else logging.WARNING,
+                "message": line,
                 "timestamp": datetime.now(UTC).isoformat(),
-                "flow_run_id": run.id,
+                "flow_run_id": decision.run.id,
             }
-            for level, message in lines
+            for line in lines
         ]
         if entries:
             await self._request("POST", "/logs/", json=entries)
