@@ -79,6 +79,16 @@ class OnCall:
         self._exporter = self.start("exporter", "tidepool.cli", "exporter", "--port", str(self.exporter_port))
         until(self._has_figures, seconds=SECONDS)
 
+    @contextmanager
+    def alerts(self, folder: Path) -> Iterator[None]:
+        """Evaluate the alerts for its exporter, where Prometheus is installed; files are in the folder."""
+        if shutil.which("prometheus") is None:
+            yield
+            return
+        rules = _shortened(folder, self._variables["TIDEPOOL_REPOSITORY_URL"])
+        with prometheus(folder, rules, self.exporter_port) as self.prometheus:
+            yield
+
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Send a request to the API."""
         name, found, password = self._variables.get("PREFECT_API_AUTH_STRING", "").partition(":")
@@ -115,8 +125,8 @@ class OnCall:
             "alert", f"{name}: {found['annotations']['summary']}  {self.page(found['annotations']['runbook_url'])}"
         )
 
-    def message(self, *words: str) -> dict[str, str]:
-        """Wait for a message with these words; the runbook in it has to be a page."""
+    def told(self, *words: str) -> dict[str, str]:
+        """Wait for a message with these words."""
 
         def arrived() -> list[dict[str, str]]:
             return [
@@ -125,7 +135,11 @@ class OnCall:
                 if all(word in f"{each['title']}\n{each['message']}" for word in words)
             ]
 
-        found = until(arrived, seconds=SECONDS)[0]
+        return until(arrived, seconds=SECONDS)[0]
+
+    def message(self, *words: str) -> dict[str, str]:
+        """Wait for a message with these words, and tell it; the runbook in it has to be a page."""
+        found = self.told(*words)
         self.say("message", f"{found['title']} | {' | '.join(found['message'].split(chr(10)))}")
         for word in found["message"].split():
             if "/docs/runbooks/" in word:
@@ -243,19 +257,6 @@ def around(variables: dict[str, str]) -> Iterator[tuple[dict[str, str], Receiver
             },
             receiver,
         )
-
-
-@contextmanager
-def alerts(folder: Path, on_call: OnCall) -> Iterator[None]:
-    """Evaluate the alerts for its exporter, where Prometheus is installed."""
-    if shutil.which("prometheus") is None:
-        yield
-        return
-    with prometheus(
-        folder, _shortened(folder, on_call._variables["TIDEPOOL_REPOSITORY_URL"]), on_call.exporter_port
-    ) as made:
-        on_call.prometheus = made
-        yield
 
 
 def _shortened(folder: Path, documents: str) -> Path:

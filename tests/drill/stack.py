@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tests.drill import runbook
-from tests.drill.on_call import SECONDS, TOP, OnCall, alerts, around
+from tests.drill.on_call import SECONDS, TOP, OnCall, around
 from tests.polling import until
 from tidepool.local.processes import Processes
 from tidepool.local.server import Home, Server, free_port
@@ -231,5 +231,5 @@ def stack(folder: Path, out: Console) -> Iterator[Stack]:
         parts.callback(made.stop)
         made.say("stack", f"starting; the UI is at {server.url}/v2, logs are in {server.home.logs}")
         made.start_all()
-        parts.enter_context(alerts(folder, made))
+        parts.enter_context(made.alerts(folder))
         yield made

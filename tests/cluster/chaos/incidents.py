@@ -13,7 +13,7 @@ from faults import ROWS
 from installed import AUTH
 from rich.console import Console
 
-from tests.drill.on_call import OnCall, alerts, around
+from tests.drill.on_call import OnCall, around
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def on_call(world: World, tmp_path: Path) -> Iterator[OnCall]:
     with around(there) as (variables, receiver):
         seen = OnCall(platform.api, tmp_path, Console(stderr=True), variables, receiver)
         try:
-            with alerts(tmp_path, seen):
+            with seen.alerts(tmp_path):
                 yield seen
         finally:
             seen.stop()
@@ -59,7 +59,7 @@ def test_the_cause_is_one_sentence(world: World, on_call: OnCall, name: str) -> 
             on_call.reaches(run, *row.expected)
     on_call.alert("TidepoolRunsFailing", deployment=deployment)
     # One message for both, which names one of them.
-    told = on_call.message(deployment, "tidepool status ")["message"]
+    told = on_call.told(deployment, "tidepool status ")["message"]
     [run] = [each for each in runs if f"tidepool status {each[:8]}" in told]
     assert row.says in on_call.state(run)["message"]
     on_call.cause(run)
