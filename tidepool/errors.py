@@ -37,6 +37,10 @@ class StorageError(TidepoolError):
     """An object cannot be read or written as requested."""
 
 
+class MissingError(StorageError):
+    """An object does not exist."""
+
+
 class ClusterError(TidepoolError):
     """A Dask cluster did not start, with what it waited for, or it is not what was requested."""
 

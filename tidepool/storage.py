@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from tidepool.errors import StorageError, UsageError
+from tidepool.errors import MissingError, StorageError, UsageError
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -41,10 +41,6 @@ _NETWORK = ("aiohttp", "botocore", "httpx", "requests", "urllib3")
 # A store that restarts refuses connections for a while. The waits between botocore's attempts grow to 20 s at random:
 # these are 36 s in all (14 to 57); the four that it makes by itself are 8 s.
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
-
-
-class _MissingError(StorageError):
-    """An object does not exist."""
 
 
 def url(target: str) -> str:
@@ -88,7 +84,7 @@ def exists(target: str) -> bool:
         with _existing(target) as (filesystem, path):
             # Not isfile(), which takes every error for a missing object.
             return bool(filesystem.info(path)["type"] == "file")
-    except _MissingError:
+    except MissingError:
         return False
 
 
@@ -397,7 +393,7 @@ def _existing(target: str) -> Iterator[tuple[Any, str]]:
             cause = error.__cause__
             if _scheme(target) in _WEB and cause and getattr(cause, "status", None) != HTTPStatus.NOT_FOUND:
                 raise cause from None
-            raise _MissingError(f"{url(target)} does not exist") from None
+            raise MissingError(f"{url(target)} does not exist") from None
 
 
 @cache

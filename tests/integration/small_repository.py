@@ -60,7 +60,7 @@ async def several_later(count: int):
         yield number
     raise ValueError("no more")
 
-@task
+@task(retries=1)
 def look(word: str) -> str:
     breakpoint()
     return word

@@ -21,6 +21,7 @@ from tests.polling import until
 from tidepool.local.server import Home
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(600)
@@ -204,42 +205,88 @@ def test_a_breakpoint_in_a_dask_worker_says_what_to_do(tmp_path: Path, prefect_s
         "tidepool: stopping ended Failed: breakpoint() needs a terminal, and a Dask worker has none"
     )
     assert "`tidepool run --debug NAME` runs everything in one process" in reason
+    assert " - Retry 1/1 will start" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_debug_stops_at_a_breakpoint_in_a_mapped_task(tmp_path: Path, prefect_server: str) -> None:
-    repository = make(tmp_path / "repository", "stopping")
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        command("run", "stopping", "--debug", "-p", "word=deep"),
-        cwd=repository,
-        env=variables(PREFECT_API_URL=prefect_server, TIDEPOOL_COMPUTE_PROVIDER="local", TERM="dumb"),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    seen: list[bytes] = []
+class _Terminal:
+    """`tidepool run stopping --debug` on a terminal of its own."""
 
-    def more() -> bytes:
-        if select.select([ours], [], [], 0.1)[0]:
+    def __init__(self, repository: Path, server: str) -> None:
+        self._terminal, theirs = pty.openpty()
+        self.child = subprocess.Popen(
+            command("run", "stopping", "--debug", "-p", "word=deep"),
+            cwd=repository,
+            env=variables(PREFECT_API_URL=server, TIDEPOOL_COMPUTE_PROVIDER="local", TERM="dumb"),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._seen: list[bytes] = []
+
+    def write(self, line: bytes) -> None:
+        os.write(self._terminal, line)
+
+    def seen(self) -> bytes:
+        if select.select([self._terminal], [], [], 0.1)[0]:
             with suppress(OSError):  # the child has ended
-                seen.append(os.read(ours, 65536))
-        return b"".join(seen)
+                self._seen.append(os.read(self._terminal, 65536))
+        return b"".join(self._seen)
 
-    try:
-        for stop in (1, 2):  # one item after the other
-            until(more, lambda text, stop=stop: text.count(b"(Pdb) ") == 2 * stop - 1, seconds=300)
-            os.write(ours, b"p word * 2\n")
-            until(more, lambda text, stop=stop: text.count(b"(Pdb) ") == 2 * stop, seconds=60)
-            assert more().count(b"'deepdeep'") == stop
-            os.write(ours, b"continue\n")
-        until(more, lambda text: b"stopping: Completed" in text and child.poll() is not None, seconds=120)
-    finally:
-        child.kill()
-        child.wait()
-        os.close(ours)
-    assert child.returncode == 0
+    def prompts(self) -> int:
+        return self.seen().count(b"(Pdb) ")
+
+    def close(self) -> None:
+        self.child.kill()
+        self.child.wait()
+        os.close(self._terminal)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, prefect_server: str) -> Iterator[_Terminal]:
+    opened = _Terminal(make(tmp_path / "repository", "stopping"), prefect_server)
+    yield opened
+    opened.close()
+
+
+def test_debug_stops_at_a_breakpoint_in_a_mapped_task(terminal: _Terminal) -> None:
+    for stop in (1, 2):  # one item after the other
+        until(terminal.prompts, lambda count, stop=stop: count == 2 * stop - 1, seconds=300)
+        terminal.write(b"p word * 2\n")
+        until(terminal.prompts, lambda count, stop=stop: count == 2 * stop, seconds=60)
+        assert terminal.seen().count(b"'deepdeep'") == stop
+        terminal.write(b"continue\n")
+    until(terminal.seen, lambda text: b"stopping: Completed" in text and terminal.child.poll() is not None, seconds=120)
+    assert terminal.child.returncode == 0
+
+
+def test_quitting_the_debugger_ends_the_run(terminal: _Terminal) -> None:
+    """It failed the item with `BdbQuit`, and opened again for each of its retries, then for the next item."""
+    until(terminal.prompts, lambda count: count == 1, seconds=300)
+    terminal.write(b"quit\n")
+    until(terminal.seen, lambda _: terminal.child.poll() is not None, seconds=60)
+    said = terminal.seen()
+    assert (terminal.child.returncode, said.count(b"(Pdb) ")) == (130, 1)
+    assert b"BdbQuit" not in said
+    assert b"Traceback" not in said
+
+
+def test_an_error_of_the_library_is_logged_as_a_sentence_with_the_flows_line(
+    repository: Path, prefect_server: str
+) -> None:
+    flow = repository / "small_flows.py"
+    flow.write_text(
+        f"{flow.read_text()}\n\n@flow\ndef missing(name: str = 'nothing.csv') -> int:\n"
+        "    from tidepool import storage\n\n    return len(storage.read(name))\n"
+    )
+    done = _run(repository, "small_flows.missing", PREFECT_API_URL=prefect_server)
+    line = len(flow.read_text().splitlines())
+    sentence = f"file://{repository}/.tidepool/storage/nothing.csv does not exist"
+    assert f"Encountered exception during execution: {sentence} (small_flows.py:{line})" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"tidepool: small_flows.missing ended Failed: {sentence}"
+    assert "Traceback" not in done.stderr
 
 
 def test_debug_and_another_provider_exclude_each_other(repository: Path) -> None:

@@ -25,6 +25,7 @@ from tidepool.compute.runner import backlog, submission, task_runner, tracker
 from tidepool.compute.runner.recorder import Recorder
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.worker_loss import ReportingNanny, WorkerLostError
+from tidepool.errors import InputError, StorageError, TidepoolError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -377,6 +378,24 @@ def test_large_arguments_and_results_are_refused_with_advice(cluster: distribute
         "argument `frame` of task `take` has 390.6 KiB, the limit is 256.0 KiB: write it to the store"
     )
     assert texts[2].startswith("the result of task `give` has 390.6 KiB")
+
+
+@pytest.mark.parametrize(("kind", "tries"), [(InputError, 1), (UsageError, 1), (StorageError, 3)])
+def test_an_error_that_another_try_does_not_change_is_not_retried(
+    cluster: distributed.LocalCluster, tmp_path: Path, kind: type[TidepoolError], tries: int
+) -> None:
+    @task(retries=2)
+    def refuse() -> None:
+        with (tmp_path / "tries").open("a") as file:
+            file.write("x")
+        raise kind("line 3: 'x7' is not an integer")
+
+    @flow(task_runner=TidepoolTaskRunner(address=cluster.scheduler_address))
+    def body() -> None:
+        refuse.submit().wait()
+
+    body(return_state=True)
+    assert (tmp_path / "tries").read_text() == "x" * tries
 
 
 class FailingClose(distributed.LocalCluster):

@@ -92,8 +92,8 @@ def test_the_end_of_a_run_is_one_sentence_everywhere(incident: str) -> None:
     # `tidepool status`, of the run and of everything.
     status = status_of(run(kind, message=said))
     assert (status.why, status.advice) == (said, found.advice)
-    (failing,) = picture.failing([run(kind, message=said)] * 2, {"d1": "nightly"})
-    assert failing.text == f"the last 2 flow runs failed or crashed: {said}"
+    (failing,) = picture.failing([run(kind, message=said)] * 2, {"d1": "nightly"}, NOW)
+    assert failing.text == f"the last 2 flow runs failed or crashed, the newest 1 min 0 s ago: {said}"
     # The message, without the arguments of an item.
     ended = exported(1, 0, kind.capitalize(), text=said)
     failure = Failure(ended, deployment(), _sentence(ended), None)
@@ -143,7 +143,7 @@ FINDINGS: dict[str, tuple[Callable[[], list[picture.Finding]], tuple[str, ...]]]
     "TidepoolRunStuck": (stuck, ("has been ", " for ")),
     "TidepoolWorkerSilent": (silent, ("o Prefect worker", " sends heartbeats")),
     "TidepoolRunsFailing": (
-        lambda: picture.failing([run("FAILED")] * 2, {}),
+        lambda: picture.failing([run("FAILED")] * 2, {}, NOW),
         ("he last ", " flow runs ", "failed or crashed"),
     ),
     "TidepoolSchedulerStopped": (

@@ -80,7 +80,11 @@ def test_late_runs_of_a_deployment_are_one_finding() -> None:
     waits = run("SCHEDULED", "AwaitingConcurrencySlot", deployment="d2")
     (found,) = picture.waiting([*late, not_yet, waits], NAMES, NOW)
     assert found == Finding(
-        "late", "nightly-scoring", "2 flow runs have been due, the first for 10 min 0 s", "runs-late.md"
+        "late",
+        "nightly-scoring",
+        "2 flow runs have been due, the first for 10 min 0 s",
+        "runs-late.md",
+        since=at(minutes=10),
     )
 
 
@@ -93,6 +97,22 @@ def test_a_stuck_run_has_its_reason_and_its_runbook() -> None:
         ("stuck", "csv-etl (750895ca)", "run-stuck-cancelling.md"),
     ]
     assert found[0].text == "has been InfrastructureWaiting for 30 min 0 s: quota: pods 11 of 11"
+    waits = "its Job nightly-x7k in namespace flows has not ended, or has not told the server"
+    assert found[1].text == f"has been Cancelling for 4 min 0 s: {waits}"
+
+
+@pytest.mark.parametrize(
+    ("infrastructure", "words"),
+    [
+        ("flows:nightly-x7k", "its Job nightly-x7k in namespace flows has not ended, or has not told the server"),
+        ("build-1:4711", "its process 4711 on build-1 has not ended, or has not told the server"),
+        (None, "no process of it is recorded"),
+    ],
+)
+def test_a_run_that_is_being_cancelled_says_what_has_to_end(infrastructure: str | None, words: str) -> None:
+    found = run("CANCELLING", infrastructure_pid=infrastructure)
+    assert status_of(found).why == words
+    assert picture.is_process(found) == (infrastructure == "build-1:4711")
 
 
 def test_two_failures_in_a_row_are_a_finding_and_one_is_not() -> None:
@@ -103,8 +123,10 @@ def test_two_failures_in_a_row_are_a_finding_and_one_is_not() -> None:
         run("COMPLETED", deployment="d2"),
         run("COMPLETED"),
     ]
-    (found,) = picture.failing(ended, NAMES)
-    assert (found.subject, found.text) == ("nightly-scoring", "the last 2 flow runs failed or crashed: ValueError: bad")
+    ended[2]["state"]["timestamp"] = at(hours=2)
+    (found,) = picture.failing(ended, NAMES, NOW)
+    text = "the last 2 flow runs failed or crashed, the newest 1 min 0 s ago: ValueError: bad"
+    assert (found.subject, found.text, found.since) == ("nightly-scoring", text, at(hours=2))
 
 
 def test_a_pause_names_who_made_it_and_is_wrong_when_it_is_over() -> None:
@@ -339,11 +361,18 @@ def test_the_overview_counts_what_is_wrong_and_lists_what_is_meant_last() -> Non
     meant, wrong = Finding("paused", "a", "by kim", wrong=False), Finding("late", "b", "a run is late", "runs-late.md")
     lines = view.as_text(Overview([meant, wrong]), 120).splitlines()
     assert [line.split()[0] for line in lines] == ["1", "late", "paused"]
+    assert lines[0].strip() == "1 thing wrong, 1 paused on purpose"
     assert lines[1].endswith("docs/runbooks/runs-late.md")
     assert not Overview([meant]).wrong
     assert Overview([wrong]).wrong
     assert Overview([], {"prefect": "no answer"}).wrong
     assert "the Prefect server does not answer" in view.as_text(Overview([], {"prefect": "no answer"}), 120)
+
+
+def test_the_newest_trouble_is_first() -> None:
+    found = [Finding("late", name, "", since=at(hours=ago)) for name, ago in (("old", 9), ("new", 1), ("middle", 3))]
+    lines = view.as_text(Overview([Finding("orphan", "timeless", ""), *found]), 120).splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["new:", "middle:", "old:", "timeless:"]
 
 
 def test_json_says_what_the_exit_code_says() -> None:

@@ -53,6 +53,15 @@ def test_it_has_what_the_server_knows_and_says_that_it_is_incomplete() -> None:
     assert "| b | 2 | ValueError: bad |" in text
 
 
+def test_it_names_version_and_image_that_the_run_had() -> None:
+    deployment = {**DEPLOYMENT, "version": "1a2b3c", "job_variables": {"image": "registry/flows@sha256:1"}}
+    text = reports.artifact("d", deployment, RUN, [], [], 200, NO_WORKERS)["data"]
+    assert "Version: `1a2b3c` · Image: `registry/flows@sha256:1`" in text
+    own = {**RUN, "job_variables": {"image": "registry/flows@sha256:2"}}
+    text = reports.artifact("d", deployment, own, [], [], 200, NO_WORKERS)["data"]
+    assert "Image: `registry/flows@sha256:2`" in text
+
+
 def test_a_full_page_of_task_runs_is_a_part_of_them() -> None:
     found = reports.artifact("x", {}, RUN, [task_run("a", "COMPLETED")] * 2, [], 2, NO_WORKERS)
     assert "of the last 2 task runs" in found["data"]

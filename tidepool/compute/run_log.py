@@ -15,6 +15,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
+from tidepool.report.own_errors import log_as_sentences
 from tidepool.settings import settings
 
 _log = get_logger("tidepool.compute")
@@ -73,6 +74,10 @@ class _OwnLines(logging.Filter):
 
 
 @cache
-def quiet_mapped_task_runs() -> None:
-    """Have this process log Prefect's lines about mapped task runs from `TIDEPOOL_COMPUTE_TASKS_LOG_LEVEL` on."""
+def log_for_people() -> None:
+    """Have this process log Prefect's own lines about runs as a person needs them.
+
+    Those about mapped task runs from `TIDEPOOL_COMPUTE_TASKS_LOG_LEVEL` on; errors of the library as sentences.
+    """
     get_logger("prefect.task_runs").addFilter(_OwnLines())
+    log_as_sentences()

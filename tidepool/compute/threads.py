@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tidepool.compute.progress import ItemProgress, sketched
-from tidepool.compute.run_log import mapped, quiet_mapped_task_runs, run_log
+from tidepool.compute.run_log import log_for_people, mapped, run_log
 from tidepool.report.reason import plain
 from tidepool.report.run_record import Item
 
@@ -42,7 +42,7 @@ class ThreadsTaskRunner(ThreadPoolTaskRunner[Any]):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        quiet_mapped_task_runs()
+        log_for_people()
         return self
 
     def __exit__(

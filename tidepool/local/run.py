@@ -22,9 +22,11 @@ from pydantic_core import to_jsonable_python
 from tidepool.deploy.config import environments, flows, placeholders
 from tidepool.deploy.config.yaml_source import path
 from tidepool.errors import TidepoolError, UsageError
+from tidepool.local.debugger import quit_ends_the_run
 from tidepool.local.processes import signals_interrupt
 from tidepool.local.server import Home, running_server
 from tidepool.report import run_report
+from tidepool.report.own_errors import log_as_sentences
 from tidepool.settings import SIZES, set_prefect_variables, set_variables, settings
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def run(
         raise UsageError(f"--debug runs everything in one process: omit --provider {provider}")
     if debug:
         set_variables(_DEBUG)
+        quit_ends_the_run()
     elif provider is not None:
         set_variables({"TIDEPOOL_COMPUTE_PROVIDER": provider})
     settings()
@@ -89,6 +92,7 @@ def run(
         values = bind(flow, _base(name, deployment, given), given)
         with _api(repository):
             run_report.install()
+            log_as_sentences()
             state, result = execute(flow, values)
             outcome = _outcome(flow.name, state, result)
     if as_json:

@@ -17,8 +17,10 @@ def main() -> None:
     Once the run has ended, its process sends what is left of its events for 30 s, and no longer.
     """
     from tidepool.report import run_report
+    from tidepool.report.own_errors import log_as_sentences
 
     run_report.install()
+    log_as_sentences()
     # It was imported for that, and is run as it is by `python -m prefect.engine`.
     sys.modules.pop("prefect.engine", None)
     status = 1

@@ -19,7 +19,7 @@ _PREFIXES = (
 )
 _OWN = (
     "InputError: ",
-    "_MissingError: ",
+    "MissingError: ",
     "WorkerLostError: ",
     "UsageError: ",
     "StorageError: ",

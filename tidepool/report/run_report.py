@@ -18,8 +18,10 @@ from tidepool.settings import settings
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Mapping
     from uuid import UUID
 
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.client.schemas.responses import DeploymentResponse
 
@@ -75,6 +77,8 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         name = deployment.name if deployment else client.read_flow(flow_run.flow_id).name
         log = cast("logging.Logger", flow_run_logger(flow_run))
         past = _past(key(name), log)
+        if incomplete:
+            incomplete += f" (the server has {_completed_task_runs(client, flow_run_id)} Completed task runs of it)"
         run = replace(_run(flow_run, name, deployment, record, past, kind, message), incomplete=incomplete)
         client.create_artifact(
             ArtifactCreate(
@@ -83,6 +87,14 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         )
     if run.state == "Completed":
         _remember(key(name), past, run, log)
+
+
+def _completed_task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> int:
+    body = {
+        "flow_runs": {"id": {"any_": [str(flow_run_id)]}},
+        "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
+    }
+    return int(client.request("POST", "/task_runs/count", json=body).json())
 
 
 def _begin() -> None:
@@ -137,9 +149,20 @@ def _links(flow_run: FlowRun, deployment: DeploymentResponse | None, kind: str) 
     links = runbooks(deployment.description if deployment else "", kind)
     if ui := url_for("flow-run", obj_id=flow_run.id):
         links["Run and logs"] = ui
-    if deployment and deployment.version:
-        links["Version"] = deployment.version
+    if deployment:
+        links |= deployed(deployment.version, flow_run.job_variables, deployment.job_variables)
     return links
+
+
+def deployed(version: str | None, *job_variables: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what a run consists of, by title: the version of its deployment, and the image of the first that has one.
+
+    Args:
+        version: The deployment's version.
+        job_variables: Those of the flow run, and of its deployment.
+    """
+    images = [str(each["image"]) for each in job_variables if each and each.get("image")]
+    return {title: text for title, text in (("Version", version), ("Image", next(iter(images), ""))) if text}
 
 
 def runbooks(description: str | None, kind: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Failed
 
 from tidepool.compute.clusters.local import local_cluster, quiet_dask, set_dask_defaults
-from tidepool.compute.run_log import quiet_mapped_task_runs, run_log
+from tidepool.compute.run_log import log_for_people, run_log
 from tidepool.compute.runner.recorder import Recorder
 from tidepool.compute.runner.submission import Mapping, Publisher, shared_arguments
 from tidepool.compute.runner.tracker import Tracker
@@ -219,7 +219,7 @@ class TidepoolTaskRunner(DaskRunner):
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call] # Prefect leaves it unannotated
-        quiet_mapped_task_runs()
+        log_for_people()
         set_dask_defaults(settings().compute.no_worker_seconds)
         if not _in_dask_worker():  # whose own log it is
             quiet_dask()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tidepool.errors import UsageError
 from tidepool.settings import environment
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def refuse_breakpoints() -> None:
-    """Have `breakpoint()` raise a sentence that says what to do; pdb would read an empty input, and raise `BdbQuit`.
+    """Have `breakpoint()` raise a sentence that says what to do; pdb would read an empty input, and raise `BdbQuit`."""
+    at_breakpoint(_refuse)
 
-    A debugger of the user's own (PYTHONBREAKPOINT, `sys.breakpointhook`) stays.
-    """
+
+def at_breakpoint(call: Callable[..., Any]) -> None:
+    """Have `breakpoint()` call this; a debugger of the user's own (PYTHONBREAKPOINT, `sys.breakpointhook`) stays."""
     if sys.breakpointhook is sys.__breakpointhook__ and not environment().get("PYTHONBREAKPOINT"):
-        sys.breakpointhook = _refuse
+        sys.breakpointhook = call
 
 
 def _refuse(*_args: object, **_options: object) -> NoReturn:

@@ -29,11 +29,12 @@ from prefect.utilities.callables import call_with_parameters
 from prefect.utilities.collections import visit_collection
 from prefect.utilities.timeout import timeout
 
-from tidepool.compute.limits import ResultRefusedError, refuse_result
+from tidepool.compute.limits import refuse_result
 from tidepool.compute.progress import described
-from tidepool.compute.run_log import mapped, print_plainly, quiet_mapped_task_runs
+from tidepool.compute.run_log import log_for_people, mapped, print_plainly
 from tidepool.compute.worker.entry import ask_scheduler
 from tidepool.compute.worker.outcome import Outcome
+from tidepool.errors import InputError, UsageError
 from tidepool.upstream.distributed import WorkerSlot
 from tidepool.upstream.prefect import (
     FlowRunSuspensionRequest,
@@ -60,6 +61,9 @@ _Variables: TypeAlias = dict[contextvars.ContextVar[Any], Any]
 # Prefect's exception has been seen to arrive half a minute late.
 _INTERRUPTED_SECONDS = 0.05
 _LATE_SECONDS = 1.0
+
+# Errors of which another try would be the same.
+_FOR_GOOD = (InputError, UsageError)
 
 # Contexts kept by each thread, and calls kept by the process: a shared cluster serves several flow runs at a time.
 _KEPT = 8
@@ -299,7 +303,7 @@ class _SyncEngine(SyncTaskRunEngine[Any, Any]):
         return super().handle_success(result, transaction=transaction)
 
     def can_retry(self, exc_or_state: Exception | State[Any]) -> bool:
-        return not isinstance(exc_or_state, ResultRefusedError) and super().can_retry(exc_or_state)
+        return not isinstance(exc_or_state, _FOR_GOOD) and super().can_retry(exc_or_state)
 
 
 class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
@@ -325,7 +329,7 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
         return await super().handle_success(result, transaction=transaction)
 
     async def can_retry(self, exc_or_state: Exception | State[Any]) -> bool:
-        return not isinstance(exc_or_state, ResultRefusedError) and await super().can_retry(exc_or_state)
+        return not isinstance(exc_or_state, _FOR_GOOD) and await super().can_retry(exc_or_state)
 
 
 # --- contexts and calls, fetched once --------------------------------------------------------------
@@ -366,7 +370,7 @@ def _hydrate(pickled: bytes) -> tuple[_Variables, SyncClientContext]:
     TagsContext(current_tags=set()).__enter__()
     with hydrated_context(cloudpickle.loads(pickled)):
         print_plainly()
-        quiet_mapped_task_runs()
+        log_for_people()
         client = SyncClientContext().__enter__()
         now = contextvars.copy_context()
         return {each: value for each, value in now.items() if before.get(each, before) is not value}, client

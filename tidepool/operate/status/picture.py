@@ -39,6 +39,7 @@ class Finding:
         text: What is the matter.
         runbook: Path of the runbook.
         wrong: A person has to act; otherwise it is meant so.
+        since: When it began, in ISO 8601; empty if that is unknown.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Finding:
     text: str
     runbook: str = ""
     wrong: bool = True
+    since: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,21 +157,42 @@ def waiting(runs: Iterable[Json], names: Mapping[str, str], now: datetime) -> li
             if now > due + _LATE:
                 late[subject].append(due)
         elif (limit := _STUCK.get(state["type"])) and now > since + limit:
-            text = f"has been {state['name']} for {_ago(now, since)}: {plain(state['message']) or 'no reason recorded'}"
+            text = f"has been {state['name']} for {_ago(now, since)}: {_waits_for(run)}"
             runbook = f"run-stuck-{state['type'].lower()}.md"
-            found.append(Finding("stuck", f"{subject} ({run['id'][:8]})", text, runbook))
+            found.append(Finding("stuck", f"{subject} ({run['id'][:8]})", text, runbook, since=since.isoformat()))
     for subject, times in late.items():
         text = "a flow run has been due" if len(times) == 1 else f"{len(times)} flow runs have been due, the first"
-        found.append(Finding("late", subject, f"{text} for {_ago(now, min(times))}", "runs-late.md"))
+        first = min(times)
+        words = f"{text} for {_ago(now, first)}"
+        found.append(Finding("late", subject, words, "runs-late.md", since=first.isoformat()))
     return found
 
 
-def failing(ended: Iterable[Json], names: Mapping[str, str]) -> list[Finding]:
+def _waits_for(run: Json) -> str:
+    """Return why a run is in its state, or what has to end for it to leave it."""
+    if message := plain(run["state"]["message"]):
+        return message
+    if run["state"]["type"] != "CANCELLING":
+        return "no reason recorded"
+    place, _, name = str(run["infrastructure_pid"] or "").rpartition(":")
+    if not place:
+        return "no process of it is recorded"
+    kind = f"process {name} on {place}" if is_process(run) else f"Job {name} in namespace {place}"
+    return f"its {kind} has not ended, or has not told the server"
+
+
+def is_process(run: Json) -> bool:
+    """Return whether a run has a process of a machine (`host:1234`), and not a Job (`namespace:name`)."""
+    return str(run["infrastructure_pid"] or "").rpartition(":")[2].isdigit()
+
+
+def failing(ended: Iterable[Json], names: Mapping[str, str], now: datetime) -> list[Finding]:
     """Return the deployments whose last two runs or more have failed or crashed.
 
     Args:
         ended: Completed, Failed and Crashed runs, those that ended last first.
         names: Names of deployments by id.
+        now: The time.
     """
     by_deployment: dict[str, list[Json]] = defaultdict(list)
     for run in ended:
@@ -180,9 +203,11 @@ def failing(ended: Iterable[Json], names: Mapping[str, str]) -> list[Finding]:
         row = next((at for at, run in enumerate(runs) if run["state"]["type"] not in _BAD), len(runs))
         if row >= _FAILURES:
             last = runs[0]["state"]
-            text = f"the last {row} flow runs failed or crashed: {why(last['type'], last['message'])}"
+            ago = _ago(now, _time(last["timestamp"]))
+            text = f"the last {row} flow runs failed or crashed, the newest {ago} ago"
+            words, since = why(last["type"], last["message"]), runs[row - 1]["state"]["timestamp"]
             name = names.get(identity, identity)
-            found.append(Finding("failing", name, text, "run-failed.md"))
+            found.append(Finding("failing", name, f"{text}: {words}", "run-failed.md", since=since))
     return found
 
 
@@ -228,7 +253,9 @@ def pools(found: Iterable[Json], workers: Mapping[str, Sequence[Json]], now: dat
         if not beats or now > max(beats) + _SILENT:
             said = f"the last was {_ago(now, max(beats))} ago" if beats else "none has polled it"
             text = f"no Prefect worker sends heartbeats: {said}"
-            findings.append(Finding("worker silent", f"work pool {each['name']}", text, "work-pool-not-ready.md"))
+            since = max(beats).isoformat() if beats else ""
+            subject, runbook = f"work pool {each['name']}", "work-pool-not-ready.md"
+            findings.append(Finding("worker silent", subject, text, runbook, since=since))
     return findings
 
 
@@ -242,7 +269,8 @@ def drift(reports: Sequence[Json], now: datetime) -> list[Finding]:
     for each in reports:
         summary, age = str(each["description"] or ""), now - _time(each["updated"])
         if "as in Git" not in summary or "to resume" in summary:
-            return [Finding("drift", "server", f"{summary} ({_ago(now, now - age)} ago)", "drift-found.md")]
+            text = f"{summary} ({_ago(now, now - age)} ago)"
+            return [Finding("drift", "server", text, "drift-found.md", since=each["updated"])]
         if age > _DRIFT_OLD:
             old = f"the last report is {_ago(now, now - age)} old"
             return [Finding("drift", "drift-report", old, "drift-report.md")]
@@ -308,7 +336,7 @@ def run_status(
     kind = state["type"]
     record = RunRecord(done=items.get("COMPLETED", 0), failed=items.get("FAILED", 0) + items.get("CRASHED", 0))
     ended = reason(kind, state["message"], record) if kind in _FINAL else None
-    said = ended.sentence if ended else plain(state["message"]) or "no reason recorded"
+    said = ended.sentence if ended else _waits_for(run)
     if kind == "COMPLETED" and state["message"]:
         said = plain(state["message"])  # a warning that the run has written into it
     created = _time(run["created"])

@@ -153,7 +153,7 @@ class Sources:
         if suspects:
             body = {"deployments": {"id": {"any_": suspects}}, "limit": _PAGE}
             names = {each["id"]: each["name"] for each in await self._post("/deployments/filter", body)}
-        return [*picture.waiting((*waiting, *late), names, self._now), *picture.failing(ended, names)]
+        return [*picture.waiting((*waiting, *late), names, self._now), *picture.failing(ended, names, self._now)]
 
     async def _paused(self) -> list[picture.Finding]:
         deployments, variables = await asyncio.gather(
@@ -262,8 +262,8 @@ class Sources:
 
     async def _objects(self, run: Json) -> Kubernetes | None:
         """Return what Kubernetes has of a run; None for one that does not run there."""
-        namespace = str(run["infrastructure_pid"] or "").partition(":")[0]
-        if ":" not in str(run["infrastructure_pid"] or ""):
+        namespace, colon, _ = str(run["infrastructure_pid"] or "").partition(":")
+        if not colon or picture.is_process(run):
             return None
         from tidepool.compute.clusters.kubernetes.names import GROUP, LABEL_RUN
         from tidepool.operate.sweep.drivers import LABEL_FLOW_RUN

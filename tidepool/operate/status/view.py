@@ -31,8 +31,11 @@ def as_text(status: Overview | RunStatus, width: int) -> str:
 def _overview(status: Overview) -> list[tuple[str, str]]:
     wrong = [each for each in status.findings if each.wrong]
     count = f"{len(wrong)} thing{'' if len(wrong) == 1 else 's'} wrong" if wrong else "nothing is wrong"
+    if paused := len(status.findings) - len(wrong):
+        count += f", {paused} paused on purpose"
     lines = [("", count if "prefect" not in status.unknown else "the Prefect server does not answer")]
-    for each in sorted(status.findings, key=lambda one: not one.wrong):
+    newest_first = sorted(status.findings, key=lambda one: one.since, reverse=True)
+    for each in sorted(newest_first, key=lambda one: not one.wrong):
         runbook = f"  {_RUNBOOKS}{each.runbook}" if each.runbook else ""
         lines.append((each.kind, f"{each.subject}: {each.text}{runbook}"))
     return [*lines, *_unknown(status.unknown.items())]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tidepool.report.reason import plain, reason
 from tidepool.report.run_page import Past, Run, headline, page
 from tidepool.report.run_record import Item, RunRecord
-from tidepool.report.run_report import key, runbooks
+from tidepool.report.run_report import deployed, key, runbooks
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def artifact(
         ended=_seconds(run["end_time"] or state["timestamp"]),
         record=record,
         past=[Past(each["id"], each["total_run_time"]) for each in past],
-        links=runbooks(deployment.get("description"), state["type"]),
+        links={
+            **runbooks(deployment.get("description"), state["type"]),
+            **deployed(deployment.get("version"), run.get("job_variables"), deployment.get("job_variables")),
+        },
         prices=(prices.core_hour_price, prices.gib_hour_price),
         incomplete=f"the driver is gone, this is what the server knows of {known}{_of_workers(run, workers)}",
     )
