@@ -45,6 +45,10 @@ class ClusterError(TidepoolError):
     """A Dask cluster did not start, with what it waited for, or it is not what was requested."""
 
 
+# Another try would end in the same way.
+FOR_GOOD = (UsageError, InputError)
+
+
 def did_you_mean(given: str, known: Collection[str], otherwise: str = "") -> str:
     """Return the end of a message about an unknown name: the nearest known one.
 

@@ -17,7 +17,7 @@ from tidepool.compute.clusters.local import set_dask_defaults
 from tidepool.compute.limits import ResultRefusedError
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.worker_loss import ReportingNanny
-from tidepool.errors import UsageError
+from tidepool.errors import InputError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,6 +139,15 @@ def test_a_result_that_is_too_large_is_not_tried_again(runner: TidepoolTaskRunne
     results = run(runner, lambda: map_batched(large, [1, 1_000_000], batch_size=2, raise_on_failure=False))
     assert results[0] == b"\0"
     assert (type(results[1].error), results[1].tries) == (ResultRefusedError, 1)
+
+
+def test_an_item_that_another_try_does_not_change_is_not_tried_again(runner: TidepoolTaskRunner) -> None:
+    @task(retries=2)
+    def fails(kind: str) -> None:
+        raise {"input": InputError, "storage": StorageError}[kind]("no")
+
+    results = run(runner, lambda: map_batched(fails, ["input", "storage"], batch_size=2, raise_on_failure=False))
+    assert [one.tries for one in results] == [1, 3]
 
 
 class TwoArgumentsError(Exception):

@@ -29,14 +29,13 @@ from prefect.utilities.math import clamped_poisson_interval
 
 from tidepool.compute.limits import (
     TOGETHER_BYTES,
-    ResultRefusedError,
     readable_error,
     refuse_result,
     refuse_unreadable,
 )
 from tidepool.compute.progress import ItemProgress
 from tidepool.compute.run_log import run_log
-from tidepool.errors import TidepoolError, UsageError
+from tidepool.errors import FOR_GOOD, TidepoolError, UsageError
 from tidepool.report import run_record, show_progress
 from tidepool.settings import settings
 
@@ -112,9 +111,10 @@ def map_batched(
     """Run a task for many items, many items per task run, and wait for all of them.
 
     The task's `retries`, `retry_delay_seconds`, `retry_jitter_factor` and `retry_condition_fn` apply to each item,
-    its tags and timeout to each task run. A batch whose worker is lost is retried; then it is split, until the item
-    that kills its worker is alone. An item whose result or error cannot travel fails alone; results that are too large
-    to travel together come in more task runs. No other item runs twice.
+    its tags and timeout to each task run; an item with an `InputError` or a `UsageError` is not tried again. A batch
+    whose worker is lost is retried; then it is split, until the item that kills its worker is alone. An item whose
+    result or error cannot travel fails alone; results that are too large to travel together come in more task runs. No
+    other item runs twice.
 
     Args:
         task: The task; its first parameter takes the item.
@@ -375,7 +375,7 @@ def _value(
 
 
 def _may_retry(task: Task[..., Any], context: TaskRunContext, failed: FailedItem, loop: asyncio.Runner) -> bool:
-    if failed.tries > task.retries or isinstance(failed.error, ResultRefusedError):
+    if failed.tries > task.retries or isinstance(failed.error, FOR_GOOD):
         return False  # as where each item is a task run
     if task.retry_condition_fn is None:
         return True

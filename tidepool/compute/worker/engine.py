@@ -34,7 +34,7 @@ from tidepool.compute.progress import described
 from tidepool.compute.run_log import log_for_people, mapped, print_plainly
 from tidepool.compute.worker.entry import ask_scheduler
 from tidepool.compute.worker.outcome import Outcome
-from tidepool.errors import InputError, UsageError
+from tidepool.errors import FOR_GOOD
 from tidepool.upstream.distributed import WorkerSlot
 from tidepool.upstream.prefect import (
     FlowRunSuspensionRequest,
@@ -61,9 +61,6 @@ _Variables: TypeAlias = dict[contextvars.ContextVar[Any], Any]
 # Prefect's exception has been seen to arrive half a minute late.
 _INTERRUPTED_SECONDS = 0.05
 _LATE_SECONDS = 1.0
-
-# Errors of which another try would be the same.
-_FOR_GOOD = (InputError, UsageError)
 
 # Contexts kept by each thread, and calls kept by the process: a shared cluster serves several flow runs at a time.
 _KEPT = 8
@@ -303,7 +300,7 @@ class _SyncEngine(SyncTaskRunEngine[Any, Any]):
         return super().handle_success(result, transaction=transaction)
 
     def can_retry(self, exc_or_state: Exception | State[Any]) -> bool:
-        return not isinstance(exc_or_state, _FOR_GOOD) and super().can_retry(exc_or_state)
+        return not isinstance(exc_or_state, FOR_GOOD) and super().can_retry(exc_or_state)
 
 
 class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
@@ -329,7 +326,7 @@ class _AsyncEngine(AsyncTaskRunEngine[Any, Any]):
         return await super().handle_success(result, transaction=transaction)
 
     async def can_retry(self, exc_or_state: Exception | State[Any]) -> bool:
-        return not isinstance(exc_or_state, _FOR_GOOD) and await super().can_retry(exc_or_state)
+        return not isinstance(exc_or_state, FOR_GOOD) and await super().can_retry(exc_or_state)
 
 
 # --- contexts and calls, fetched once --------------------------------------------------------------

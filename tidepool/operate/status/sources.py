@@ -315,7 +315,10 @@ async def client(default_api: str = "") -> AsyncIterator[httpx.AsyncClient]:
     found = get_current_settings()
     url = found.api.url or default_api
     if not url:
-        raise UsageError("PREFECT_API_URL is not set; set it to the API of the Prefect server (http://host:4200/api)")
+        raise UsageError(
+            "PREFECT_API_URL is not set; set it to the API of the Prefect server (http://host:4200/api), or start "
+            "`make demo`, which has the runs of `tidepool run` too"
+        )
     password = found.api.auth_string.get_secret_value() if found.api.auth_string else ""
     user, _, secret = password.partition(":")
     async with httpx.AsyncClient(
