@@ -31,10 +31,12 @@ class Server:
     Args:
         api: URL of its API.
         processes: Roots of its process trees: the server, and PostgreSQL if it uses one.
+        database: URL of its PostgreSQL database; empty without.
     """
 
-    def __init__(self, api: str, processes: list[int]) -> None:
+    def __init__(self, api: str, processes: list[int], database: str = "") -> None:
         self.api = api
+        self.database = database
         self._processes = processes
 
     def cpu_seconds(self) -> float:
@@ -77,7 +79,7 @@ def prefect_server(database: str) -> Iterator[Server]:
             stack.enter_context(tempfile.TemporaryDirectory(prefix="tidepool-bench-", ignore_cleanup_errors=True))
         )
         server = PrefectServer(Home(home), free_port())
-        variables, roots = server.variables, []
+        variables, roots, url = server.variables, [], ""
         if database == "postgresql":
             url, pid = stack.enter_context(postgresql())
             variables["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
@@ -87,7 +89,7 @@ def prefect_server(database: str) -> Iterator[Server]:
         processes = Processes(server.home.logs, variables, own_sessions=False)
         stack.callback(processes.stop_all)
         roots.append(server.start(processes, "--no-ui").pid)
-        yield Server(server.api, roots)
+        yield Server(server.api, roots, url)
 
 
 def installed_postgresql() -> Path | None:
