@@ -287,6 +287,7 @@ def test_run_stuck_cancelling(alerts: Alerts, new_run: Callable[..., FlowRun]) -
             "flow-stuck is still Cancelling",
             lines(
                 f"stuck, run {run.name}: a cancellation takes a minute, this one has taken three.",
+                f"What has not ended: `tidepool status {run.id}`",
                 alerts.link(run),
                 "Runbook: docs/runbooks/run-stuck-cancelling.md",
             ),
@@ -315,7 +316,8 @@ def test_run_stuck_pending(alerts: Alerts, new_run: Callable[..., FlowRun]) -> N
         (
             "flow-stuck-pending has not started",
             lines(
-                f"stuck-pending, run {run.name}: Pending for 20 minutes; its state has the reason.",
+                f"stuck-pending, run {run.name}: Pending for 20 minutes.",
+                f"The reason, its Job and pod: `tidepool status {run.id}`",
                 alerts.link(run),
                 "Runbook: docs/runbooks/run-stuck-pending.md",
             ),
