@@ -377,6 +377,13 @@ def set_empty_variables(names: Collection[str]) -> None:
     settings.cache_clear()
 
 
+def replace_environment(values: dict[str, str]) -> None:
+    """Give this process other variables, and no more: those that it would have been started with."""
+    os.environ.clear()
+    os.environ.update(values)
+    settings.cache_clear()
+
+
 def environment() -> dict[str, str]:
     """Return a copy of this process's environment, for a child process."""
     return dict(os.environ)

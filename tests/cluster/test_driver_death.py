@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 # The promise; what it took is printed.
 SECONDS = 60
 
-FIND = """
+# The engine is forked from the process that supervises it, and has its command line, but another name.
+KILL = """
 import os, signal, time
-def find(module):
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with open(f"/proc/{pid}/cmdline") as file:
-            if module in file.read().split("\\0") and int(pid) not in (1, os.getpid()):
-                return int(pid)
+for pid in filter(str.isdecimal, os.listdir("/proc")):
+    with open(f"/proc/{pid}/cmdline") as command, open(f"/proc/{pid}/comm") as name:
+        of_run = "tidepool.operate.flow_run" in command.read().split("\\0") and int(pid) not in (1, os.getpid())
+        is_engine = name.read() == "tidepool-engine\\n"
+        if of_run and is_engine == ENGINE:
+            os.kill(int(pid), signal.SIGKILL)
 """
-KILL_SUPERVISOR = FIND + 'os.kill(find("tidepool.operate.flow_run"), signal.SIGKILL)'
-KILL_ENGINE = FIND + 'os.kill(find("tidepool.operate.engine"), signal.SIGKILL)'
+KILL_SUPERVISOR = KILL.replace("ENGINE", "False")
+KILL_ENGINE = KILL.replace("ENGINE", "True")
 
 
 @dataclass

@@ -23,8 +23,15 @@ def pod(tmp_path: Path, prefect_server: str) -> Pod:
     return Pod(tmp_path, prefect_server)
 
 
-def test_a_flow_run_without_pull_steps_takes_two_processes(pod: Pod) -> None:
+def test_a_flow_run_without_pull_steps_starts_one_process_which_forks_the_engine(pod: Pod) -> None:
     executed = pod.execute("completes")
+    assert executed.flow_run.state_name == "Completed"
+    assert executed.code == 0
+    assert executed.processes == ["-m tidepool.operate.flow_run"]
+
+
+def test_a_process_with_threads_starts_the_engine(tmp_path: Path, prefect_server: str) -> None:
+    executed = Pod(tmp_path, prefect_server, WITH_A_THREAD="1").execute("completes")
     assert executed.flow_run.state_name == "Completed"
     assert executed.code == 0
     assert executed.processes == ["-m tidepool.operate.flow_run", "-m tidepool.operate.engine"]

@@ -19,6 +19,7 @@ from tests.drill.on_call import SECONDS, TOP, OnCall, around
 from tests.polling import until
 from tidepool.local.processes import Processes
 from tidepool.local.server import Home, Server, free_port
+from tidepool.operate import engine
 from tidepool.testing import migrated
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ class Stack(OnCall):
         try:
             driver.start(f"driver-{run}", "tidepool.operate.flow_run", cwd=TOP)
             self.reaches(run, "RUNNING")
-            for process in psutil.process_iter(["environ", "cmdline"]):
+            for process in psutil.process_iter(["environ", "name"]):
                 mine = (process.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == run
-                if mine and "tidepool.operate.engine" in (process.info["cmdline"] or ()):
+                if mine and process.info["name"] == engine.NAME:
                     process.kill()
             self.reaches(run, "CRASHED")
         finally:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 FLOWS = """
-import os, signal, sys
+import json, logging, os, signal, sys
 from pathlib import Path
 from prefect import flow
 
@@ -54,12 +54,36 @@ def waits():
     import time
     Path(os.environ["HOOK"]).write_text("waits")
     time.sleep(120)
+
+@flow
+def tells():
+    from prefect.settings import get_current_settings
+    from tidepool.settings import settings
+    loggers = {name: logging.getLogger(name) for name in ("", "prefect", "prefect.flow_runs", "prefect.extra")}
+    Path(os.environ["HOOK"]).write_text(json.dumps({
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "path": sys.path,
+        "arguments": sys.argv,
+        "main": sys.modules["__main__"].__spec__.name,
+        "settings": get_current_settings().to_environment_variables(exclude_unset=True),
+        "tidepool": str(settings()),
+        "loggers": {name: [each.level, *map(repr, each.handlers)] for name, each in loggers.items()},
+        "signals": {each.name: getattr(signal.getsignal(each), "__qualname__", "") for each in signal.Signals},
+        "leads": os.getsid(0) == os.getpgid(0) == os.getpid(),
+        "name": Path("/proc/self/comm").read_text(),
+    }))
 """
-# Each Python process writes what it was started with.
+# Each Python process writes what it was started with. The rest is asked for by tests.
 SITE = """
 import os, sys
 with open(os.environ["PROCESSES"], "a") as file:
     print(*sys.orig_argv[1:3], file=file)
+if "WITH_A_THREAD" in os.environ:
+    import threading, time
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+if "FORKED_WITHOUT" in os.environ:
+    os.register_at_fork(after_in_child=lambda: sys.modules.update({os.environ["FORKED_WITHOUT"]: None}))
 """
 
 

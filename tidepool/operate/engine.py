@@ -1,4 +1,7 @@
-"""The process of a flow, `python -m tidepool.operate.engine`: Prefect's engine, which reports the end of its run."""
+"""The process of a flow, `python -m tidepool.operate.engine`: Prefect's engine, which reports the end of its run.
+
+In a driver pod it is a child of `tidepool.operate.flow_run`, forked when that had imported what both need.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,41 @@ import os
 import runpy
 import sys
 import threading
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from tidepool.operate.forked import Orders
+
+# As `ps` and `top` show it, at most 15 characters: its command line may be that of the process that it was forked from.
+NAME = "tidepool-engine"
+# What is imported until the flow begins.
+_IMPORTED = (
+    "prefect.engine",
+    "prefect.flow_engine",
+    "pydantic.v1",  # by each flow's decorator
+    "tidepool.report.run_report",
+    "tidepool.upstream.prefect",
+)
 # A server that has just come back is busy: until it answers the last websocket, Prefect's event worker holds the exit.
 _EXIT_SECONDS = 30.0
+
+
+def prepare() -> None:
+    """Import what the engine needs, before it is known which run it executes."""
+    for module in _IMPORTED:
+        import_module(module)
+
+
+def begin(orders: Orders) -> None:
+    """Execute the flow run of these orders in this process, which has been forked before they were known."""
+    from prefect.context import refresh_global_settings_context
+
+    orders.take(__file__)
+    refresh_global_settings_context()
+    main()
 
 
 def main() -> None:
@@ -19,6 +54,8 @@ def main() -> None:
     from tidepool.report import run_report
     from tidepool.report.own_errors import log_as_sentences
 
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(NAME)
     run_report.install()
     log_as_sentences()
     # It was imported for that, and is run as it is by `python -m prefect.engine`.

@@ -2,8 +2,9 @@
 
 Prefect looks after a run with one Python process, prepares its code with a second and executes it with a third; each
 imports Prefect for a second. Here the first one prepares the code too, when there is nothing to prepare: the image is
-the code. When the process that executes the flow was killed, the first one deletes the run's Dask clusters; its exit
-code, and so the state of pod and Job, is the run's. All else is Prefect's: cancellation, SIGTERM, hooks.
+the code. And it imports Prefect for both: it forks the one that executes the flow, which waits until it is needed. When
+that was killed, the first one deletes the run's Dask clusters; its exit code, and so the state of pod and Job, is the
+run's. All else is Prefect's: cancellation, SIGTERM, hooks.
 
 | the run | exit code |
 |---|---|
@@ -18,14 +19,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import signal
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidepool.errors import UsageError
+from tidepool.operate import engine
+from tidepool.operate.forked import Child, Orders, fork
 from tidepool.settings import environment, set_prefect_variables, settings
 
 if TYPE_CHECKING:
@@ -40,6 +45,8 @@ _TOLD = 128 + signal.SIGTERM
 _UNTOLD = "they lack what its process did after its last line of progress in the log"
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _ENGINE = "tidepool.operate.engine"
+# What this process and the engine need, nearly all of Prefect: imported once, before the fork.
+_IN_BOTH = ("prefect.main", "prefect.flow_engine")
 
 
 def authenticate_handshakes() -> None:
@@ -152,6 +159,21 @@ def exit_code(ending: Ending) -> int:
 def main() -> None:
     """Execute the flow run of this environment's PREFECT__FLOW_RUN_ID."""
     authenticate_handshakes()
+    gc.disable()  # modules are no garbage, and there are many
+    for module in _IN_BOTH:
+        import_module(module)
+    from tidepool.upstream.prefect_client import share_tls_contexts
+
+    share_tls_contexts()
+    forked_engine = fork(engine.prepare)
+    gc.enable()
+    if isinstance(forked_engine, Orders):
+        engine.begin(forked_engine)
+    else:
+        _look_after(forked_engine)
+
+
+def _look_after(forked_engine: Child | None) -> None:
     from prefect.cli import app
 
     from tidepool.operate import memory
@@ -171,7 +193,7 @@ def main() -> None:
             await asyncio.to_thread(report_end, flow_run, ending, words, record_file)
         return words or (_without_words(ending) if ending.status and not ending.state else "")
 
-    told = supervise(is_in_image, ended, _ENGINE)
+    told = supervise(is_in_image, ended, _ENGINE, forked_engine)
     set_prefect_variables({"TIDEPOOL_REPORT_RECORD": record_file})
     sys.argv = ["prefect", "flow-run", "execute"]
     try:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from contextlib import chdir
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.abc
 from prefect._internal.attempt_control import EngineOutcomeReceipt
 from prefect.cli import flow_run as command
 from prefect.runner import _flow_run_executor as executor
+from prefect.runner import _starter_engine as starter_engine
 from prefect.runner import _workspace_supervisor as supervisor
 from prefect.runner._starter_engine import EngineCommandStarter
 from prefect.runner._state_proposer import StateProposer
@@ -21,7 +22,7 @@ from prefect.runner._workspace_starter import WorkspaceResolvingEngineCommandSta
 from prefect.utilities.processutils import command_to_string, get_sys_executable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.runner._process_manager import ProcessHandle
@@ -45,6 +46,28 @@ class Ending:
     state: str = ""
 
 
+class Engine(Protocol):
+    """A process that waits to become the engine."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; negative: the signal that killed it. None: it still runs."""
+
+    def start(self, environment: dict[str, str], folder: str) -> bool:
+        """Let it begin, as the leader of a process group; return whether it was still there."""
+
+    def dismiss(self) -> None:
+        """End it: it is not needed."""
+
+    async def wait(self) -> int:
+        """Wait for its end; return its exit status."""
+
+    def kill(self) -> None:
+        """Kill it, if it still runs."""
+
+
 class _Noted:
     """A task status that keeps the handle of the started process."""
 
@@ -61,6 +84,7 @@ def supervise(
     in_process: Callable[[FlowRun], Awaitable[bool]],
     ended: Callable[[FlowRun, Ending], Awaitable[str]],
     engine_module: str = _ENGINE,
+    waiting: Engine | None = None,
 ) -> Callable[[], bool]:
     """Change how `prefect flow-run execute` starts the process of a flow run, and follow its end.
 
@@ -70,6 +94,7 @@ def supervise(
             Returns the message of the crash; empty: Prefect's own.
         engine_module: Module that executes the flow run in the process; of a run that is not prepared in the command's
             own process, Prefect's.
+        waiting: A process that waits to execute that module; it is used instead of a new one.
 
     Returns:
         Whether the command has been told to end, by SIGTERM.
@@ -101,6 +126,8 @@ def supervise(
                 if await in_process(flow_run):
                     await self._start_in_process(flow_run, noted)
                 else:
+                    if waiting:
+                        waiting.dismiss()
                     await super().start(flow_run, task_status=noted)
             finally:
                 with anyio.CancelScope(shield=True):
@@ -131,7 +158,8 @@ def supervise(
                     isolate_process_group=True,
                     env_overrides_settings=True,
                 )
-                await engine.start(flow_run, task_status=task_status)
+                with _becomes_engine(waiting):
+                    await engine.start(flow_run, task_status=task_status)
                 return 0
 
             supervisor._launch_engine = launch
@@ -147,6 +175,50 @@ def supervise(
     command.WorkspaceResolvingEngineCommandStarter = Starter  # type: ignore[attr-defined]
     executor.StateProposer = Proposer  # type: ignore[attr-defined]
     return _note_sigterm()
+
+
+@contextmanager
+def _becomes_engine(waiting: Engine | None) -> Iterator[None]:
+    """Have the next process that Prefect starts be the one that waits; if that has ended, it is started as usual.
+
+    Its output is not copied by this process: the two have the same.
+
+    Why: a new process imports Prefect again, nearly half of the CPU time until a flow begins.
+    Watch: `EngineCommandStarter.start`, which calls `run_process`; `ProcessHandle`, which needs of a process its id and
+        exit status; `create_isolated_termination_scope`, which signals its process group.
+    Delete when: Prefect executes the engine in a process that has imported it.
+    """
+    module: Any = starter_engine  # it imports the function, and does not export it
+    run_process = module.run_process
+
+    async def run_waiting(
+        command: list[str],
+        *,
+        task_status: anyio.abc.TaskStatus[Any],
+        task_status_handler: Callable[[Any], Any],
+        env: dict[str, str],
+        cwd: Path | str | None = None,
+        **options: Any,
+    ) -> Any:
+        if waiting is None or not waiting.start(env, str(cwd or Path.cwd())):
+            return await run_process(
+                command, task_status=task_status, task_status_handler=task_status_handler, env=env, cwd=cwd, **options
+            )
+        task_status.started(task_status_handler(waiting))
+        try:
+            await waiting.wait()
+        except BaseException:
+            waiting.kill()
+            with anyio.CancelScope(shield=True):
+                await waiting.wait()
+            raise
+        return waiting
+
+    module.run_process = run_waiting
+    try:
+        yield
+    finally:
+        module.run_process = run_process
 
 
 def _note_sigterm() -> Callable[[], bool]:
