@@ -15,13 +15,13 @@ import httpx
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.operate.status import picture, schedules
 from tidepool.settings import settings
+from tidepool.upstream.prefect_settings import client_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 
-    from prefect.settings.models.api import APISettings
-
     from tidepool.operate.status.picture import Json, Kubernetes, Overview, RunStatus
+    from tidepool.upstream.prefect_settings import ClientSettings
 
 T = TypeVar("T")
 
@@ -310,32 +310,29 @@ async def client(default_api: str = "") -> AsyncIterator[httpx.AsyncClient]:
         UsageError: PREFECT_API_URL is not set.
     """
     # Not Prefect's client, whose import alone takes longer than all requests.
-    from prefect.settings import get_current_settings
-
-    found = get_current_settings()
-    url = found.api.url or default_api
+    found = client_settings()
+    url = found.url or default_api
     if not url:
         raise UsageError(
             "PREFECT_API_URL is not set; set it to the API of the Prefect server (http://host:4200/api), or start "
             "`make demo`, which has the runs of `tidepool run` too"
         )
-    password = found.api.auth_string.get_secret_value() if found.api.auth_string else ""
-    user, _, secret = password.partition(":")
+    user, _, secret = found.password.partition(":")
     async with httpx.AsyncClient(
         base_url=url,
-        auth=(user, secret) if password else None,
-        headers=found.client.custom_headers,
-        verify=_verification(url, found.api),
+        auth=(user, secret) if found.password else None,
+        headers=found.headers,
+        verify=_verification(url, found),
         timeout=settings().status.timeout_seconds,
     ) as opened:
         yield opened
 
 
-def _verification(url: str, api: APISettings) -> ssl.SSLContext | bool:
+def _verification(url: str, api: ClientSettings) -> ssl.SSLContext | bool:
     """Return how to verify the server's certificate, by the settings of Prefect's client."""
-    if api.tls_insecure_skip_verify or not url.startswith("https:"):
+    if api.unverified or not url.startswith("https:"):
         return False  # without TLS, loading certificates would take 60 ms
-    return ssl.create_default_context(cafile=api.ssl_cert_file) if api.ssl_cert_file else True
+    return ssl.create_default_context(cafile=api.certificates) if api.certificates else True
 
 
 def words(error: BaseException) -> str:
