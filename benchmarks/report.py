@@ -83,7 +83,7 @@ def measure(items: int, turns: int) -> Iterator[dict[str, Any]]:
     import distributed
     from prefect import flow, task
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
     from prefect.settings import PREFECT_API_URL
 
     from tidepool.compute.runner.task_runner import TidepoolTaskRunner
@@ -122,7 +122,10 @@ def measure(items: int, turns: int) -> Iterator[dict[str, Any]]:
             raise RuntimeError(f"the server has not recorded {lost} of {completed} task runs")
         found = {"mapped_seconds": mapped[0], "seconds": seconds}
         if on:
-            only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
+            # Prefect keeps the exception of a failed run as an artifact without a key.
+            only = ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]), key=ArtifactFilterKey(any_=["bench-report-run"])
+            )
             with get_client(sync_client=True) as client:
                 (page,) = client.read_artifacts(artifact_filter=only)
             found |= {"end_seconds": switch.seconds[-1], "bytes": len(str(page.data).encode())}
