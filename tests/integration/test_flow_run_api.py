@@ -26,6 +26,8 @@ from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterState,
@@ -488,6 +490,10 @@ def everything(n: int = 2):
     assert started.state.is_scheduled()
 
 @flow
+def is_killed():
+    os.kill(os.getpid(), 9)
+
+@flow
 def is_cancelled():
     Path(os.environ["BEGAN"]).touch()
     time.sleep(300)
@@ -598,6 +604,18 @@ def test_a_flow_run_does_everything_through_the_proxy(restricted: Restricted) ->
     with temporary_settings(through), get_client(sync_client=True) as run:
         wanted = TaskRunFilter(id=TaskRunFilterId(any_=[each.id for each in runs]))
         assert {each.id for each in run.read_task_runs(task_run_filter=wanted)} == {each.id for each in runs}
+
+
+def test_a_killed_flow_runs_report_is_written_through_the_proxy(restricted: Restricted) -> None:
+    flow_run = restricted.create("is_killed")
+    with restricted.start(flow_run) as process:
+        output = process.communicate(timeout=120)[0]
+    assert restricted.proxy.refused() == []
+    assert "was not published" not in output
+    with restricted.platform() as platform:
+        only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
+        (found,) = platform.read_artifacts(artifact_filter=only)
+    assert found.key == "is-killed-run", output
 
 
 def test_a_flow_run_writes_only_its_own_teams_runs(restricted: Restricted) -> None:

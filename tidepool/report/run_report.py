@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-    from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.client.schemas.responses import DeploymentResponse
 
@@ -77,8 +76,6 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         name = deployment.name if deployment else client.read_flow(flow_run.flow_id).name
         log = cast("logging.Logger", flow_run_logger(flow_run))
         past = _past(key(name), log)
-        if incomplete:
-            incomplete += f" (the server has {_completed_task_runs(client, flow_run_id)} Completed task runs of it)"
         run = replace(_run(flow_run, name, deployment, record, past, kind, message), incomplete=incomplete)
         client.create_artifact(
             ArtifactCreate(
@@ -87,14 +84,6 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         )
     if run.state == "Completed":
         _remember(key(name), past, run, log)
-
-
-def _completed_task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> int:
-    body = {
-        "flow_runs": {"id": {"any_": [str(flow_run_id)]}},
-        "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
-    }
-    return int(client.request("POST", "/task_runs/count", json=body).json())
 
 
 def _begin() -> None:
