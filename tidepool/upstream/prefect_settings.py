@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """How Prefect's client reaches the API.
+    """The settings by which Prefect's client reaches the API.
 
     Attributes:
         url: URL of the API; empty if it is not set.
