@@ -107,6 +107,7 @@ def as_json(checks: Iterable[Check]) -> str:
 async def _all(default_api: str, *, notify: bool) -> list[Check]:
     parts = await asyncio.gather(
         _part("python", _in_thread(lambda: _packages(repository() / "requirements" / "runtime.txt"))),
+        # It reads Prefect's settings before it waits for anything: only then may threads import Prefect.
         _part("Prefect server", _server(default_api)),
         _part("storage", _in_thread(_storage), _STORAGE_SECONDS),
         _part("notifications", _in_thread(lambda: _notifications(send=notify)), _NOTIFY_SECONDS),
