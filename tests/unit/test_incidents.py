@@ -273,6 +273,8 @@ def test_a_message_leads_with_the_reason_and_has_the_command() -> None:
     assert body.splitlines() == [
         "`no rows`",
         "",
+        f"Do: Find the message in the runbook; correct the cause, then retry. `prefect flow-run retry {one.run.id}`",
+        "",
         "ran 9.0 s, last success 2 h 0 min ago, tier 1, team media",
         "",
         f"- Run: {UI}{one.run.id}",

@@ -122,6 +122,7 @@ def test_every_end_has_a_sentence(kind: str, message: str | None, text: str) -> 
         ("did not start within 60 s: quota runs: pods 2 of 2", "`kubectl describe resourcequota`"),
         ("did not start within 60 s: no node has 7 CPU free (asked: 7; largest node: 2)", "`cpu_request`"),
         ("did not start within 60 s: its pod is pending", "`tidepool status`"),
+        ('EndpointConnectionError: Could not connect to the endpoint URL: "http://s/"', "Its store or a service"),
     ],
 )
 def test_the_advice_is_that_of_the_cause(message: str, advice: str) -> None:

@@ -131,12 +131,18 @@ _ADVICE = (
     ("killed by", "Its process was killed; retry, and look at the node if it happens again."),
     ("does not exist", "Check the name of the input, or wait for its producer; then retry."),
     ("bdbquit", "A debugger needs a terminal: `tidepool run --debug NAME` runs everything in one process."),
+    ("could not connect", "Its store or a service does not answer: look at that first; then retry."),
     ("access denied", "Check the credentials of the store; then retry."),
 )
 _DEFAULT = {
     "FAILED": "Find the message in the runbook; correct the cause, then retry.",
     "CRASHED": "Its process ended without a report of its own; retry, and see the runbook if it happens again.",
 }
+
+
+def with_command(advice: str, flow_run: str) -> str:
+    """Return what to do, with the command for a flow run that is to be retried."""
+    return f"{advice} `prefect flow-run retry {flow_run}`" if "retry" in advice.lower() else advice
 
 
 def reason(kind: str, message: str | None, record: RunRecord) -> Reason:

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tidepool.report.reason import with_command
 from tidepool.report.timeline import timeline
 
 if TYPE_CHECKING:
@@ -136,9 +137,7 @@ def _page(run: Run, *, lanes: bool, items: bool) -> str:
 
 def _what_to_do(run: Run) -> str:
     links = " · ".join(_link(title, address) for title, address in run.links.items())
-    advice = f"**What to do:** {run.reason.advice}" if run.reason.advice else ""
-    if advice and run.state != "Completed" and "retry" in run.reason.advice.lower():
-        advice += f" `prefect flow-run retry {run.id}`"
+    advice = f"**What to do:** {with_command(run.reason.advice, run.id)}" if run.reason.advice else ""
     return "\n\n".join(each for each in (advice, links) if each)
 
 

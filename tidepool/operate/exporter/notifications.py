@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from tidepool import notify
 from tidepool.operate.exporter.incidents import FAILED, Failure, Incidents
-from tidepool.report.reason import why
+from tidepool.report.reason import reason, why, with_command
 from tidepool.report.run_page import duration
+from tidepool.report.run_record import RunRecord
 from tidepool.report.run_report import runbooks
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ def message(told: Told, link: Callable[[str], str | None], now: float) -> Messag
     names = [_name(each.deployment) for each in told.failures]
     lines = [_quoted(failure.sentence), ""]
     lines += [_list(names), ""] if len(names) > 1 else []
+    advice = reason(failure.run.state.upper(), failure.sentence, RunRecord()).advice
+    lines += [f"Do: {with_command(advice, failure.run.id)}", ""] if advice else []
     lines += [
         _facts(failure, told.attempts, now),
         "",
