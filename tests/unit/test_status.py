@@ -361,12 +361,19 @@ def test_the_overview_counts_what_is_wrong_and_lists_what_is_meant_last() -> Non
     meant, wrong = Finding("paused", "a", "by kim", wrong=False), Finding("late", "b", "a run is late", "runs-late.md")
     lines = view.as_text(Overview([meant, wrong]), 120).splitlines()
     assert [line.split()[0] for line in lines] == ["1", "late", "paused"]
-    assert lines[0].strip() == "1 thing wrong, 1 paused on purpose"
+    assert lines[0].strip() == "1 thing wrong, 1 paused"
     assert lines[1].endswith("docs/runbooks/runs-late.md")
     assert not Overview([meant]).wrong
     assert Overview([wrong]).wrong
     assert Overview([], {"prefect": "no answer"}).wrong
     assert "the Prefect server does not answer" in view.as_text(Overview([], {"prefect": "no answer"}), 120)
+
+
+def test_what_is_paused_for_the_same_reason_is_one_line() -> None:
+    found = [Finding("paused", name, "no reason recorded", wrong=False) for name in ("a", "b")]
+    lines = view.as_text(Overview([*found, Finding("paused", "c", "by kim", wrong=False)]), 120).splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines[1:]] == ["a, b: no reason recorded", "c: by kim"]
+    assert lines[0].strip() == "nothing is wrong, 3 paused"
 
 
 def test_the_newest_trouble_is_first() -> None:

@@ -13,6 +13,8 @@ from tidepool.report.run_page import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tidepool.operate.status.picture import Finding
+
 _LABEL = 14
 _RUNBOOKS = "docs/runbooks/"
 
@@ -32,13 +34,20 @@ def _overview(status: Overview) -> list[tuple[str, str]]:
     wrong = [each for each in status.findings if each.wrong]
     count = f"{len(wrong)} thing{'' if len(wrong) == 1 else 's'} wrong" if wrong else "nothing is wrong"
     if paused := len(status.findings) - len(wrong):
-        count += f", {paused} paused on purpose"
+        count += f", {paused} paused"
     lines = [("", count if "prefect" not in status.unknown else "the Prefect server does not answer")]
-    newest_first = sorted(status.findings, key=lambda one: one.since, reverse=True)
-    for each in sorted(newest_first, key=lambda one: not one.wrong):
-        runbook = f"  {_RUNBOOKS}{each.runbook}" if each.runbook else ""
-        lines.append((each.kind, f"{each.subject}: {each.text}{runbook}"))
+    newest_first = sorted(wrong, key=lambda one: one.since, reverse=True)
+    lines += [(each.kind, f"{each.subject}: {each.text}{_runbook(each)}") for each in newest_first]
+    meant: dict[tuple[str, str], list[str]] = {}
+    for each in status.findings:
+        if not each.wrong:
+            meant.setdefault((each.kind, f"{each.text}{_runbook(each)}"), []).append(each.subject)
+    lines += [(kind, f"{', '.join(subjects)}: {text}") for (kind, text), subjects in meant.items()]
     return [*lines, *_unknown(status.unknown.items())]
+
+
+def _runbook(finding: Finding) -> str:
+    return f"  {_RUNBOOKS}{finding.runbook}" if finding.runbook else ""
 
 
 def _run(status: RunStatus) -> list[tuple[str, str]]:
