@@ -20,6 +20,7 @@ from tidepool.upstream.prefect_settings import client_settings
 if sys.argv[1] == "prefect":
     import prefect
 found = client_settings()
+assert client_settings() is found or sys.argv[1] == "prefect", "what is imported for it is not freed"
 assert ("prefect" in sys.modules) == (sys.argv[1] == "prefect")
 from prefect import flow, get_client
 with get_client(sync_client=True) as client:

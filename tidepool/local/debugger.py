@@ -32,7 +32,7 @@ def _end(*_arguments: Any, **_options: Any) -> NoReturn:
 
 
 def _stop(*_arguments: Any, **_options: Any) -> None:
-    _Debugger().set_trace(sys._getframe(1))  # noqa: SLF001 - as pdb.set_trace() itself: the frame of breakpoint()
+    _Debugger(nosigint=True).set_trace(sys._getframe(1))  # noqa: SLF001 - as pdb.set_trace() itself: the frame of breakpoint()
 
 
 def quit_ends_the_run() -> None:

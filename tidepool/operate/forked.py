@@ -149,7 +149,8 @@ def fork(prepare: Callable[[], None]) -> Child | Orders | None:
 
 
 def _can_fork() -> bool:
-    if sys.platform != "linux":
+    # An interpreter that was built on an older system has no such function.
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         return False
     try:
         os.close(os.pidfd_open(os.getpid()))

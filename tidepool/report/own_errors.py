@@ -6,6 +6,7 @@ import logging
 import os
 import sysconfig
 import traceback
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -14,25 +15,38 @@ from tidepool.errors import TidepoolError
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 # Prefect's modules that log the exception of a run.
 _ENGINES = {"flow_engine", "task_engine"}
-_INSTALLED = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
+_FOLDERS = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
+_NOT_THE_FLOWS = ("<", *(f"{folder}{os.sep}" for folder in _FOLDERS))
 
 
 class _Sentences(logging.Filter):
-    """Replaces the traceback of an error of the library by the flow's line that it comes from."""
+    """Replaces the traceback of an error of the library by the flow's line that it comes from.
+
+    It stays where it says more: of an error that has another as its cause, that comes from no line of the flow, or that
+    the line itself does not have.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True: the line is logged."""
         error = record.exc_info[1] if record.exc_info else None
-        if record.module in _ENGINES and isinstance(error, TidepoolError):
-            record.msg, record.args = f"{record.getMessage().replace(repr(error), str(error))}{_place(error)}", ()
-            record.exc_info = record.exc_text = None
+        if record.module in _ENGINES and isinstance(error, TidepoolError) and error.__cause__ is None:
+            said, place = record.getMessage(), _place(error)
+            if place and repr(error) in said:
+                record.msg, record.args = f"{said.replace(repr(error), str(error))} ({place})", ()
+                record.exc_info = record.exc_text = None
         return True
 
 
 def _place(error: BaseException) -> str:
-    """Return the last line of the traceback that belongs to no installed package, nor to the library."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_INSTALLED)]
-    return f" ({os.path.relpath(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    """Return the last line of the traceback that belongs to no installed package, nor to the library; or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_FLOWS)]
+    if not own:
+        return ""
+    file = own[-1].filename
+    with suppress(OSError, ValueError):  # the working directory may be gone
+        file = os.path.relpath(file)
+    return f"{file}:{own[-1].lineno}"
 
 
 @cache

@@ -124,7 +124,7 @@ _ADVICE = (
     ),
     (" s: no node has ", "Ask for less (`cpu_request`, `memory_request` in job_variables), or add a node; then retry."),
     ("did not start within", "Read the reason above; `tidepool status` shows its pod; then retry."),
-    ("exceeded timeout", "Find out what is slow (the slowest items are below), or raise `timeout_seconds`."),
+    ("exceeded timeout", "Find out what is slow (its report has the slowest items), or raise `timeout_seconds`."),
     ("max_runtime_seconds", "Find out what is slow, or raise `max_runtime_seconds`."),
     ("heartbeat", "Its process is lost: retry."),
     ("termination signal", "Its process was told to end; retry unless that was meant."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,12 @@ def client_settings() -> ClientSettings:
         from prefect.settings import get_current_settings
 
         return _of(get_current_settings())
+    return _without_prefect()
+
+
+# Once: what is imported and forgotten is never freed.
+@cache
+def _without_prefect() -> ClientSettings:
     spec = find_spec("prefect")
     assert spec is not None  # noqa: S101 - it is a dependency
     # A package that has not been executed: its modules are found, and nothing else is imported.
