@@ -56,6 +56,13 @@ def waits():
     time.sleep(120)
 
 @flow
+def goes_on():
+    import time
+    for _ in range(1200):
+        Path(os.environ["HOOK"]).write_text("goes on")
+        time.sleep(0.1)
+
+@flow
 def tells():
     from prefect.settings import get_current_settings
     from tidepool.settings import settings

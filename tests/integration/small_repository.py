@@ -69,6 +69,11 @@ def look(word: str) -> str:
 def stopping(word: str = "a") -> list:
     return look.map([word, word]).result()
 
+@flow(name="stopping-twice-flow", timeout_seconds=600, task_runner=dask_runner("small"))
+def stopping_twice(word: str = "a") -> list:
+    breakpoint()
+    return look.map([word, word]).result()
+
 @flow(name="slow-flow")
 def slow() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -80,6 +85,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
     "bad": {},
     "slow": {},
     "stopping": {},
+    "stopping_twice": {},
     "variadic": {"parameters": {"first": 1, "others": [2], "labels": {"x": 4}}},
     "later": {},
     "several": {"parameters": {"count": 3}},

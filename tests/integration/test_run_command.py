@@ -210,12 +210,12 @@ def test_a_breakpoint_in_a_dask_worker_says_what_to_do(tmp_path: Path, prefect_s
 
 
 class _Terminal:
-    """`tidepool run stopping --debug` on a terminal of its own."""
+    """`tidepool run --debug` on a terminal of its own."""
 
-    def __init__(self, repository: Path, server: str) -> None:
+    def __init__(self, repository: Path, server: str, name: str) -> None:
         self._terminal, theirs = pty.openpty()
         self.child = subprocess.Popen(
-            command("run", "stopping", "--debug", "-p", "word=deep"),
+            command("run", name, "--debug", "-p", "word=deep"),
             cwd=repository,
             env=variables(PREFECT_API_URL=server, TIDEPOOL_COMPUTE_PROVIDER="local", TERM="dumb"),
             stdin=theirs,
@@ -245,8 +245,9 @@ class _Terminal:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path, prefect_server: str) -> Iterator[_Terminal]:
-    opened = _Terminal(make(tmp_path / "repository", "stopping"), prefect_server)
+def terminal(tmp_path: Path, prefect_server: str, request: pytest.FixtureRequest) -> Iterator[_Terminal]:
+    name = getattr(request, "param", "stopping")
+    opened = _Terminal(make(tmp_path / "repository", name.replace("-", "_")), prefect_server, name)
     yield opened
     opened.close()
 
@@ -287,6 +288,17 @@ def test_an_error_of_the_library_is_logged_as_a_sentence_with_the_flows_line(
     assert f"Encountered exception during execution: {sentence} (small_flows.py:{line})" in done.stderr
     assert done.stderr.splitlines()[-1] == f"tidepool: small_flows.missing ended Failed: {sentence}"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("terminal", ["stopping-twice"], indirect=True)
+def test_quitting_ends_the_run_after_a_breakpoint_of_the_flow_itself(terminal: _Terminal) -> None:
+    """The debugger of the main thread kept Ctrl-C for itself, and opened there in place of ending the run."""
+    until(terminal.prompts, lambda count: count == 1, seconds=300)
+    terminal.write(b"continue\n")
+    until(terminal.prompts, lambda count: count == 2, seconds=60)
+    terminal.write(b"quit\n")
+    until(terminal.seen, lambda _: terminal.child.poll() is not None, seconds=60)
+    assert (terminal.child.returncode, terminal.prompts()) == (130, 2)
 
 
 def test_debug_and_another_provider_exclude_each_other(repository: Path) -> None:

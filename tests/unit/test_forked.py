@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a process is forked on Linux only")
-
 # PARENT has `child`, or None; CHILD has `orders`.
 PROGRAM = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from tidepool.operate.forked import Orders, fork
+
+def wait_for_orders():
+    import select
+    sockets = [each for each in os.listdir("/proc/self/fd") if "socket:" in os.path.realpath("/proc/self/fd/" + each)]
+    select.select([int(each) for each in sockets], [], [], 60)
 
 def prepare():
     {prepare}
@@ -136,7 +139,17 @@ def test_a_child_that_ended_early_takes_no_orders(tmp_path: Path, prepare: str) 
     assert done.stdout.splitlines() == ["before the fork", "False"]
 
 
-@pytest.mark.parametrize("prepare", ["pass", "time.sleep(600)"])
+def test_a_child_that_fails_after_its_orders_were_sent_has_not_taken_them(tmp_path: Path) -> None:
+    """They are in the channel while it still imports."""
+    prepare = "wait_for_orders(); raise ImportError('late')"
+    done = run(
+        tmp_path, program(parent="print(child.start(dict(os.environ), '.'), child.returncode is None)", prepare=prepare)
+    )
+    assert done.stdout.splitlines() == ["before the fork", "False False"], done.stderr
+    assert "ImportError: late" in done.stderr
+
+
+@pytest.mark.parametrize("prepare", ["pass", "signal.alarm(60); signal.pause()"])
 def test_a_dismissed_child_has_ended(tmp_path: Path, prepare: str) -> None:
     parent = "child.dismiss(); print(os.path.exists(f'/proc/{child.pid}'), child.returncode)"
     done = run(tmp_path, program(parent=parent, child="print('began')", prepare=prepare))
@@ -158,6 +171,18 @@ def test_a_system_without_pidfds_has_no_child(monkeypatch: pytest.MonkeyPatch, n
     assert forked.fork(lambda: None) is None
 
 
+def test_an_interpreter_without_pidfds_has_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("tidepool.operate.forked.os.pidfd_open")
+    assert forked.fork(lambda: None) is None
+
+
+@pytest.mark.parametrize("what", ["os.fork", "socket.socketpair"])
+def test_a_system_without_room_has_no_child(tmp_path: Path, what: str) -> None:
+    refuse = f"def refuse(*_): raise BlockingIOError(11, 'x')\nimport socket, os\n{what} = refuse"
+    done = run(tmp_path, f"{refuse}\n{program(parent='print(child)')}")
+    assert done.stdout.splitlines() == ["before the fork", "None"], done.stderr
+
+
 @pytest.fixture
 def waiting() -> Iterator[tuple[psutil.Process, psutil.Process]]:
     """A parent that does nothing, and its child that waits."""
@@ -165,8 +190,9 @@ def waiting() -> Iterator[tuple[psutil.Process, psutil.Process]]:
         [
             sys.executable,
             "-c",
-            program(parent="print(child.pid, flush=True); time.sleep(600)", child="time.sleep(600)"),
+            program(parent="print(child.pid, flush=True); sys.stdin.read()"),
         ],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -182,5 +208,6 @@ def test_a_waiting_child_ends_with_its_parent(
     waiting: tuple[psutil.Process, psutil.Process], number: signal.Signals
 ) -> None:
     parent, child = waiting
+    assert child.is_running()
     parent.send_signal(number)
     until(lambda: not child.is_running())

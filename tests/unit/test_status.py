@@ -319,7 +319,7 @@ def test_the_text_of_a_failed_run_says_why_and_what_to_do_first() -> None:
     assert lines[0].split("  ")[:2] == ["FAILED", "nightly-scoring / 2026-11-27 11:00 · 60 items"]
     assert lines[1] == "why           ValueError: bad"
     assert lines[2].startswith("do            Find the message in the runbook")
-    assert lines[2].endswith(f"prefect flow-run retry {ID}")
+    assert lines[2].endswith(f"`prefect flow-run retry {ID}`")
     text = "\n".join(lines)
     for part in (
         "Runbook: https://h/docs/runbooks/x.md",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _READY = b"."
+# A child whose imports hang is not waited for longer.
+_PREPARED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,17 @@ class Child:
         return self._returncode
 
     def start(self, environment: dict[str, str], folder: str) -> bool:
-        """Give the process its orders, once; return whether it was there to take them."""
+        """Give the process its orders, once; return whether it takes them. One that does not is ended."""
         orders = Orders(environment, folder)
-        with self._channel:
-            if self.returncode is not None:
-                return False
-            try:
+        if self.returncode is None:
+            with suppress(OSError):
+                self._channel.settimeout(_PREPARED_SECONDS)
                 self._channel.sendall(json.dumps(asdict(orders)).encode() + b"\n")
-            except OSError:
-                return False
-        return True
+                if self._channel.recv(1) == _READY:
+                    self._channel.close()
+                    return True
+        self.dismiss()
+        return False
 
     def dismiss(self) -> None:
         """End the process, which has no orders."""
@@ -105,7 +108,10 @@ class Child:
     async def wait(self) -> int:
         """Wait for the end of the process; return its exit status."""
         while (status := self.returncode) is None:
-            descriptor = os.pidfd_open(self.pid)  # readable when it has ended
+            try:
+                descriptor = os.pidfd_open(self.pid)  # readable when it has ended
+            except ProcessLookupError:
+                continue  # the system has just forgotten it
             try:
                 await anyio.wait_readable(descriptor)
             finally:
@@ -126,7 +132,7 @@ def fork(prepare: Callable[[], None]) -> Child | Orders | None:
 
     Returns:
         In this process, its child; in the child, its orders. None where it cannot be: the system is not Linux with
-        pidfds, or this process has threads.
+        pidfds, it has no room for another process, or this process has threads.
     """
     if not _can_fork():
         return None
@@ -134,8 +140,16 @@ def fork(prepare: Callable[[], None]) -> Child | Orders | None:
         stream.flush()  # what is left in a buffer would be written by both
     # Memory that no collection looks at stays shared: a collection writes to each object.
     gc.freeze()
-    ours, its = socket.socketpair()
-    pid = os.fork()
+    try:
+        ours, its = socket.socketpair()
+    except OSError:
+        return None
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        its.close()
+        return None
     if pid == 0:
         ours.close()
         return _wait(its, prepare)
@@ -172,8 +186,9 @@ def _wait(channel: socket.socket, prepare: Callable[[], None]) -> Orders:
         prepare()
         with channel, channel.makefile("rb") as orders:
             line = orders.readline()
-        if not line.endswith(b"\n"):
-            _end(0)
+            if not line.endswith(b"\n"):
+                _end(0)
+            channel.sendall(_READY)
         return Orders(**json.loads(line))
     except BaseException:  # noqa: BLE001 - in the parent, the process is missing then
         traceback.print_exc()

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tidepool.operate.status.picture import Overview, RunStatus
+from tidepool.report.reason import with_command
 from tidepool.report.run_page import duration
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def _run(status: RunStatus) -> list[tuple[str, str]]:
     lines += [("MISMATCH", each) for each in status.mismatches]
     lines.append(("why", status.why))
     if status.advice:
-        retry = f"  prefect flow-run retry {status.id}" if "retry" in status.advice.lower() else ""
-        lines.append(("do", f"{status.advice}{retry}"))
+        lines.append(("do", with_command(status.advice, status.id)))
     lines += [("", f"{title}: {address}") for title, address in status.links.items()]
     for at, (seconds, name, message) in enumerate(status.timeline):
         lines.append(("" if at else "timeline", f"{seconds:+z9.1f} s  {name}{f': {message}' if message else ''}"))
