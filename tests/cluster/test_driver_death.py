@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from processes import SIGNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,22 +18,6 @@ if TYPE_CHECKING:
 
 # The promise; what it took is printed.
 SECONDS = 60
-
-# The engine is forked from the process that supervises it, and has its command line, but another name.
-KILL = """
-import os, signal
-found = []
-for pid in filter(str.isdecimal, os.listdir("/proc")):
-    with open(f"/proc/{pid}/cmdline") as command, open(f"/proc/{pid}/comm") as name:
-        of_run = "tidepool.operate.flow_run" in command.read().split("\\0") and int(pid) not in (1, os.getpid())
-        is_engine = name.read() == "tidepool-engine\\n"
-        if of_run and is_engine == ENGINE:
-            found.append(int(pid))
-[pid] = found
-os.kill(pid, signal.SIGKILL)
-"""
-KILL_SUPERVISOR = KILL.replace("ENGINE", "False")
-KILL_ENGINE = KILL.replace("ENGINE", "True")
 
 
 @dataclass
@@ -42,10 +28,10 @@ class Death:
     run_id: str
     pod: str
 
-    def execute(self, script: str) -> None:
-        """Execute Python in the driver's container; a container that ends with it is not an error."""
+    def kill(self, which: str) -> None:
+        """Kill a process of the driver's container; a container that ends with it is not an error."""
         try:
-            self.platform.runs.kubectl("exec", self.pod, "--", "python", "-c", script)
+            self.platform.runs.kubectl("exec", self.pod, "--", "python", "-c", SIGNAL, which, str(int(signal.SIGKILL)))
         except RuntimeError as error:
             assert "Traceback" not in str(error), error  # noqa: PT017 - the script's own failure is one
 
@@ -93,7 +79,7 @@ def death(platform: Platform) -> Iterator[Death]:
 
 
 def test_the_process_of_the_flow_is_killed(death: Death) -> None:
-    death.execute(KILL_ENGINE)
+    death.kill("engine")
     death.nothing_is_left("engine killed")
     assert death.ended()["exitCode"] == 137
     assert "deleted: the process of its flow run ended without closing it" in death.platform.logs(death.run_id)
@@ -101,7 +87,7 @@ def test_the_process_of_the_flow_is_killed(death: Death) -> None:
 
 def test_the_process_that_supervises_is_killed(death: Death) -> None:
     """Nothing in the pod can act; the operator does."""
-    death.execute(KILL_SUPERVISOR)
+    death.kill("main")
     death.nothing_is_left("supervisor killed")
     assert death.ended()["exitCode"] == 137
 

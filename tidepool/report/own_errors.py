@@ -15,8 +15,6 @@ from tidepool.errors import TidepoolError
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 # Prefect's modules that log the exception of a run.
 _ENGINES = {"flow_engine", "task_engine"}
-_FOLDERS = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
-_NOT_THE_FLOWS = ("<", *(f"{folder}{os.sep}" for folder in _FOLDERS))
 
 
 class _Sentences(logging.Filter):
@@ -37,10 +35,17 @@ class _Sentences(logging.Filter):
         return True
 
 
+@cache
+def _not_the_flows() -> tuple[str, ...]:
+    """Return the beginnings of files that belong to Python, to an installed package or to the library."""
+    folders = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    return ("<", *(f"{folder}{os.sep}" for folder in [*folders, str(Path(__file__).parents[1])]))
+
+
 def _place(error: BaseException) -> str:
     """Return the last line of the traceback that belongs to no installed package, nor to the library; or nothing."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_FLOWS)]
+    own = [frame for frame in frames if not frame.filename.startswith(_not_the_flows())]
     if not own:
         return ""
     file = own[-1].filename
