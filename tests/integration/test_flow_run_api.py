@@ -162,6 +162,20 @@ def test_a_refused_call_answers_with_a_sentence_that_names_it(proxy: flow_run_ap
     assert line.endswith('team=0 127.0.0.1 403 LR "POST /api/work_pools/ HTTP/1.1"')
 
 
+def test_a_connection_without_a_request_is_not_logged_as_a_refused_call(proxy: flow_run_api.Proxy) -> None:
+    """A flow run that is killed leaves one now and then; on-call reads these lines."""
+    before = len(proxy.refused())
+    port = int(proxy.api.rpartition(":")[2].partition("/")[0])
+    for sent in (b"", b"GET /api/hea"):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(sent)
+    with client(proxy.api) as run:
+        assert run.post("/work_pools/", json={"name": "mine"}).status_code == 403
+    [begun, refused] = until(lambda: proxy.refused()[before:], lambda lines: len(lines) > 1)
+    assert begun.endswith('400 CR "<BADREQ>"')
+    assert "POST /api/work_pools/" in refused
+
+
 @pytest.mark.parametrize("token", [None, PASSWORD, "runs:", ":", "runs:of the default team", TOKENS[0] + "x"])
 def test_only_the_tokens_of_flow_runs_are_accepted(api: str, token: str | None) -> None:
     with client(api, token) as run:
@@ -531,6 +545,10 @@ class Restricted:
         with temporary_settings(settings), get_client(sync_client=True) as platform:
             yield platform
 
+    def client(self, token: str = TOKENS[0]) -> httpx.Client:
+        """A client through the proxy that asks again, as Prefect's does, while the server's SQLite is locked."""
+        return client(self.proxy.api, token, transport=AsksAgain())
+
     def create(self, name: str, pool: str = "a pool") -> FlowRun:
         """Create a run of a flow of FLOWS, of the default team."""
         with self.platform() as platform:
@@ -571,6 +589,14 @@ class Restricted:
         """Read a flow run."""
         with self.platform() as platform:
             return platform.read_flow_run(flow_run.id)
+
+
+class AsksAgain(httpx.HTTPTransport):
+    """Sends a request again that was answered with 503."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request."""
+        return until(lambda: super(AsksAgain, self).handle_request(request), lambda answer: answer.status_code != 503)
 
 
 def client_flow(platform: SyncPrefectClient, name: str) -> UUID:
@@ -620,7 +646,7 @@ def test_a_killed_flow_runs_report_is_written_through_the_proxy(restricted: Rest
 
 def test_a_flow_run_writes_only_its_own_teams_runs(restricted: Restricted) -> None:
     mine, theirs = restricted.create("below"), restricted.create("below", "media")
-    with client(restricted.proxy.api) as run, client(restricted.proxy.api, TOKENS[1]) as other:
+    with restricted.client() as run, restricted.client(TOKENS[1]) as other:
         for team, own, foreign in ((run, mine, theirs), (other, theirs, mine)):
             running = {"state": {"type": "RUNNING", "name": "Running"}}
             for path, body in (
@@ -632,7 +658,9 @@ def test_a_flow_run_writes_only_its_own_teams_runs(restricted: Restricted) -> No
             assert team.patch(f"/flow_runs/{foreign.id}", json={"name": "x"}).status_code == 403
             assert team.patch(f"/flow_runs/{foreign.id}/labels", json={}).status_code == 403
             task_run = {"flow_run_id": str(own.id), "task_key": "t", "dynamic_key": "0", "state": running["state"]}
-            parent = team.post("/task_runs/", json=task_run).json()["id"]
+            answer = team.post("/task_runs/", json=task_run)
+            assert answer.status_code == 201, answer.text
+            parent = answer.json()["id"]
             assert team.post("/task_runs/", json=task_run | {"flow_run_id": str(foreign.id)}).status_code == 403
             created = team.post(f"/deployments/{own.deployment_id}/create_flow_run", json={})
             assert created.status_code == 201, created.text
@@ -664,7 +692,7 @@ def test_a_body_that_harms_others_is_refused(
     restricted: Restricted, method: str, path: str, body: Any, sentence: str
 ) -> None:
     flow_run = restricted.create("below")
-    with client(restricted.proxy.api) as run:
+    with restricted.client() as run:
         answer = run.request(method, f"/flow_runs/{flow_run.id}{path}", json=body)
     assert answer.status_code == 422, answer.text
     assert sentence in answer.text
@@ -683,7 +711,7 @@ def test_a_nul_in_an_event_or_a_message_is_replaced(restricted: Restricted) -> N
         connection.recv(10)
         connection.send("[" * 100 + "]" * 100)
         connection.send(json.dumps(event))
-    with client(restricted.proxy.api) as run:
+    with restricted.client() as run:
         state = {"state": {"type": "RUNNING", "message": "a\0b"}}
         assert run.post(f"/flow_runs/{flow_run.id}/set_state", json=state).status_code == 201
     found = restricted.read(flow_run).state

@@ -104,6 +104,8 @@ frontend flow-runs
     log global
     # Refused calls, which pass no http-response rule, and failures; not each call.
     http-response set-log-level silent if { status lt 500 }
+    # A connection that ends before its first request is a probe's or a killed run's: nothing was refused.
+    option http-ignore-probes
     log-format "flow-run-api team=%[var(txn.team)] %ci %ST %ts %{+Q}r"
     option disable-h2-upgrade
     option http-restrict-req-hdr-names reject
