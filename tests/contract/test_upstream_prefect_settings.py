@@ -40,16 +40,22 @@ PREFECT_API_TLS_INSECURE_SKIP_VERIFY = "true"
 
 
 @pytest.mark.parametrize(
-    ("variables", "url"),
+    ("variables", "project", "url"),
     [
-        ({}, "http://one:4200/api"),
-        ({"PREFECT_PROFILE": "two"}, "https://two/api"),
-        ({"PREFECT_API_URL": "http://three/api", "PREFECT_CLIENT_CUSTOM_HEADERS": '{"X": "y"}'}, "http://three/api"),
+        ({}, "", "http://one:4200/api"),
+        ({"PREFECT_PROFILE": "two"}, "", "https://two/api"),
+        ({}, 'api.url = "http://project/api"', "http://project/api"),
+        (
+            {"PREFECT_API_URL": "http://three/api", "PREFECT_CLIENT_CUSTOM_HEADERS": '{"X": "y"}'},
+            "",
+            "http://three/api",
+        ),
     ],
 )
 def test_the_values_are_those_of_a_process_that_has_imported_prefect(
-    tmp_path: Path, variables: dict[str, str], url: str
+    tmp_path: Path, variables: dict[str, str], project: str, url: str
 ) -> None:
+    (tmp_path / "prefect.toml").write_text(project)
     (tmp_path / "profiles.toml").write_text(PROFILES)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
 

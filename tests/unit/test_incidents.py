@@ -281,6 +281,7 @@ def test_a_message_leads_with_the_reason_and_has_the_command() -> None:
         "- Report: http://127.0.0.1:4200/v2/artifacts/key/nightly-run",
         "- Runbook: https://host/main/docs/runbooks/nightly.md",
         "- Runbook of failed runs: https://host/main/docs/runbooks/run-failed.md",
+        "- On call: https://host/main/docs/on-call.md",
         "",
         "`tidepool status 750895ca`",
     ]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepool.report.reason import Reason, plain, reason, sentence
+from tidepool.report.reason import Reason, plain, reason, sentence, with_command
 from tidepool.report.run_page import LIMIT_BYTES, Past, Run, duration, headline, page
 from tidepool.report.run_record import FAILED, LANES, SLOWEST, Item, RunRecord
 from tidepool.report.run_report import runbooks
@@ -89,6 +89,7 @@ def test_the_runbook_of_failed_runs_has_the_address_of_the_deployments_own() -> 
     assert runbooks(path("http://h:1/main"), "FAILED") == {
         "Runbook": "http://h:1/main/docs/runbooks/a.md",
         "Runbook of failed runs": f"http://h:1/main/{failed}",
+        "On call": "http://h:1/main/docs/on-call.md",
     }
     assert runbooks(path(""), "FAILED") == {"Runbook": "docs/runbooks/a.md", "Runbook of failed runs": failed}
     assert runbooks(path(""), "COMPLETED") == {"Runbook": "docs/runbooks/a.md"}
@@ -132,6 +133,14 @@ def test_the_advice_is_that_of_the_cause(message: str, advice: str) -> None:
 def test_what_to_do_depends_on_the_cause() -> None:
     assert reason("COMPLETED", None, RunRecord()).advice == ""
     assert "retry" in reason("FAILED", "something new", RunRecord()).advice
+
+
+def test_what_to_do_has_its_command() -> None:
+    assert with_command("Its process is lost: retry.", "r1", "d1").endswith(": retry. `prefect flow-run retry r1`")
+    stale = reason("FAILED", "InputError: shop: stale data: the last week ended on 2026-01-25", RunRecord()).advice
+    assert with_command(stale, "r1", "d1").endswith("then start a new run. `prefect deployment run --id d1`")
+    assert with_command(stale, "r1", None) == stale
+    assert with_command("Look at the warnings below.", "r1", "d1") == "Look at the warnings below."
 
 
 def test_the_page_begins_with_the_reason_then_says_what_to_do() -> None:

@@ -129,6 +129,42 @@ def test_two_failures_in_a_row_are_a_finding_and_one_is_not() -> None:
     assert (found.subject, found.text, found.since) == ("nightly-scoring", text, at(hours=2))
 
 
+def test_crashes_again_and_again_are_to_be_paused() -> None:
+    def failing(*states: str) -> Finding:
+        (found,) = picture.failing([run(each, message="killed by SIGKILL (137)") for each in states], NAMES, NOW)
+        return found
+
+    found = failing("CRASHED", "CRASHED", "CRASHED", "COMPLETED")
+    assert found.runbook == "crash-loop.md"
+    assert found.text.endswith("(137); `tidepool pause nightly-scoring --until 4h --reason crashes`")
+    for states in (("CRASHED", "CRASHED", "COMPLETED"), ("CRASHED", "CRASHED", "FAILED")):
+        assert failing(*states).runbook == "run-failed.md"
+        assert "pause" not in failing(*states).text
+
+
+@pytest.mark.parametrize(
+    ("kind", "minutes", "infrastructure", "jobs", "advice", "runbook"),
+    [
+        ("CANCELLING", 4, "flows:x-1", 1, "go with it: `kubectl -n flows delete job x-1`", "run-stuck-cancelling.md"),
+        ("CANCELLING", 4, "flows:x-1", 0, "See that nothing of it runs, then end it", "run-stuck-cancelling.md"),
+        ("CANCELLING", 4, "build-1:4711", 0, "See that nothing of it runs, then end it", "run-stuck-cancelling.md"),
+        ("PENDING", 30, "flows:x-1", 1, f"or end it: `prefect flow-run cancel {ID}`", "run-stuck-pending.md"),
+        ("RUNNING", 1, "flows:x-1", 0, "disagree", "run-without-heartbeat.md"),
+        ("CANCELLING", 1, "flows:x-1", 1, "", ""),
+        ("RUNNING", 90, "flows:x-1", 1, "", ""),
+    ],
+)
+def test_a_run_that_does_not_go_on_says_what_to_do(
+    kind: str, minutes: int, infrastructure: str, jobs: int, advice: str, runbook: str
+) -> None:
+    found = run(kind, infrastructure_pid=infrastructure, state={"timestamp": at(minutes=minutes)})
+    status = status_of(found, None if picture.is_process(found) else Kubernetes(jobs=[job()] * jobs))
+    assert advice in status.advice
+    assert bool(status.advice) == bool(advice)
+    own = [each for each in status.links.values() if "runbooks/run-" in each]
+    assert own == ([f"docs/runbooks/{runbook}"] if runbook else [])
+
+
 def test_a_pause_names_who_made_it_and_is_wrong_when_it_is_over() -> None:
     deployments = [{"name": "csv-etl"}, {"name": "image-etl"}, {"name": "by-hand"}]
     pauses = [
@@ -158,7 +194,7 @@ def test_a_pool_without_a_sign_of_a_worker_is_a_finding() -> None:
     assert [(each.kind, each.subject, each.text) for each in picture.pools(found, workers, NOW)] == [
         ("worker silent", "work pool silent", "no Prefect worker sends heartbeats: the last was 10 min 0 s ago"),
         ("worker silent", "work pool never", "no Prefect worker sends heartbeats: none has polled it"),
-        ("paused", "work pool stopped", "no run of it starts"),
+        ("paused", "work pool stopped", "no run of it starts; when that is over: `prefect work-pool resume stopped`"),
     ]
 
 

@@ -120,7 +120,7 @@ _ADVICE = (
     ("cannot be pulled", "Register an image that exists: `prefect deploy --all`, or go back with `tidepool rollback`."),
     (
         " s: quota ",
-        "Raise the quota of the flow runs' namespace (`kubectl describe resourcequota`), or wait; then retry.",
+        "Ask for less than its limit, or raise it (`kubectl describe resourcequota`), or wait for others; then retry.",
     ),
     (" s: no node has ", "Ask for less (`cpu_request`, `memory_request` in job_variables), or add a node; then retry."),
     ("did not start within", "Read the reason above; `tidepool status` shows its pod; then retry."),
@@ -129,6 +129,7 @@ _ADVICE = (
     ("heartbeat", "Its process is lost: retry."),
     ("termination signal", "Its process was told to end; retry unless that was meant."),
     ("killed by", "Its process was killed; retry, and look at the node if it happens again."),
+    ("stale data", "The producer of its data has stopped: look there first; then start a new run."),
     ("does not exist", "Check the name of the input, or wait for its producer; then retry."),
     ("bdbquit", "A debugger needs a terminal: `tidepool run --debug NAME` runs everything in one process."),
     ("could not connect", "Its store or a service does not answer: look at that first; then retry."),
@@ -140,9 +141,17 @@ _DEFAULT = {
 }
 
 
-def with_command(advice: str, flow_run: str) -> str:
-    """Return what to do, with the command for a flow run that is to be retried."""
-    return f"{advice} `prefect flow-run retry {flow_run}`" if "retry" in advice.lower() else advice
+def with_command(advice: str, flow_run: str, deployment: str | None) -> str:
+    """Return what to do, with the command for it if that is a retry or a new run.
+
+    Args:
+        advice: Of a `Reason`.
+        flow_run: Id of the run.
+        deployment: Id of its deployment; None or empty without one.
+    """
+    if "retry" in advice.lower():
+        return f"{advice} `prefect flow-run retry {flow_run}`"
+    return f"{advice} `prefect deployment run --id {deployment}`" if deployment and "new run" in advice else advice
 
 
 def reason(kind: str, message: str | None, record: RunRecord) -> Reason:

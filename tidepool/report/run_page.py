@@ -56,6 +56,7 @@ class Run:
         links: Addresses by title, the runbook first.
         prices: Price of a core-hour and of a GiB-hour; 0 for none.
         incomplete: Why figures are missing; empty if none is.
+        deployment_id: Id of the deployment; empty without one.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Run:
     links: dict[str, str] = field(default_factory=dict)
     prices: tuple[float, float] = (0.0, 0.0)
     incomplete: str = ""
+    deployment_id: str = ""
 
     @property
     def seconds(self) -> float:
@@ -137,8 +139,8 @@ def _page(run: Run, *, lanes: bool, items: bool) -> str:
 
 def _what_to_do(run: Run) -> str:
     links = " · ".join(_link(title, address) for title, address in run.links.items())
-    advice = f"**What to do:** {with_command(run.reason.advice, run.id)}" if run.reason.advice else ""
-    return "\n\n".join(each for each in (advice, links) if each)
+    advice = with_command(run.reason.advice, run.id, run.deployment_id)
+    return "\n\n".join(each for each in (f"**What to do:** {advice}" if advice else "", links) if each)
 
 
 def _link(title: str, address: str) -> str:

@@ -129,6 +129,7 @@ def _run(
         past=past,
         links={**_links(flow_run, deployment, kind), **record.links},
         prices=(prices.core_hour_price, prices.gib_hour_price),
+        deployment_id=str(flow_run.deployment_id or ""),
     )
 
 
@@ -155,7 +156,7 @@ def deployed(version: str | None, *job_variables: Mapping[str, Any] | None) -> d
 
 
 def runbooks(description: str | None, kind: str) -> dict[str, str]:
-    """Return the runbooks of a run by title: the one that its deployment's description links, and that of failures."""
+    """Return the runbooks of a run by title: the one that its deployment's description links, and those of failures."""
     own, base = _RUNBOOK.search(description or ""), settings().repository.url.rstrip("/")
     path, target = own.groups() if own else ("", "")
     if own and not base and target.endswith(f"/{path}"):
@@ -165,6 +166,7 @@ def runbooks(description: str | None, kind: str) -> dict[str, str]:
         links["Runbook"] = f"{base}/{path}" if base else target if "://" in target else path
     if kind in {"FAILED", "CRASHED"}:
         links["Runbook of failed runs"] = "/".join(each for each in (base, "docs/runbooks/run-failed.md") if each)
+        links |= {"On call": f"{base}/docs/on-call.md"} if base else {}
     return links
 
 

@@ -187,7 +187,7 @@ def message(told: Told, link: Callable[[str], str | None], now: float) -> Messag
     lines = [_quoted(failure.sentence), ""]
     lines += [_list(names), ""] if len(names) > 1 else []
     advice = reason(failure.run.state.upper(), failure.sentence, RunRecord()).advice
-    lines += [f"Do: {with_command(advice, failure.run.id)}", ""] if advice else []
+    lines += [f"Do: {with_command(advice, failure.run.id, failure.run.deployment)}", ""] if advice else []
     lines += [
         _facts(failure, told.attempts, now),
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -25,6 +26,8 @@ _STUCK = {"PENDING": timedelta(minutes=20), "CANCELLING": timedelta(minutes=3)}
 _SILENT = timedelta(seconds=120)
 _DRIFT_OLD = timedelta(hours=3)
 _FAILURES = 2
+# As the automation crash-loop: from the third crash on, its pods take capacity from others for nothing.
+_CRASHES = 3
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _BAD = {"FAILED", "CRASHED"}
 
@@ -76,6 +79,7 @@ class RunStatus:
         id: Its id.
         name: Its name.
         deployment: Its deployment, or its flow without one.
+        deployment_id: Id of the deployment; None without one.
         state: Name of its state.
         kind: Type of its state.
         why: Why it is in it, in one sentence.
@@ -94,6 +98,7 @@ class RunStatus:
     id: str
     name: str
     deployment: str
+    deployment_id: str | None
     state: str
     kind: str
     why: str
@@ -207,7 +212,10 @@ def failing(ended: Iterable[Json], names: Mapping[str, str], now: datetime) -> l
             text = f"the last {row} flow runs failed or crashed, the newest {ago} ago"
             words, since = why(last["type"], last["message"]), runs[row - 1]["state"]["timestamp"]
             name = names.get(identity, identity)
-            found.append(Finding("failing", name, f"{text}: {words}", "run-failed.md", since=since))
+            loops = row >= _CRASHES and all(each["state"]["type"] == "CRASHED" for each in runs[:_CRASHES])
+            runbook = "crash-loop.md" if loops else "run-failed.md"
+            words += f"; `tidepool pause {name} --until 4h --reason crashes`" if loops else ""
+            found.append(Finding("failing", name, f"{text}: {words}", runbook, since=since))
     return found
 
 
@@ -245,7 +253,9 @@ def pools(found: Iterable[Json], workers: Mapping[str, Sequence[Json]], now: dat
     findings = []
     for each in found:
         if each["is_paused"]:
-            findings.append(Finding("paused", f"work pool {each['name']}", "no run of it starts", "runs-late.md"))
+            # The server does not record who paused it.
+            text = f"no run of it starts; when that is over: `prefect work-pool resume {shlex.quote(each['name'])}`"
+            findings.append(Finding("paused", f"work pool {each['name']}", text, "runs-late.md"))
         if str(each["type"]).endswith((":push", ":managed")):
             continue
         told = [one["last_heartbeat_time"] for one in workers.get(each["name"], ())]
@@ -343,14 +353,18 @@ def run_status(
     begun, end = run["start_time"], run["end_time"]
     seconds = (_time(end) if end else now) - _time(begun) if begun else timedelta()
     contradictions = mismatches(run, kubernetes)
-    advice = ended.advice if ended else "Server and Kubernetes disagree: see the runbook." if contradictions else ""
+    stuck = kind in _STUCK and now > _time(state["timestamp"]) + _STUCK[kind]
+    advice = ended.advice if ended else _go_on(run, stuck=stuck, contradictory=bool(contradictions))
     links = runbooks(deployment.get("description"), kind)
-    if contradictions:
+    if stuck:
+        links[f"Runbook of runs that stay {state['name']}"] = f"docs/runbooks/run-stuck-{kind.lower()}.md"
+    elif contradictions:
         links["Runbook of lost runs"] = "docs/runbooks/run-without-heartbeat.md"
     return RunStatus(
         id=run["id"],
         name=run["name"],
         deployment=deployment["name"],
+        deployment_id=run["deployment_id"],
         state=state["name"],
         kind=kind,
         why=said,
@@ -368,6 +382,18 @@ def run_status(
         mismatches=contradictions,
         unknown=dict(unknown),
     )
+
+
+def _go_on(run: Json, *, stuck: bool, contradictory: bool) -> str:
+    """Return what to do about a run that has not ended; empty: nothing."""
+    place, _, name = str(run["infrastructure_pid"] or "").rpartition(":")
+    if stuck and run["state"]["type"] == "PENDING":
+        return f"Remove what it waits for, or end it: `prefect flow-run cancel {run['id']}`"
+    if stuck and place and not contradictory and not is_process(run):
+        return f"Delete its Job, and its pods go with it: `kubectl -n {place} delete job {name}`"
+    if stuck:
+        return "See that nothing of it runs, then end it by hand: the command is in the runbook."
+    return "Server and Kubernetes disagree: see the runbook." if contradictory else ""
 
 
 def _objects(kubernetes: Kubernetes | None) -> list[str]:

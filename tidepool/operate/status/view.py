@@ -56,7 +56,7 @@ def _run(status: RunStatus) -> list[tuple[str, str]]:
     lines += [("MISMATCH", each) for each in status.mismatches]
     lines.append(("why", status.why))
     if status.advice:
-        lines.append(("do", with_command(status.advice, status.id)))
+        lines.append(("do", with_command(status.advice, status.id, status.deployment_id)))
     lines += [("", f"{title}: {address}") for title, address in status.links.items()]
     for at, (seconds, name, message) in enumerate(status.timeline):
         lines.append(("" if at else "timeline", f"{seconds:+z9.1f} s  {name}{f': {message}' if message else ''}"))
