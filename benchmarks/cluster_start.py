@@ -2,7 +2,7 @@
 
     python -m benchmarks.cluster_start --namespace tidepool --clusters 40 --at-a-time 5
     python -m benchmarks.cluster_start --namespace tidepool --turns 20
-    python -m benchmarks.cluster_start --namespace tidepool --runs 20
+    python -m benchmarks.cluster_start --namespace tidepool --runs-namespace tidepool-runs --runs 20
 
 Needs KUBECONFIG and a chart installed as tests/cluster does (TEST_KEEP_NAMESPACE=1 leaves one).
 
