@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,7 @@ from tests.polling import until
 from tidepool import report, storage
 from tidepool import settings as settings_module
 from tidepool.compute import dask_runner
-from tidepool.report import run_record, run_report
+from tidepool.report import history, run_record, run_report
 from tidepool.upstream import prefect as upstream
 
 if TYPE_CHECKING:
@@ -217,6 +218,27 @@ def test_a_history_that_cannot_be_read_costs_the_usual_figures_only(caplog: pyte
     assert "the history of the runs of unreadable-run cannot be read" in caplog.text
 
 
+@pytest.mark.usefixtures("reported")
+def test_a_store_that_does_not_answer_holds_up_no_report(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = Event()
+    monkeypatch.setattr(history, "read", lambda _: answers.wait(60) and [])
+    monkeypatch.setattr(run_report, "_HISTORY_SECONDS", 0.2)
+
+    @flow(name="no store")
+    def no_store() -> str:
+        raise ValueError("no store")
+
+    state = no_store(return_state=True)
+    run = state.state_details.flow_run_id
+    assert run is not None
+    (found,) = _reports(run)
+    answers.set()
+    assert "no Completed run before" in str(found.data)
+    assert "the store has not answered within 0.2 s" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -237,6 +259,12 @@ def test_each_end_in_a_pod_has_one_report_with_the_sentence_of_its_state(
     assert found.key == f"{name.replace('_', '-')}-run"
     assert str(found.data).splitlines()[0].replace("\\", "") == f"# {state.name}: {state.message}"
     assert ("Figures are incomplete: " in str(found.data)) == (name != "fails")
+    lines = until(
+        lambda: _lines(executed.flow_run.id), lambda found: any(each.startswith("What to do: ") for each in found)
+    )
+    told = [each for each in lines if each.startswith("What to do: ")]
+    assert sum("Traceback" in each for each in lines) == (name == "fails"), lines
+    assert [f"`prefect flow-run retry {executed.flow_run.id}`" in each for each in told] == [True]
 
 
 def test_a_killed_process_leaves_the_figures_of_its_run(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 def fails() -> None:
     raise InputError("line 3: no number")
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def fails_from_another() -> None:
@@ -56,6 +61,19 @@ def test_the_sentence_and_the_flows_line_are_in_place_of_the_traceback() -> None
 )
 def test_a_traceback_that_says_more_stays(call: Callable[[], None], text: str) -> None:
     assert logged(call, text).exc_info is not None
+
+
+def test_the_second_line_about_an_error_has_no_traceback_again() -> None:
+    second = "Engine execution exited with unexpected exception"
+    assert logged(fails, second).exc_info is not None  # nothing else has told it
+
+    def told() -> None:
+        error = InputError("line 3: no number")
+        logged(partial(_raise, error), "Encountered exception during execution: %r")
+        raise error
+
+    record = logged(told, second)
+    assert (record.getMessage(), record.exc_info) == (f"{second}: the one above", None)
 
 
 def test_a_working_directory_that_is_gone_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

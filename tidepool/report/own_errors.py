@@ -13,6 +13,8 @@ from pathlib import Path
 from tidepool.errors import TidepoolError
 
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+_SECOND = "Engine execution exited with unexpected exception"
+_LOGGED = "_tidepool_logged"
 # Prefect's modules that log the exception of a run.
 _ENGINES = {"flow_engine", "task_engine"}
 
@@ -21,12 +23,19 @@ class _Sentences(logging.Filter):
     """Replaces the traceback of an error of the library by the flow's line that it comes from.
 
     It stays where it says more: of an error that has another as its cause, that comes from no line of the flow, or that
-    the line itself does not have.
+    the line itself does not have. The flow engine's second line about any error has no traceback, but names the first.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True: the line is logged."""
         error = record.exc_info[1] if record.exc_info else None
+        if record.module == "flow_engine" and record.msg == _SECOND:
+            if getattr(error, _LOGGED, False):
+                record.msg, record.exc_info, record.exc_text = f"{_SECOND}: the one above", None, None
+            return True
+        if error is not None:
+            with suppress(AttributeError):  # of a class that takes none
+                setattr(error, _LOGGED, True)
         if record.module in _ENGINES and isinstance(error, TidepoolError) and error.__cause__ is None:
             said, place = record.getMessage(), _place(error)
             if place and repr(error) in said:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import Future
 from dataclasses import replace
+from threading import Thread
 from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.report import history, run_record
-from tidepool.report.reason import reason, sentence
+from tidepool.report.reason import reason, sentence, with_command
 from tidepool.report.run_page import Past, Run, headline, page
 from tidepool.settings import settings
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 # The state is recorded by then, only the end of the process waits.
 _REQUEST_SECONDS = 10.0
+_HISTORY_SECONDS = 5.0
 _RUNBOOK = re.compile(r"\[(docs/runbooks/[\w.-]+\.md)\]\(([^)]*)\)")
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 
@@ -75,15 +78,16 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         deployment = client.read_deployment(flow_run.deployment_id) if flow_run.deployment_id else None
         name = deployment.name if deployment else client.read_flow(flow_run.flow_id).name
         log = cast("logging.Logger", flow_run_logger(flow_run))
-        past = _past(key(name), log)
-        run = replace(_run(flow_run, name, deployment, record, past, kind, message), incomplete=incomplete)
+        run = replace(_run(flow_run, name, deployment, record, kind, message), incomplete=incomplete)
+        _tell(run, log)
+        run = replace(run, past=_past(key(name), log))
         client.create_artifact(
             ArtifactCreate(
                 key=key(name), type="markdown", description=headline(run), data=page(run), flow_run_id=flow_run_id
             )
         )
     if run.state == "Completed":
-        _remember(key(name), past, run, log)
+        _remember(key(name), run, log)
 
 
 def _begin() -> None:
@@ -108,7 +112,6 @@ def _run(
     name: str,
     deployment: DeploymentResponse | None,
     record: RunRecord,
-    past: list[Past],
     kind: str,
     message: str,
 ) -> Run:
@@ -126,7 +129,6 @@ def _run(
         begun=flow_run.start_time.timestamp() if flow_run.start_time else 0.0,
         ended=flow_run.end_time.timestamp() if flow_run.end_time else time.time(),
         record=record,
-        past=past,
         links={**_links(flow_run, deployment, kind), **record.links},
         prices=(prices.core_hour_price, prices.gib_hour_price),
         deployment_id=str(flow_run.deployment_id or ""),
@@ -170,16 +172,39 @@ def runbooks(description: str | None, kind: str) -> dict[str, str]:
     return links
 
 
+def _tell(run: Run, log: logging.Logger) -> None:
+    """Log what to do about a run that ended badly: of a run's page, its log is what people see first."""
+    if run.state in {"Failed", "Crashed"}:
+        advice = with_command(run.reason.advice, run.id, run.deployment_id)
+        links = "".join(f"\n{title}: {address}" for title, address in run.links.items() if "unbook" in title)
+        log.info("What to do: %s%s\nReport: artifact %s", advice, links, key(run.deployment))
+
+
 def _past(name: str, log: logging.Logger) -> list[Past]:
+    found: Future[list[Past]] = Future()
+
+    def read() -> None:
+        try:
+            found.set_result(history.read(name))
+        except BaseException as error:  # noqa: BLE001 - it is raised below
+            found.set_exception(error)
+
+    # A store that does not answer is often why the run failed: whoever looks into it must not wait for it, too.
+    Thread(target=read, name=f"history of {name}", daemon=True).start()
     try:
-        return history.read(name)
+        return found.result(_HISTORY_SECONDS)
+    except TimeoutError:
+        log.warning(
+            "the store has not answered within %g s, so the report of %s has no usual figures", _HISTORY_SECONDS, name
+        )
+        return []
     except Exception as error:  # noqa: BLE001 - any store; the report is written without the usual figures
         log.warning("the history of the runs of %s cannot be read, so the report has no usual figures: %r", name, error)
         return []
 
 
-def _remember(name: str, past: list[Past], run: Run, log: logging.Logger) -> None:
+def _remember(name: str, run: Run, log: logging.Logger) -> None:
     try:
-        history.add(name, past, Past(run.id, run.seconds, run.record.items, run.record.retried))
+        history.add(name, run.past, Past(run.id, run.seconds, run.record.items, run.record.retried))
     except Exception as error:  # noqa: BLE001 - any store; the run is Completed
         log.warning("the run was not added to the history of %s: %r", name, error)
