@@ -41,6 +41,10 @@ class MissingError(StorageError):
     """An object does not exist."""
 
 
+class UnavailableError(StorageError):
+    """A store does not answer; later it may."""
+
+
 class ClusterError(TidepoolError):
     """A Dask cluster did not start, with what it waited for, or it is not what was requested."""
 

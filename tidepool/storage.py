@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from tidepool.errors import MissingError, StorageError, UsageError
+from tidepool.errors import MissingError, StorageError, UnavailableError, UsageError
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def is_transient(error: object) -> bool:
         error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError | NotADirectoryError
     ):
         return False
-    if isinstance(error, ConnectionError | TimeoutError):
+    if isinstance(error, ConnectionError | TimeoutError | UnavailableError):
         return True
     status = getattr(error, "status", None)  # aiohttp's answers
     if isinstance(status, int) and status:
@@ -370,7 +370,7 @@ def _check_characters(key: str, target: str) -> None:
 
 @contextmanager
 def _named(target: str) -> Iterator[None]:
-    """Raise a StorageError with the target's URL for what a store refuses for good."""
+    """Raise a StorageError with the target's URL for what a store refuses for good, or if it does not answer."""
     try:
         yield
     except PermissionError as error:
@@ -380,6 +380,14 @@ def _named(target: str) -> Iterator[None]:
         if is_transient(error) or _scheme(target) in _WEB:
             raise
         raise StorageError(f"{url(target)}: {error.strerror or error}") from error
+    except Exception as error:
+        # botocore's errors of a connection, after its attempts; their own text begins with a class and a long URL.
+        endpoint = getattr(error, "kwargs", {}).get("endpoint_url")
+        if _scheme(target) != "s3" or not endpoint:
+            raise
+        store = "/".join(str(endpoint).split("/")[:3])
+        why = "no connection" if type(error).__name__ == "EndpointConnectionError" else type(error).__name__
+        raise UnavailableError(f"the store {store} does not answer: {why} for {url(target)}") from None
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def check_age(source: str, series: str, due: date, max_age_weeks: int | None) ->
     if stale and max_age_weeks is not None:
         raise InputError(f"{source}: {stale}; at most {max_age_weeks} weeks are allowed (max_age_weeks)")
     if stale:
-        report.warn(f"{source}: {stale}")
+        report.warn(f"{source}: {stale}; predicted is the week after it")
     return stale
 
 

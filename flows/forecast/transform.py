@@ -212,9 +212,7 @@ def stale(last: date, due: date, most: int) -> str:
     weeks = (last_sunday(due).date() - last).days // 7
     if weeks <= most:
         return ""
-    return (
-        f"stale data: the last week ended on {last}, {weeks:,} weeks before the latest one, and the next is predicted"
-    )
+    return f"stale data: the last week ended on {last}, {weeks:,} weeks before the last full week"
 
 
 def check_series(series: pd.Series[float], plan: Plan) -> None:

@@ -25,7 +25,7 @@ from yarl import URL
 
 from tidepool import settings as settings_module
 from tidepool import storage
-from tidepool.errors import InputError, StorageError
+from tidepool.errors import InputError, StorageError, UnavailableError
 from tidepool.local.server import free_port
 
 if TYPE_CHECKING:
@@ -346,6 +346,34 @@ def test_a_forbidden_object_is_named_and_not_tried_again(act: Callable[[str], ob
     with pytest.raises(StorageError, match=r"^s3://bucket/secret: access denied: ") as error:
         act("s3://bucket/secret")
     assert not storage.is_transient(error.value)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        storage.read,
+        storage.exists,
+        storage.listing,
+        lambda target: storage.write(target, b"x"),
+        lambda target: storage.create(target, b"x"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_a_sentence_and_may_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[str], object]
+) -> None:
+    import s3fs
+    from botocore.retries.standard import ExponentialBackoff
+
+    store = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)
+    _s3_environment(monkeypatch, store)
+    s3fs.S3FileSystem.clear_instance_cache()
+    text = f"^the store {store} does not answer: no connection for s3://bucket/object$"
+    with pytest.raises(UnavailableError, match=text) as error:
+        act("s3://bucket/object")
+    assert storage.is_transient(error.value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    storage._has_credentials.cache_clear()
 
 
 class _Holding(BaseHTTPRequestHandler):

@@ -309,4 +309,4 @@ def test_the_summary_is_json_and_the_table_has_what_was_forecast() -> None:
 def test_a_series_is_stale_if_its_last_week_is_too_many_weeks_old(last: int, most: int, weeks: int) -> None:
     """On Wednesday 25 March 2026, the latest week has ended on Sunday the 22nd."""
     text = transform.stale(dt.date(2026, 3, last), dt.date(2026, 3, 25), most)
-    assert (f", {weeks} weeks before the latest one" in text) if weeks else not text
+    assert (f", {weeks} weeks before the last full week" in text) if weeks else not text

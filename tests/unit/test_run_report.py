@@ -123,6 +123,7 @@ def test_every_end_has_a_sentence(kind: str, message: str | None, text: str) -> 
         ("did not start within 60 s: quota runs: pods 2 of 2", "`kubectl describe resourcequota`"),
         ("did not start within 60 s: no node has 7 CPU free (asked: 7; largest node: 2)", "`cpu_request`"),
         ("did not start within 60 s: its pod is pending", "`tidepool status`"),
+        ("the store http://s3:1 does not answer: no connection for s3://b/k", "`tidepool doctor`"),
         ('EndpointConnectionError: Could not connect to the endpoint URL: "http://s/"', "Its store or a service"),
     ],
 )

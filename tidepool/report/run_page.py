@@ -94,7 +94,8 @@ def duration(seconds: float) -> str:
 def headline(run: Run) -> str:
     """Return the run's end in one line, for the list of artifacts."""
     took = f" · {duration(run.seconds)}" if run.begun else ""
-    items = f" · {run.record.done} of {run.record.submitted} items" if run.record.submitted else ""
+    told = "items done" in run.reason.sentence
+    items = f" · {run.record.done} of {run.record.submitted} items" if run.record.submitted and not told else ""
     return " ".join(f"{_title(run)}{took}{items}".split())
 
 

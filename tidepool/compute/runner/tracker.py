@@ -370,7 +370,7 @@ class Tracker:
             self._crash(future, f"worker lost {times} while running this task{last}", error)
         else:
             self._log.warning(
-                "Task `%s` lost its worker %s%s; retrying it on another worker (loss %d of %d)",
+                "Task `%s` lost its worker %s%s; retrying it on another worker (loss %d; with %d it fails)",
                 submission.task.name,
                 address,
                 last,
