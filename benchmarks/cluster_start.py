@@ -14,7 +14,8 @@ pods that start: with its own spec and this Dask no cluster starts. It needs mor
 `--turns`: the same, every other cluster without TLS.
 
 `--runs`: flow runs of a deployment through the work pool, one after another, from "run" to the end of the first mapped
-task; by the server's clock and the Job's creationTimestamp, which has whole seconds.
+task; by the server's clock and the Job's creationTimestamp, which has whole seconds. `--beside IMAGE`: as many of
+another image, in turns.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ import statistics
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
 from drive import drive
 from installed import Platform
 from kube import Namespace, command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # What a driver runs: CLUSTERS flows one after another, a line of JSON each.
 DRIVER = '''
@@ -162,12 +166,18 @@ def measure(platform: Platform, kind: str, clusters: int, at_a_time: int) -> lis
     return [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
 
 
-def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
-    """Return the seconds between the steps of so many flow runs, one after another."""
-    where = "--output=jsonpath={.spec.template.spec.containers[0].image}"
-    image = platform.namespace.kubectl("get", "deployment", "tidepool-worker", where)
+def through_the_pool(platform: Platform, runs: int, images: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Return the seconds between the steps of so many flow runs of each image, one after another, by image."""
+    found: dict[str, dict[str, list[float]]] = {each: {} for each in images}
+    names = [_deployment(platform, f"first-mapped-task-{number}", image) for number, image in enumerate(images)]
+    for _ in range(runs):
+        for name, image in zip(names, images, strict=True):
+            _steps(platform, name, found[image])
+    return found
+
+
+def _deployment(platform: Platform, name: str, image: str) -> str:
     program = base64.b64encode(PROGRAM.encode()).decode()
-    name = "first-mapped-task"
     command_line = (
         f"sh -c 'cd /tmp && echo {program} | base64 -d >bench.py && exec python -m tidepool.operate.flow_run'"
     )
@@ -183,47 +193,53 @@ def through_the_pool(platform: Platform, runs: int) -> dict[str, list[float]]:
             "job_variables": {"image": image, "command": command_line},
         },
     )
-    found: dict[str, list[float]] = {}
-    for _ in range(runs):
-        run = platform.wait(platform.start(f"{name}/{name}"))
-        if run["state_type"] != "COMPLETED":
-            found.setdefault("failed", []).append(0.0)
-            continue
-        wanted = {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
-        # The server records task runs a moment after the flow run.
-        tasks = platform.until(
-            lambda wanted=wanted: (found := platform.post("task_runs/filter", wanted)) and len(found) == 3 and found,
-            "three task runs are recorded",
-            60,
-        )
-        [job] = platform.runs.get("jobs", f"prefect.io/flow-run-id={run['id']}")
-        asked, submitted, began, first = (
-            datetime.fromisoformat(moment)
-            for moment in (
-                run["created"],
-                job["metadata"]["creationTimestamp"],
-                run["start_time"],
-                min(each["end_time"] for each in tasks),
-            )
-        )
-        for step, seconds in (
-            ("run created to Job created", submitted - asked),
-            ("Job created to the flow's first line", began - submitted),
-            ("first line to first mapped task done", first - began),
-            ("run created to first mapped task done", first - asked),
-        ):
-            found.setdefault(step, []).append(seconds.total_seconds())
-    return found
+    return f"{name}/{name}"
 
 
-def deployed(platform: Platform, runs: int) -> None:
-    """Measure flow runs through the work pool, and print the figures."""
+def _steps(platform: Platform, deployment: str, found: dict[str, list[float]]) -> None:
+    """Add the steps of one flow run."""
+    run = platform.wait(platform.start(deployment))
+    if run["state_type"] != "COMPLETED":
+        found.setdefault("failed", []).append(0.0)
+        return
+    wanted = {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    # The server records task runs a moment after the flow run.
+    tasks = platform.until(
+        lambda: (ended := platform.post("task_runs/filter", wanted)) and len(ended) == 3 and ended,
+        "three task runs are recorded",
+        60,
+    )
+    [job] = platform.runs.get("jobs", f"prefect.io/flow-run-id={run['id']}")
+    asked, submitted, began, first = (
+        datetime.fromisoformat(moment)
+        for moment in (
+            run["created"],
+            job["metadata"]["creationTimestamp"],
+            run["start_time"],
+            min(each["end_time"] for each in tasks),
+        )
+    )
+    for step, seconds in (
+        ("run created to Job created", submitted - asked),
+        ("Job created to the flow's first line", began - submitted),
+        ("first line to first mapped task done", first - began),
+        ("run created to first mapped task done", first - asked),
+    ):
+        found.setdefault(step, []).append(seconds.total_seconds())
+
+
+def deployed(platform: Platform, runs: int, beside: Sequence[str]) -> None:
+    """Measure flow runs through the work pool, those of other images beside them, and print the figures."""
+    where = "--output=jsonpath={.spec.template.spec.containers[0].image}"
+    images = [platform.namespace.kubectl("get", "deployment", "tidepool-worker", where).strip(), *beside]
     with platform.namespace.forwarded("service/tidepool-server", 4200) as port:
         reached = dataclasses.replace(platform, api=f"http://127.0.0.1:{port}/api")
-        found: dict[str, Any] = through_the_pool(reached, runs)
-    print(f"\nthrough the work pool: {runs - len(found.pop('failed', []))} of {runs} runs Completed")
-    for step, seconds in found.items():
-        print(f"  {step:<40} median {statistics.median(seconds):5.2f} s   95th {percentile(seconds, 0.95):5.2f} s")
+        for image, found in through_the_pool(reached, runs, images).items():
+            print(f"\nthrough the work pool, {image}: {runs - len(found.pop('failed', []))} of {runs} runs Completed")
+            for step, seconds in found.items():
+                print(
+                    f"  {step:<40} median {statistics.median(seconds):5.2f} s   95th {percentile(seconds, 0.95):5.2f} s"
+                )
 
 
 def percentile(values: list[float], part: float) -> float:
@@ -260,6 +276,7 @@ def main() -> None:
     arguments.add_argument("--turns", type=int, default=0, help="clusters with and without TLS, in turns")
     arguments.add_argument("--stock", type=int, default=0, help="stock clusters beside them")
     arguments.add_argument("--runs", type=int, default=0, help="flow runs through the work pool")
+    arguments.add_argument("--beside", action="append", default=[], metavar="IMAGE", help="with --runs, in turns")
     arguments.add_argument("--at-a-time", type=int, default=1)
     chosen = arguments.parse_args()
     if not (chosen.clusters or chosen.turns or chosen.runs or chosen.stock):
@@ -268,7 +285,7 @@ def main() -> None:
     platform = Platform(Namespace(chosen.namespace), namespace, "", "")
     print(f"{command('nproc').strip()} cores, load {Path('/proc/loadavg').read_text().split()[0]}")
     if chosen.runs:
-        deployed(platform, chosen.runs)
+        deployed(platform, chosen.runs, chosen.beside)
     if chosen.clusters:
         asked = chosen.clusters // chosen.at_a_time * chosen.at_a_time
         results = measure(platform, "ours", asked, chosen.at_a_time)
