@@ -50,9 +50,9 @@ TOP = Path(__file__).parents[1]
 # Folder or module; its fast tests, which need no Prefect server; its slower ones. The first entry that fits counts.
 TESTS = [
     ("storage.py", "integration/storage", "integration/results"),
-    ("compute/batches.py", "unit/batches", "unit/runner integration/batches"),
+    ("compute/batches.py", "unit/batches unit/runner", "integration/batches"),
     ("compute/runner/recorder.py", "unit/tracker", "integration/task_runs"),
-    ("compute/runner/", "unit/tracker", "unit/runner integration/batches"),
+    ("compute/runner/", "unit/tracker unit/runner", "integration/batches integration/runner_truth"),
     ("compute/clusters/kubernetes/api.py", "unit/kubernetes_api", "integration/kubernetes_cluster"),
     ("compute/clusters/kubernetes/usage.py", "unit/cluster_usage", "integration/kubernetes_cluster"),
     ("compute/clusters/kubernetes/pod_status.py", "unit/pod_status", "integration/kubernetes_cluster"),
@@ -66,7 +66,8 @@ TESTS = [
     ("deploy/config/yaml_source.py", "unit/yaml_source", "unit/validate_rules unit/config_checks"),
     ("deploy/config/fixes.py", "unit/validate_fix", "unit/config_checks"),
     ("deploy/config/environments.py", "unit/environments", "unit/validate_rules unit/config_checks"),
-    ("deploy/config/schedules.py", "unit/plan", "unit/validate_rules integration/deploy_apply"),
+    ("deploy/config/schedules.py", "unit/plan unit/validate_rules", "integration/deploy_apply"),
+    ("deploy/config/automations.py", "unit/automations unit/validate_rules", "unit/config_checks"),
     ("deploy/config/", "unit/validate_rules", "unit/config_checks integration/deploy_validate"),
 ]  # fmt: skip
 # Imported once, before the forks. None of them starts a thread or reads the settings of a test.
@@ -316,7 +317,7 @@ def attempt(job: tuple[int, dict[str, Any], str, str, Path]) -> tuple[int, dict[
                 raise RuntimeError(
                     f"{failed} fails without a mutant: {tree.output.read_text(errors='replace')[-3000:]}"
                 )
-            clean.write_text(str(300 + 10 * took))  # the machine may get busier
+            clean.write_text(str(120 + 5 * took))  # the machine may get busier
         text = mutate(mutant)
         assert text is not None  # only such are in the sample
         tree.write(mutant["file"], text)

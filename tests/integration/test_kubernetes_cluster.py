@@ -8,21 +8,24 @@ import logging
 import re
 import threading
 import time
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import dask.config
 import distributed
 import pytest
 from distributed.security import Security
+from distributed.versions import get_versions
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
+from tests.polling import until
 from tidepool import settings as settings_module
 from tidepool.compute.clusters.kubernetes import certificate, manifest, usage
 from tidepool.compute.clusters.kubernetes import cluster as kubernetes_module
 from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
-from tidepool.compute.clusters.kubernetes.driver import Run
+from tidepool.compute.clusters.kubernetes.driver import PACKAGES, Run
 from tidepool.errors import ClusterError, UsageError
 from tidepool.settings import SizeSettings
 
@@ -96,9 +99,9 @@ def in_the_pods(secret: dict[str, Any]) -> Security:
     )  # fmt: skip
 
 
-@pytest.fixture
-def dask_pods(objects: dict[str, Any]) -> Iterator[None]:
-    """A scheduler and a worker as the cluster's pods run them, once it has been created."""
+@contextmanager
+def running_dask(objects: dict[str, Any], *, workers: int) -> Iterator[None]:
+    """A scheduler and workers as the cluster's pods run them, once it has been created."""
     over = threading.Event()
 
     async def run() -> None:
@@ -108,25 +111,36 @@ def dask_pods(objects: dict[str, Any]) -> Iterator[None]:
             await asyncio.sleep(0.01)
         secrets = [in_the_pods(each) for each in objects["secrets"].values()]
         security = secrets[0] if secrets else None
-        with dask.config.set({"distributed.scheduler.http.routes": list(manifest.HTTP_ROUTES)}):
-            preload = "tidepool.compute.clusters.preload."
-            async with (
+        preload = "tidepool.compute.clusters.preload."
+        async with AsyncExitStack() as stack:
+            stack.enter_context(dask.config.set({"distributed.scheduler.http.routes": list(manifest.HTTP_ROUTES)}))
+            scheduler = await stack.enter_async_context(
                 distributed.Scheduler(
                     host=ADDRESS, port=8786, dashboard=False, dashboard_address=f"{ADDRESS}:0", security=security,
                     protocol="tls" if security else "tcp", preload=[f"{preload}scheduler"],
-                ) as scheduler,
-                distributed.Worker(
+                )
+            )  # fmt: skip
+            for _ in range(workers):
+                worker = distributed.Worker(
                     scheduler.address, nthreads=1, dashboard=False, security=security, preload=[f"{preload}worker"]
-                ),
-            ):  # fmt: skip
-                await asyncio.to_thread(over.wait)
+                )
+                await stack.enter_async_context(worker)
+            await asyncio.to_thread(over.wait)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
     objects["pods"] = [pod("scheduler", ADDRESS), pod("worker", "10.0.0.1")]
-    yield
-    over.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture
+def dask_pods(objects: dict[str, Any]) -> Iterator[None]:
+    with running_dask(objects, workers=1):
+        yield
 
 
 def requests(kubernetes: KubernetesServer, *methods: str) -> list[str]:
@@ -336,6 +350,11 @@ def test_a_lost_worker_has_the_reason_that_kubernetes_reports(
             r"cannot start: scheduler terminated: exit code 1, last",
         ),
         ([], 2, r"did not start within 2 s; it waited for its scheduler: no pod yet; is a Dask operator running"),
+        (
+            [pod("scheduler", "127.86.0.2")],  # nothing listens there yet
+            2,
+            r"did not start within 2 s; it waited for its scheduler: its pods are starting$",
+        ),
     ],
 )
 def test_a_cluster_that_does_not_start_is_deleted(
@@ -353,6 +372,95 @@ def test_a_cluster_that_does_not_start_is_deleted(
         pass
     assert len(requests(kubernetes, "DELETE")) == 1
     assert objects["daskclusters"] == {}
+
+
+def test_a_cluster_without_a_worker_is_not_ready(objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS", "3")
+    settings_module.settings.cache_clear()
+    message = r"did not start within 3 s; it waited for its first worker: its pods are starting$"
+    with running_dask(objects, workers=0), pytest.raises(ClusterError, match=message), KubernetesCluster(SIZE):
+        pass
+    assert objects["daskclusters"] == {}
+
+
+def test_a_start_that_takes_too_long_names_the_last_warning(
+    objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_START_TIMEOUT_SECONDS", "1")
+    settings_module.settings.cache_clear()
+    cluster = KubernetesCluster(SIZE)
+    about = {"reason": "FailedCreate", "message": "exceeded quota: dask", "lastTimestamp": "2026-11-26T00:00:00Z"}
+    objects["events"] = [{**about, "involvedObject": {"name": f"{cluster.name}-scheduler"}}]
+    with pytest.raises(ClusterError, match=r"waited for its scheduler: FailedCreate: exceeded quota: dask$"), cluster:
+        pass
+
+
+@pytest.mark.usefixtures("dask_pods")
+def test_a_cluster_with_other_libraries_is_refused_and_deleted(
+    objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They exchange pickles: a table of another pandas may be read wrong, or not at all."""
+    ours = get_versions(PACKAGES)
+    ours["packages"]["pandas"] = "0.1"
+    monkeypatch.setattr(kubernetes_module, "get_versions", lambda _: ours)
+    message = r"has other libraries than this run: pandas 0\.1 here, pandas \d+\.\d+\.\d+ there$"
+    with pytest.raises(ClusterError, match=message), KubernetesCluster(SIZE):
+        pass
+    assert objects["daskclusters"] == {}
+
+
+@pytest.mark.usefixtures("dask_pods")
+def test_a_cluster_that_may_not_be_deleted_fails_no_run(
+    kubernetes: KubernetesServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    others: Any = kubernetes.answers
+    refused = 403, {"message": "daskclusters is forbidden"}
+    kubernetes.answers = lambda request: refused if request.startswith("DELETE ") else others(request)
+    with KubernetesCluster(SIZE) as cluster:
+        pass
+    assert f"Dask cluster {cluster.name} could not be deleted (Kubernetes refused DELETE daskclusters/" in caplog.text
+    assert f"or: kubectl --namespace ns delete daskcluster {cluster.name}\n" in caplog.text
+
+
+def test_the_digest_of_the_drivers_image_is_waited_for_patiently(
+    kubernetes: KubernetesServer, objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred drivers that start at once ask the API of the Kubernetes cluster; a loaded image never has a digest."""
+    monkeypatch.setenv("TIDEPOOL_KUBERNETES_POD_NAME", "driver")
+    settings_module.settings.cache_clear()
+    containers = [{"name": "driver", "image": "tidepool:loaded"}]
+    driver = {"metadata": {"name": "driver", "uid": "5f0c7a9e-1b2c"}, "spec": {"containers": containers}}
+    others: Any = kubernetes.answers
+    kubernetes.answers = lambda asked: (200, driver) if asked.rstrip().endswith("/pods/driver") else others(asked)
+    cluster = KubernetesCluster(SIZE)
+    until(lambda: objects["daskworkergroups"])
+    cluster.close()
+    [group] = objects["daskworkergroups"].values()
+    assert group["spec"]["worker"]["spec"]["containers"][0]["image"] == "tidepool:loaded"
+    assert 1 < requests(kubernetes, "GET").count("GET pods/driver") < 40
+
+
+def test_nothing_is_created_after_a_cluster_is_closed(kubernetes: KubernetesServer, objects: dict[str, Any]) -> None:
+    """A Secret whose owner is gone stayed until Kubernetes looked for it."""
+    deleting, others = threading.Event(), kubernetes.answers
+    assert callable(others)
+    answer = others
+
+    def slow(request: str) -> tuple[int, Any]:
+        if "/daskclusters " in request:
+            deleting.wait(30)
+        if request.startswith("DELETE "):
+            deleting.set()
+            time.sleep(0.5)
+        return answer(request)
+
+    kubernetes.answers = slow
+    cluster = KubernetesCluster(SIZE)
+    until(lambda: requests(kubernetes, "POST"))
+    cluster.close()
+    deleted = f"DELETE daskclusters/{cluster.name}?propagationPolicy=Background"
+    assert requests(kubernetes, "POST", "DELETE") == ["POST daskclusters", deleted]
+    assert objects["secrets"] == {}
 
 
 def test_a_cluster_that_the_operator_refuses_fails_at_once_in_words(

@@ -81,6 +81,22 @@ def test_a_batch_with_failed_items_is_failed_and_has_its_results(monkeypatch: py
     assert (state.data.values[0], state.data.values[1].tries, slept) == (1, 2, [0])
 
 
+def test_results_that_are_too_large_together_end_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task run's own result could not travel: the other items go with another task run."""
+
+    @task
+    def large(_number: int) -> bytes:
+        return bytes(300)
+
+    monkeypatch.setattr(batches, "TOGETHER_BYTES", 1000)
+    outcome, _ = run_batch(large, list(range(10)), monkeypatch)
+    assert outcome.values == [bytes(300)] * 3
+    assert 900 < outcome.bytes <= 1000
+    monkeypatch.setattr(batches, "TOGETHER_BYTES", 100)
+    outcome, _ = run_batch(large, list(range(10)), monkeypatch)
+    assert outcome.values == [bytes(300)], "one is tried in any case"
+
+
 def test_one_item_per_task_run_is_a_size() -> None:
     assert batches.map_batched(double, [], batch_size=1, progress=False) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import dask.config
@@ -200,6 +201,19 @@ def test_pods_pass_the_restricted_standard_with_a_read_only_root(component: str)
 
 
 @pytest.mark.parametrize("component", ["scheduler", "worker"])
+def test_pods_run_as_the_user_and_group_of_the_image(component: str) -> None:
+    spec = pod_specs(rendered())[component]
+    user = f"USER {spec['securityContext']['runAsUser']}:{spec['securityContext']['runAsGroup']}"
+    assert user in (Path(__file__).parents[2] / "Dockerfile").read_text().splitlines()
+
+
+def test_workers_have_the_scratch_space_of_the_settings() -> None:
+    specs = pod_specs(rendered(scratch_gib=2.5))
+    assert specs["worker"]["volumes"][0] == {"name": "tmp", "emptyDir": {"sizeLimit": "2560Mi"}}
+    assert specs["scheduler"]["volumes"][0] == {"name": "tmp", "emptyDir": {"sizeLimit": "1024Mi"}}
+
+
+@pytest.mark.parametrize("component", ["scheduler", "worker"])
 def test_dask_pods_only_talk_with_the_clusters_key(component: str) -> None:
     [container] = pod_specs(rendered())[component]["containers"]
     given = collect_env(variables(container))["distributed"]["comm"]
@@ -374,6 +388,15 @@ def test_without_the_downward_api_the_owner_is_that_of_the_pod() -> None:
 def test_the_image_is_the_digest_that_the_driver_runs(image_id: str, image: str) -> None:
     pod = driver_pod(containerStatuses=[{"name": "prefect-job", "imageID": image_id}])
     assert drivers.running_image(pod) == image
+
+
+def test_the_run_of_this_process_has_its_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drivers.this_run() == Run(), "outside of a flow run"
+    for name, value in (("ID", RUN.id), ("FLOW_NAME", RUN.flow), ("RUN_COUNT", "3")):
+        monkeypatch.setenv(f"PREFECT__RUNTIME__FLOW_RUN__{name}", value)
+    assert drivers.this_run() == Run(RUN.id, RUN.flow, 3)
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "0")
+    assert drivers.this_run().attempt == 1, "the server has not counted it yet"
 
 
 def test_a_difference_of_versions_is_named() -> None:

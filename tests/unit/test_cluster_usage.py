@@ -40,5 +40,18 @@ def test_the_page_holds_the_ends_of_the_logs_and_stays_within_its_limit() -> Non
     assert "p on n, 1 restarts, out of memory (137)" in page
 
 
+def test_the_page_has_a_row_for_each_worker() -> None:
+    page = usage.page("c", "where", {}, usage.measure(counted(memory_peak=2**30), SIZE), [], limit=20_000)
+    assert "| w | 10.0 | 3.0 | 1024 | 2048 |\n| w | 10.0 | 3.0 | 512 | 2048 |" in page
+    assert "| peak memory of a worker | 1.00 GiB |" in page
+
+
+def test_of_many_logs_each_has_its_share_of_the_page() -> None:
+    pod = {"metadata": {"name": "p"}, "spec": {}, "status": {}}
+    logs = [(pod, "x" * 50_000)] * 2
+    page = usage.page("c" * 5000, "where", {}, None, logs, limit=20_000)
+    assert 19_000 < len(page.encode()) <= 20_000
+
+
 def test_the_page_says_when_the_scheduler_was_lost() -> None:
     assert "Usage unknown" in usage.page("c", "where", {}, None, [], limit=20_000)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from uuid import uuid4
 
 import cloudpickle
@@ -28,6 +28,7 @@ from prefect.states import Completed
 from prefect.task_engine import TaskRunTimeoutError
 from prefect.utilities.annotations import opaque, quote
 
+from tidepool import settings as settings_module
 from tidepool.compute.batches import BatchOutcome, _Batches, _delay
 from tidepool.compute.clusters.local import local_cluster
 from tidepool.compute.limits import (
@@ -39,8 +40,9 @@ from tidepool.compute.limits import (
     refuse_arguments,
     refuse_result,
 )
+from tidepool.compute.runner import submission as submission_module
 from tidepool.compute.runner.futures import Submission, TidepoolFuture
-from tidepool.compute.runner.submission import _assets
+from tidepool.compute.runner.submission import Mapping, Publisher, _assets
 from tidepool.compute.runner.task_runner import TidepoolTaskRunner
 from tidepool.compute.runner.tracker import Tracker
 from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLostError
@@ -49,6 +51,7 @@ from tidepool.compute.worker.engine import _SyncEngine
 from tidepool.compute.worker.outcome import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from uuid import UUID
 
@@ -204,6 +207,7 @@ def test_assets_are_noted_for_those_task_runs_only_that_have_some() -> None:
         described = _assets(nothing, uuid4(), {"item": {upstream}})
         assert described
         assert described["upstream_assets"][0]["key"] == asset.key
+        assert described["copy_to_child_ctx"], "Prefect's engine would begin with none, and the lineage would be lost"
         assert _assets(nothing, uuid4(), {"item": set()}) is None
         assert list(noted.values()) == [{asset}, {asset}]
 
@@ -211,6 +215,104 @@ def test_assets_are_noted_for_those_task_runs_only_that_have_some() -> None:
 @task
 def nothing(item: int) -> int:
     return item
+
+
+def test_a_context_or_a_task_is_published_once() -> None:
+    published: list[tuple[list[str], bytes]] = []
+    client: Any = SimpleNamespace(id="c", set_metadata=lambda path, data: published.append((path, data)))
+    publisher = Publisher()
+    first, second = publisher.call(client, nothing, {}), publisher.call(client, nothing, {"item": b"1"})
+    assert first != second
+    assert publisher.call(client, nothing, {}) == first
+    assert [path for path, _ in published] == [first, second]
+
+
+def test_task_runs_are_sent_while_others_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers begin at once, and the memory that unsent ones take is bounded."""
+    monkeypatch.setattr(submission_module, "_GRAPH_TASKS", 2)
+    sent: list[list[Any]] = []
+    tracker: Any = SimpleNamespace(submit=sent.append, changed=None)
+    mapping = Mapping(tracker, nothing, ["call"], {})
+    futures = [mapping.add({"item": item}, None, None, ["context"]) for item in range(3)]
+    assert sent == [futures[:2]]
+    mapping.send()
+    mapping.send()
+    assert sent == [futures[:2], futures[2:]]
+    monkeypatch.setattr(submission_module, "_GRAPH_BYTES", 1)
+    large = mapping.add({"item": 4}, None, None, ["context"])
+    assert sent[2:] == [[large]], "of a size that is sent alone"
+
+
+class UnusedCluster:
+    """A cluster that is made early, and takes a moment to close."""
+
+    closed: ClassVar[list[str]] = []
+    release: ClassVar[threading.Event] = threading.Event()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def close(self) -> None:
+        self.release.wait(0.2 if self.name == "quick" else 60)
+        self.closed.append(self.name)
+
+
+@pytest.fixture
+def early() -> Iterator[Callable[[str], TidepoolTaskRunner]]:
+    """Makes a runner that begins at once to create such a cluster."""
+    UnusedCluster.closed.clear()
+    UnusedCluster.release.clear()
+    kind: Any = UnusedCluster
+    yield lambda name: TidepoolTaskRunner(cluster_class=kind, cluster_kwargs={"name": name}, start_early=True)
+    UnusedCluster.release.set()
+
+
+def test_a_cluster_that_nothing_used_is_closed_before_the_flow_run_ends(
+    early: Callable[[str], TidepoolTaskRunner], caplog: pytest.LogCaptureFixture
+) -> None:
+    with early("quick") as runner:
+        starting = [each for each in threading.enumerate() if each.name == "tidepool-start-cluster"]
+        assert all(each.daemon for each in starting), "a process that ends would wait for it"
+    assert UnusedCluster.closed == ["quick"]
+    assert "was not closed within" not in caplog.text
+    with pytest.raises(RuntimeError, match="must be started before"):
+        runner.submit(nothing, {"item": 1})
+
+
+def test_a_cluster_that_does_not_close_is_not_waited_for(
+    early: Callable[[str], TidepoolTaskRunner], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TIDEPOOL_COMPUTE_CLOSE_SECONDS", "1")
+    settings_module.settings.cache_clear()
+    with early("slow"):
+        pass
+    settings_module.settings.cache_clear()
+    assert UnusedCluster.closed == []
+    assert "The Dask cluster was not closed within 1 s; continuing" in caplog.text
+
+
+def test_a_cluster_that_cannot_be_made_early_fails_where_it_is_used() -> None:
+    found: list[AssertionError] = []
+
+    def use() -> None:
+        try:
+            runner.submit(nothing, {"item": 1})
+        except AssertionError as error:
+            found.append(error)
+
+    with TidepoolTaskRunner(cluster_class=cluster, start_early=True) as runner:
+        using = threading.Thread(target=use, daemon=True)
+        using.start()
+        using.join(20)
+        assert [str(each) for each in found] == ["no cluster is wanted here"]
+
+
+def test_a_driver_does_not_print_what_dask_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Prefect's handler on the root logger, each INFO of a scheduler was on the terminal."""
+    logger = logging.getLogger("distributed")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    with TidepoolTaskRunner(cluster_class=cluster):
+        assert logger.level == logging.WARNING
 
 
 def _measured(*runs: tuple[float, float, str], items: int, size: int = 5) -> int:

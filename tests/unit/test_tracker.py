@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import logging
 import pickle
 import threading
+import weakref
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import uuid4
 
 import httpx
@@ -19,15 +21,17 @@ from prefect.states import Completed
 
 from tests.polling import until
 from tidepool.compute.runner import backlog as backlog_module
+from tidepool.compute.runner import recorder as recorder_module
 from tidepool.compute.runner import tracker as tracker_module
 from tidepool.compute.runner.backlog import Backlog
 from tidepool.compute.runner.futures import Submission, TidepoolFuture
 from tidepool.compute.runner.recorder import Conclusion
 from tidepool.compute.runner.recorder import Recorder as RealRecorder
 from tidepool.compute.runner.tracker import Tracker
-from tidepool.compute.runner.worker_loss import WorkerLostError
+from tidepool.compute.runner.worker_loss import EXIT_TOPIC, Exits, WorkerLostError
 from tidepool.compute.worker.entry import STARTED_TOPIC
 from tidepool.compute.worker.outcome import Outcome
+from tidepool.report import run_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,6 +241,94 @@ def test_a_task_is_to_blame_for_the_attempts_that_it_had_begun(all_of_it: Made) 
         tracker.complete()
 
 
+@pytest.mark.parametrize(("lost", "more"), [(5, False), (6, True)])
+def test_five_of_the_task_runs_that_did_not_survive_are_named(all_of_it: Made, lost: int, *, more: bool) -> None:
+    tracker = all_of_it.tracker
+    futures = [made(tracker) for _ in range(lost)]
+    tracker.submit(futures)
+    tracker._handle(fail(*((each, FutureCancelledError("key", "told to")) for each in futures)))
+    with pytest.raises(WorkerLostError) as caught:
+        tracker.complete()
+    text = str(caught.value)
+    assert text.startswith(f"{lost} task runs did not survive: task `nothing`: cancelled in Dask: told to; task ")
+    assert text.count("told to") == 5
+    assert text.endswith("; …") is more
+
+
+def test_a_task_run_that_is_final_has_a_dask_future_of_its_own(all_of_it: Made) -> None:
+    """Dask's own is dropped; who has asked for it, as code for the stock runner does, still gets state and key."""
+    tracker = all_of_it.tracker
+    one = made(tracker)
+    tracker.submit([one])
+    key = one.wrapped_future.key
+    assert one.wrapped_future.status == "pending"
+    tracker._handle(fail((one, FutureCancelledError("key", "told to"))))
+    ended_one = one.wrapped_future
+    assert (ended_one.key, ended_one.status, ended_one.done(), ended_one.cancelled()) == (key, "error", True, False)
+    assert ended_one.result().message == "Cancelled in Dask: told to"
+
+
+def answers(client: Any, *outcomes: Any) -> None:
+    """Have the client answer with these outcomes of task runs, and with two workers, one of which is new."""
+    workers = {"tcp://a:1": {"metrics": {"memory": 5}, "memory_limit": 10}, "tcp://b:1": {}}
+    client.gather = None
+    client.scheduler = SimpleNamespace(address="tcp://127.0.0.1:1", identity="identity")
+    client.sync = lambda asked, *_, **__: {"workers": workers} if asked == "identity" else list(outcomes)
+
+
+def test_the_end_of_a_task_run_counts_and_that_of_a_batch_does_not(all_of_it: Made) -> None:
+    """Of a batch, each item is counted by itself."""
+    tracker, client, _ = all_of_it
+    futures = [made(tracker) for _ in range(3)]
+    futures[2].is_batch = True
+    before = run_record.current().items
+    tracker.submit(futures)
+    for each in futures:
+        each.sent.status = "finished"
+    answers(client, *(ended("tcp://a:1").outcome for _ in futures))
+    tracker._handle([(each, each.sent) for each in futures])
+    assert [each.state.name for each in futures] == ["Completed"] * 3
+    assert run_record.current().items == before + 2
+
+
+def test_the_workers_are_counted_and_their_memory_noted_while_the_scheduler_answers(all_of_it: Made) -> None:
+    tracker, client, _ = all_of_it
+    assert tracker._workers() is None, "it does not answer"
+    record = run_record.begin()
+    answers(client)
+    assert tracker._workers() == 2
+    assert (record.workers.had, record.workers.memory_peak, record.workers.memory_limit) == (2, 5, 10)
+    client.scheduler = None
+    assert tracker._workers() is None, "the client is closed"
+
+
+def test_an_outcome_that_nobody_expected_crashes_its_task_run(
+    all_of_it: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The flow run would wait for it without end."""
+    tracker, client, _ = all_of_it
+    one = made(tracker)
+    tracker.submit([one])
+    one.sent.status = "finished"
+    answers(client, "no outcome")
+    tracker._on_done(one)
+    tracker.changed.until(lambda: one.outcome is not None, 20)
+    assert one.state.name == "Crashed"
+    assert one.state.message.startswith("Its outcome could not be read: AttributeError(")
+    assert "Cannot follow 1 task runs" in caplog.text
+
+
+def test_an_exit_that_is_reported_a_moment_later_is_waited_for() -> None:
+    client: Any = SilentClient()
+    exits = Exits()
+    exits.follow(client)
+    event = (0.0, {"worker": "tcp://a:1", "exitcode": -9})
+    reporting = threading.Timer(0.1, client.handlers[EXIT_TOPIC], [event])
+    reporting.start()
+    assert exits.cause("tcp://a:1", None, seconds=60) == "killed by SIGKILL (137)"
+    reporting.join()
+
+
 def test_what_is_left_is_cancelled_and_the_server_told(all_of_it: Made) -> None:
     tracker, client, recorder = all_of_it
     running, waiting = made(tracker), made(tracker)
@@ -405,6 +497,37 @@ def test_what_the_server_cannot_be_told_is_logged(caplog: pytest.LogCaptureFixtu
     ]
 
 
+class Answers:
+    """A client of a Prefect server that knows these task runs, one more with each question."""
+
+    def __init__(self, *known: Any) -> None:
+        self.known = known
+        self.asked = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+    def read_task_runs(self, **_: Any) -> list[Any]:
+        self.asked += 1
+        return list(self.known[: self.asked - 1])
+
+
+def test_a_server_that_records_an_end_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "_POLL_SECONDS", 0.001)
+    one = ended("tcp://a:1")
+    known = SimpleNamespace(id=one.task_run_id, state=Completed(), state_id=None)
+    server = Answers(SimpleNamespace(id=uuid4(), state=None), known)
+    monkeypatch.setattr(recorder_module, "get_client", lambda **_: server)
+    recorder = RealRecorder(contextvars.copy_context(), LOG)
+    assert recorder.has_recorded(one, 60)
+    assert server.asked == 3, "no longer than needed"
+    server.known = ()
+    assert not recorder.has_recorded(one, 0)
+
+
 def test_what_ended_on_a_worker_that_is_lost_is_sent_by_the_driver(all_of_it: Made) -> None:
     tracker, client, recorder = all_of_it
     here, elsewhere = ended("tcp://lost:1"), ended("tcp://other:1")
@@ -434,6 +557,25 @@ def test_what_ended_long_before_a_loss_has_been_sent(monkeypatch: pytest.MonkeyP
     backlog.on_worker_lost("tcp://lost:1")
     backlog.record_unsent(5)
     assert recorder.unsent == [([before], 5)]
+
+
+def test_what_ended_long_ago_and_is_recorded_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flow run may have a million task runs, and no lost worker."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(backlog_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(backlog_module, "_AHEAD", 0)
+    recorder: Any = SimpleNamespace(has_recorded=lambda *_: True)
+    backlog = Backlog(recorder, LOG)
+    long_ago = ended("tcp://a:1")
+    kept = weakref.ref(long_ago)
+    backlog.add([long_ago])
+    del long_ago
+    backlog.wait_for_server()
+    assert kept() is not None, "its worker may be lost without having sent it"
+    clock.now += backlog_module._UNSENT_SECONDS + 1
+    backlog.add([ended("tcp://a:1")])
+    gc.collect()
+    assert kept() is None
 
 
 def test_what_the_server_did_not_take_is_sent_again() -> None:
