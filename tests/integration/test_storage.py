@@ -235,6 +235,13 @@ def test_a_reader_never_sees_a_partial_file(store: str) -> None:
         thread.join()
 
 
+@pytest.mark.parametrize("target", ["s3://bucket/../x", "memory://bucket/a/../../x"])
+def test_a_url_of_a_store_is_one_key(target: str) -> None:
+    with pytest.raises(StorageError, match=rf"^{target}: a key must stay below the storage root; remove '\.\.'$"):
+        storage.url(target)
+    assert storage.url("memory://bucket/a/") == "memory://bucket/a/", "of a folder, to list it"
+
+
 def test_a_relative_key_stays_below_the_root() -> None:
     with pytest.raises(StorageError, match=r"^\.\./x: a key must stay below the storage root; remove '\.\.'$"):
         storage.write("../x", b"")

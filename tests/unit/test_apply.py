@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -16,24 +16,37 @@ from tidepool.deploy.reconcile.comparison import Comparison
 from tidepool.deploy.reconcile.plan import Action, ActualResource, Change, Difference, Kind, Plan, Resource
 from tidepool.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BUILD = {"build": [{"tidepool.deploy.steps.validate": {}}, {"prefect_docker.deployments.steps.build_docker_image": {}}]}
 
 
 class Client:
-    """Keeps the requests; each DELETE is answered with that status."""
+    """Keeps the requests that write; each DELETE is answered with that status, and deployments are found there."""
 
     def __init__(self, status: int = 204) -> None:
         self.status = status
         self.requests: list[Any] = []
+        self.there: dict[str, Any] = {
+            "/deployments/filter": [{"id": "id-one", "name": "one", "flow_id": "id-f"}],
+            "/flows/filter": [{"id": "id-f", "name": "f"}],
+        }
 
-    def request(self, method: str, path: str, json: Any = None) -> None:
+    def read_work_pool(self, name: str) -> Any:
+        return SimpleNamespace(base_job_template={"variables": {"properties": {"cpu": {"default": f"{name}'s"}}}})
+
+    def request(self, method: str, path: str, json: Any = None) -> Any:
+        if path in self.there:
+            return SimpleNamespace(json=lambda: self.there[path])
         self.requests.append((method, path, json) if json is not None else (method, path))
         if method == "DELETE" and self.status >= 400:
             response = httpx.Response(self.status, request=httpx.Request(method, f"http://server{path}"))
             raise PrefectHTTPStatusError.from_httpx_error(
                 httpx.HTTPStatusError("refused", request=response.request, response=response)
             )
+        return None
 
 
 def actual(kind: Kind, name: str, **more: Any) -> ActualResource:
@@ -49,9 +62,13 @@ def change(action: Action, kind: Kind, name: str, *differences: Difference, pare
     )
 
 
+TEMPLATE = {"variables": {"properties": {"cpu": {"type": "string", "default": "git's"}}}}
+
+
 def applied(*changes: Change, client: Any = None, manifest: Any = None, deploy: Any = None) -> list[str]:
     """Apply a plan of these changes."""
-    desired: Any = SimpleNamespace(manifest=manifest or {}, configs={"f/one": {"name": "one"}}, templates={})
+    configs = {"f/one": {"name": "one"}}
+    desired: Any = SimpleNamespace(manifest=manifest or {}, configs=configs, templates={"p": TEMPLATE})
     found = Comparison(desired, [each.actual for each in changes if each.actual], Plan(changes=changes), [])
     return apply.apply(
         client or Client(), found, Path(), "tidepool", report=lambda _: None, deploy=deploy or (lambda *_: iter(()))
@@ -104,8 +121,71 @@ def test_only_what_is_gone_counts_as_deleted(status: int) -> None:
     assert applied(*gone, client=Client(404)) == ["variable v", "variable w"]
     with pytest.raises(apply.PartialApplyError) as caught:
         applied(*gone, client=Client(status))
-    assert str(caught.value).splitlines()[1:-1] == [
+    assert str(caught.value).splitlines()[:-1] == [
+        "stopped half-way: refused",
         "  written (0): nothing",
         "  outcome unknown (1): variable v",
         "  not written (1): variable w",
     ]
+
+
+def test_an_error_without_a_text_is_told_by_its_name() -> None:
+    def deploy(*_: Any) -> Iterator[str]:
+        raise httpx.ReadTimeout("")
+        yield ""
+
+    with pytest.raises(apply.PartialApplyError, match=r"^stopped half-way: ReadTimeout\n"):
+        applied(change(Action.UPDATE, Kind.DEPLOYMENT, "f/one"), deploy=deploy)
+
+
+def test_a_new_deployment_is_written_with_its_schedules() -> None:
+    """A second request for one of them would be refused: it is there."""
+    client = Client()
+    new = change(Action.CREATE, Kind.DEPLOYMENT, "f/one")
+    its = change(Action.CREATE, Kind.SCHEDULE, "f/one#a", parent="f/one", slug="a")
+    other = change(Action.CREATE, Kind.SCHEDULE, "f/two#b", parent="f/two", slug="b")
+    written = applied(new, its, other, client=client, deploy=lambda *_: iter(["f/one"]))
+    assert written == ["deployment f/one", "schedule f/one#a", "schedule f/two#b"]
+    assert client.requests == [("POST", "/deployments/None/schedules", [{"slug": "b", "active": True}])]
+
+
+def test_a_work_pool_is_made_from_git_and_keeps_what_its_installation_has_set() -> None:
+    client = Client()
+    applied(change(Action.CREATE, Kind.WORK_POOL, "p", type="kubernetes"), client=client)
+    applied(change(Action.UPDATE, Kind.WORK_POOL, "p", type="kubernetes"), client=client)
+    there = {"variables": {"properties": {"cpu": {"type": "string", "default": "p's"}}}}
+    assert client.requests == [
+        ("POST", "/work_pools/", {"name": "p", "type": "kubernetes", "base_job_template": TEMPLATE}),
+        ("PATCH", "/work_pools/id-p", {"base_job_template": there}),
+    ]
+
+
+def deployed(folder: Path, printed: str, code: int) -> list[str]:
+    """Run `prefect deploy` where a module of that name in the repository prints this, and exits with this."""
+    (folder / "prefect.py").write_text(f"print({printed!r})\nraise SystemExit({code})\n")
+    return list(apply.prefect_deploy(folder, {"deployments": []}))
+
+
+def test_deployments_are_told_as_prefect_writes_them(tmp_path: Path) -> None:
+    printed = "\n".join(
+        f"│ Deployment 'f/{name}' successfully created with id 'b0b6de5f-ea00'. │" for name in ("one", "two")
+    )
+    assert deployed(tmp_path, printed, 0) == ["f/one", "f/two"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason"),
+    [
+        ("KeyError: 'a'\nValueError: b\nhttpx.ConnectError: refused\nbye", "httpx.ConnectError: refused"),
+        (
+            "KeyError: 'a'\nValueError: no registry\nprefect.deployments.steps.core.StepExecutionError: push failed",
+            "prefect.deployments.steps.core.StepExecutionError: push failed: ValueError: no registry",
+        ),
+        ("Discovered a work pool\nUnknown option\n", "Unknown option"),
+        ("", "exit code 3"),
+    ],
+)
+def test_a_deploy_that_fails_has_its_last_error_as_reason(tmp_path: Path, printed: str, reason: str) -> None:
+    with pytest.raises(apply.DeployError) as caught:
+        deployed(tmp_path, printed, 3)
+    assert str(caught.value) == f"prefect deploy: {reason}"

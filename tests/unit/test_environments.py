@@ -107,6 +107,14 @@ def test_without_an_image_nothing_is_built_and_the_version_still_comes_from_git(
     assert rendered["deployments"][0]["work_pool"]["job_variables"] == {"cpu": "1"}
 
 
+def test_an_environment_runs_an_image_unless_its_overlay_has_none(tmp_path: Path) -> None:
+    (tmp_path / "environments").mkdir()
+    (tmp_path / "environments" / "local.yaml").write_text("image: null\n")
+    (tmp_path / "environments" / "staging.yaml").write_text("every_deployment: {paused: true}\n")
+    run = {name: environments.runs_an_image(tmp_path, name) for name in ("production", "staging", "local")}
+    assert run == {"production": True, "staging": True, "local": False}
+
+
 def test_overlays_that_cannot_be_read_are_not_none(tmp_path: Path) -> None:
     assert environments.names(tmp_path) == ["production"]
     (tmp_path / "environments").write_text("")

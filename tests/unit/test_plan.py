@@ -118,6 +118,13 @@ def test_an_unmanaged_resource_is_never_changed_or_deleted() -> None:
     assert actions(make_plan([resource("x", a=1), schedule("x", "s", "0 7 * * *")], theirs)) == [("conflict", "x")]
 
 
+def test_a_schedule_that_was_added_on_the_server_is_told_and_stays() -> None:
+    by_hand = on_server(schedule("a", "by-hand"), managed=False)
+    found = make_plan([resource("a"), schedule("a", "s")], [actual("a"), on_server(schedule("a", "s")), by_hand])
+    assert not found
+    assert found.unmanaged == (by_hand,)
+
+
 def test_a_renamed_schedule_keeps_its_identity() -> None:
     before = [actual("a"), on_server(schedule("a", "old"), identity="7")]
     found = make_plan([resource("a"), schedule("a", "new", replaces="old")], before)
@@ -322,6 +329,26 @@ def test_warnings_about_a_schedule(
     schedule: schedules.Schedule, now: datetime, limit: int, expected: list[str]
 ) -> None:
     assert schedules.warnings(schedule, now, limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "sentence"),
+    [
+        ({"cron": "0 1 * * *", "timezone": "Europe"}, "timezone", "unknown timezone 'Europe'; did you mean "),
+        ({"cron": "0 1 * * *", "timezone": "x" * 300}, "timezone", f"unknown timezone '{'x' * 300}'; an example is "),
+        ({"rrule": "BYDAY=MO"}, "rrule", "'BYDAY=MO': rrule.__init__() missing 1 required positional argument: 'freq'"),
+        ({"interval": 0.9, "anchor_date": "2026-01-01"}, "interval", "0.9: the shortest interval is one second"),
+        ({"interval": 1e30, "anchor_date": "2026-01-01"}, "interval", "1e+30: not a duration; use seconds (3600) or "),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_one_sentence(values: dict[str, Any], key: str, sentence: str) -> None:
+    found = schedules.problem(values, AUTUMN)
+    assert found is not None
+    assert (found[0], found[1][: len(sentence)]) == (key, sentence)
+
+
+def test_the_shortest_interval_is_accepted() -> None:
+    assert schedules.problem({"interval": 1, "anchor_date": "2026-01-01"}, AUTUMN) is None
 
 
 def test_next_runs_are_computed_inside_an_event_loop_too() -> None:

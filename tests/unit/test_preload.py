@@ -1,4 +1,4 @@
-"""The preload module of a Dask scheduler on Kubernetes: its imports and its plugin."""
+"""The preload modules: of a Dask scheduler on Kubernetes its imports and its plugin; of a worker on this machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 import sys
 from subprocess import run
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tidepool.compute.clusters.preload import local_worker
 from tidepool.compute.clusters.preload.scheduler import ClusterPlugin
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_a_scheduler_imports_neither_prefect_nor_pandas() -> None:
@@ -19,6 +23,18 @@ def test_a_scheduler_imports_neither_prefect_nor_pandas() -> None:
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
+
+
+def test_a_worker_on_this_machine_yields_to_the_server_and_has_no_breakpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A breakpoint in a process without a terminal read an empty input, and the task failed without a reason."""
+    lowered: list[int] = []
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
+    monkeypatch.setattr(sys, "breakpointhook", sys.__breakpointhook__)
+    monkeypatch.setattr(local_worker.os, "nice", lowered.append)
+    worker: Any = None
+    local_worker.dask_setup(worker)
+    assert lowered == [local_worker.NICENESS]
+    assert sys.breakpointhook is not sys.__breakpointhook__
 
 
 # --- the scheduler's plugin -------------------------------------------------------------------------------------------

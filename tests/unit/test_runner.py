@@ -247,9 +247,11 @@ class UnusedCluster:
     """A cluster that is made early, and takes a moment to close."""
 
     closed: ClassVar[list[str]] = []
+    made: ClassVar[threading.Event] = threading.Event()
     release: ClassVar[threading.Event] = threading.Event()
 
     def __init__(self, name: str) -> None:
+        self.made.wait(60)
         self.name = name
 
     def close(self) -> None:
@@ -262,6 +264,7 @@ def early() -> Iterator[Callable[[str], TidepoolTaskRunner]]:
     """Makes a runner that begins at once to create such a cluster."""
     UnusedCluster.closed.clear()
     UnusedCluster.release.clear()
+    UnusedCluster.made.set()
     kind: Any = UnusedCluster
     yield lambda name: TidepoolTaskRunner(cluster_class=kind, cluster_kwargs={"name": name}, start_early=True)
     UnusedCluster.release.set()
@@ -270,9 +273,11 @@ def early() -> Iterator[Callable[[str], TidepoolTaskRunner]]:
 def test_a_cluster_that_nothing_used_is_closed_before_the_flow_run_ends(
     early: Callable[[str], TidepoolTaskRunner], caplog: pytest.LogCaptureFixture
 ) -> None:
+    UnusedCluster.made.clear()
     with early("quick") as runner:
-        starting = [each for each in threading.enumerate() if each.name == "tidepool-start-cluster"]
-        assert all(each.daemon for each in starting), "a process that ends would wait for it"
+        [starting] = [each for each in threading.enumerate() if each.name == "tidepool-start-cluster"]
+        assert starting.daemon, "a process that ends would wait for it"
+        UnusedCluster.made.set()
     assert UnusedCluster.closed == ["quick"]
     assert "was not closed within" not in caplog.text
     with pytest.raises(RuntimeError, match="must be started before"):

@@ -247,6 +247,7 @@ work_pool: {name""", ("prefect.yaml:34: entrypoint: unknown keys entrypoint, tag
     Row("template that the server refuses", '"job_configuration": {"image": "{{ image }}"}', '"job_configuration": {"image": "{{ imgae }}"}', ("automations.yaml:2: work_pools[kubernetes].base_job_template: the server refuses it: the variables specified in the job configuration template must be present as properties in the variables schema. Your job configuration uses the following undeclared variable(s): imgae.",), file="template.json"),
     Row("variable that the server refuses", "value: ann", "value: " + "x" * 6_000, ("automations.yaml:4: variables[shop_owner].value: the server refuses it: variable value must be less than 5000 characters",), file="automations.yaml"),
     Row("limit beyond the server's integers", "automations:\n", "concurrency_limits: [{name: tidepool-a, limit: 99999999999}]\nautomations:\n", ("automations.yaml:5: concurrency_limits[tidepool-a].limit: input should be less than or equal to 2147483647, not 99999999999",), file="automations.yaml"),
+    Row("limit below zero", "automations:\n", "concurrency_limits: [{name: tidepool-a, limit: -1}]\nautomations:\n", ("automations.yaml:5: concurrency_limits[tidepool-a].limit: input should be greater than or equal to 0, not -1",), file="automations.yaml"),
     Row("variable without a form in JSON", "value: ann", "value: 2026-01-01", ("automations.yaml:4: variables[shop_owner].value: it has a value that is not one of JSON, such as a date without quotes",), file="automations.yaml"),
     Row("limit without the owner's name", "automations:\n", "concurrency_limits: [{name: downloads, limit: 2}]\nautomations:\n", ("automations.yaml:5: concurrency_limits[downloads].name: the name must start with tidepool-, which marks it as managed: a limit has no tags",), file="automations.yaml"),
     Row("two resources of one name", "variables:\n", "variables:\n  - {name: shop_owner, value: bob}\n", ("automations.yaml:5: variables[shop_owner]: duplicate name",), file="automations.yaml"),
@@ -292,6 +293,23 @@ def test_parameters_of_a_variadic_flow_are_accepted(tmp_path: Path) -> None:
     parameters = "    parameters: {box: 1, items: [1, 2], labels: {to: Ann}}\n"
     entrypoint = "    entrypoint: rule_flows.deliver\n"
     assert problems(write(tmp_path, "prefect.yaml", entrypoint, "    entrypoint: rule_flows.pack\n" + parameters)) == []
+
+
+def test_a_job_variable_that_each_run_must_have_may_be_missing_in_a_deployment(tmp_path: Path) -> None:
+    """The server accepts the deployment: who starts a run gives it."""
+    properties = '"properties": {"image"'
+    required = f'"required": ["region"], {properties.replace("image", "region")}: {{"type": "string"}}, "image"'
+    assert problems(write(tmp_path, "template.json", properties, required)) == []
+
+
+def test_after_a_step_that_does_not_declare_its_outputs_any_name_may_be_one(tmp_path: Path) -> None:
+    text = PREFECT.replace("commit.stdout", "colour")
+    [problem] = problems(write(tmp_path, "prefect.yaml", "", text))
+    assert "{{ colour }}: unknown step 'colour'" in problem
+    assert (
+        problems(write(tmp_path, "prefect.yaml", "", text.replace("push:\n", "push:\n  - rule_steps.undeclared: {}\n")))
+        == []
+    )
 
 
 NULLS = """

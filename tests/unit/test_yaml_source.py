@@ -126,6 +126,35 @@ def test_invalid_yaml_is_one_sentence_with_its_line(tmp_path: Path, text: str, m
     assert str(raised.value).count("file.yaml") == 1
 
 
+@pytest.mark.parametrize(
+    ("location", "place"),
+    [
+        (("deployments", 1, "pool", "name"), ("deployments", 1, "pool", "name")),
+        (("deployments", 0, "pool", "Pool", "size"), ("deployments", 0, "pool", "size")),  # a branch of a union
+        (("deployments", 0, "tags"), ("deployments", 0, "tags")),  # a missing key
+        (("deployments", 0, "name", "constrained-str"), ("deployments", 0, "name")),
+    ],
+)
+def test_the_place_of_pydantics_errors(tmp_path: Path, location: yaml_source.Place, place: yaml_source.Place) -> None:
+    assert yaml_source.place_in(read(tmp_path, TEXT).data, location) == place
+
+
+def test_problems_are_refused_with_their_number(tmp_path: Path) -> None:
+    file = read(tmp_path, TEXT)
+    one, two = (file.problem(("deployments", index, "pool"), "wrong") for index in (0, 1))
+    yaml_source.raise_if_any([])
+    with pytest.raises(UsageError) as raised:
+        yaml_source.raise_if_any([one])
+    assert str(raised.value) == "1 problem:\n  file.yaml:8: deployments[one].pool: wrong"
+    with pytest.raises(UsageError) as raised:
+        yaml_source.raise_if_any([two, one, one], "nothing was written")
+    assert str(raised.value).splitlines() == [
+        "2 problems; nothing was written:",
+        "  file.yaml:8: deployments[one].pool: wrong",
+        "  file.yaml:10: deployments[two].pool: wrong",
+    ]
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "file.yaml").write_bytes(b"a: 1\nb: \xe9\n")
     with pytest.raises(
