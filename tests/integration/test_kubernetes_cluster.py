@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     from tests.conftest import KubernetesServer
 
+# Each takes seconds; what is wrong in a start is that it waits without end.
+pytestmark = pytest.mark.timeout(120)
+
 # An address of this machine's own, as a pod has one: the ports are fixed.
 ADDRESS = "127.86.0.1"
 IMAGE = "registry.example.com/tidepool@sha256:" + "a" * 64
@@ -341,6 +344,7 @@ def test_a_lost_worker_has_the_reason_that_kubernetes_reports(
         assert removed == "its pod was removed (deleted, evicted, or its node is gone)"
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("pods", "seconds", "message"),
     [
