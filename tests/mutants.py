@@ -250,6 +250,8 @@ class Tree:
         printed = self.output.read_text(errors="replace")
         if status == 0:
             return "", took
+        if "+ Timeout +" in printed:  # pytest-timeout has ended the process
+            return "time limit of a test", took
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
         return failed[1] if failed else f"exit status {status}: {printed[-300:]}", took
 
@@ -328,7 +330,10 @@ def attempt(job: tuple[int, dict[str, Any], str, str, Path]) -> tuple[int, dict[
 
 
 def page(known: dict[str, Any]) -> str:
-    """Return the figure, and the survivors with the reason why each may live, as Markdown."""
+    """Return the figure, the survivors with the reason why each may live, and the kills by a time limit, as Markdown.
+
+    Of the latter the reason says how a person has found that it hangs: a test may just have been slow.
+    """
     done = [each for each in known["mutants"] if each.get("tried")]
     left = [each for each in done if not each["killed_by"]]
     killed, size = len(done) - len(left), len(known["mutants"])
@@ -340,11 +345,17 @@ def page(known: dict[str, Any]) -> str:
         "| survivor | code | mutant | tests | why it may live |",
         "|---|---|---|---|---|",
     ]
-    for each in sorted(left, key=lambda one: (one["file"], one["line"])):
-        before, after = (f"`` {each[name]} ``".replace("|", "\\|") for name in ("before", "after"))
-        tests = "fast" if each["tried"] == "fast" else "all"
-        lines.append(f"| {each['file']}:{each['line']} | {before} | {after} | {tests} | {each.get('reason', '')} |")
+    lines += [_row(each) for each in sorted(left, key=lambda one: (one["file"], one["line"]))]
+    if hung := [each for each in done if "time limit" in each["killed_by"]]:
+        lines += ["\n| killed by a time limit | code | mutant | tests | why it hangs |\n|---|---|---|---|---|"]
+        lines += [_row(each) for each in sorted(hung, key=lambda one: (one["file"], one["line"]))]
     return "\n".join(lines) + "\n"
+
+
+def _row(each: dict[str, Any]) -> str:
+    before, after = (f"`` {each[name]} ``".replace("|", "\\|") for name in ("before", "after"))
+    tests = "fast" if each["tried"] == "fast" else "all"
+    return f"| {each['file']}:{each['line']} | {before} | {after} | {tests} | {each.get('reason', '')} |"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from contextlib import AsyncExitStack, contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import dask.config
@@ -435,13 +436,21 @@ def test_the_digest_of_the_drivers_image_is_waited_for_patiently(
     containers = [{"name": "driver", "image": "tidepool:loaded"}]
     driver = {"metadata": {"name": "driver", "uid": "5f0c7a9e-1b2c"}, "spec": {"containers": containers}}
     others: Any = kubernetes.answers
-    kubernetes.answers = lambda asked: (200, driver) if asked.rstrip().endswith("/pods/driver") else others(asked)
+    asked: list[float] = []
+
+    def answer(request: str) -> tuple[int, Any]:
+        if not request.rstrip().endswith("/pods/driver"):
+            return others(request)  # type: ignore[no-any-return]
+        asked.append(time.monotonic())
+        return 200, driver
+
+    kubernetes.answers = answer
     cluster = KubernetesCluster(SIZE)
     until(lambda: objects["daskworkergroups"])
     cluster.close()
     [group] = objects["daskworkergroups"].values()
     assert group["spec"]["worker"]["spec"]["containers"][0]["image"] == "tidepool:loaded"
-    assert 1 < requests(kubernetes, "GET").count("GET pods/driver") < 40
+    assert min(after - before for before, after in pairwise(asked)) > 0.049
 
 
 def test_nothing_is_created_after_a_cluster_is_closed(kubernetes: KubernetesServer, objects: dict[str, Any]) -> None:

@@ -276,8 +276,8 @@ def test_a_cluster_that_nothing_used_is_closed_before_the_flow_run_ends(
     UnusedCluster.made.clear()
     with early("quick") as runner:
         [starting] = [each for each in threading.enumerate() if each.name == "tidepool-start-cluster"]
-        assert starting.daemon, "a process that ends would wait for it"
         UnusedCluster.made.set()
+    assert starting.daemon, "a process that ends would wait for it"
     assert UnusedCluster.closed == ["quick"]
     assert "was not closed within" not in caplog.text
     with pytest.raises(RuntimeError, match="must be started before"):
