@@ -34,6 +34,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -398,9 +399,11 @@ def main() -> None:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             server = stack.enter_context(prefect_server()) if stage == "slow" and todo else ""
-            pool = stack.enter_context(multiprocessing.get_context("fork").Pool(chosen.jobs))
+            # Not `multiprocessing.Pool`: its processes may not have children, such as a local Dask cluster's.
+            context = multiprocessing.get_context("fork")
+            pool = stack.enter_context(ProcessPoolExecutor(chosen.jobs, mp_context=context))
             jobs = [(at, each, stage, server, folder) for at, each in todo.items()]
-            for number, (at, done) in enumerate(pool.imap_unordered(attempt, jobs), 1):
+            for number, (at, done) in enumerate(pool.map(attempt, jobs), 1):
                 known["mutants"][at] |= done
                 save()
                 told = f"{done['file']}:{done['line']} {done['after']} | {done['killed_by'] or 'SURVIVED'}"
