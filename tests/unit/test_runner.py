@@ -49,6 +49,7 @@ from tidepool.compute.runner.worker_loss import Exits, ReportingNanny, WorkerLos
 from tidepool.compute.worker import entry
 from tidepool.compute.worker.engine import _SyncEngine
 from tidepool.compute.worker.outcome import Outcome
+from tidepool.report import run_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -310,6 +311,15 @@ def test_a_cluster_that_cannot_be_made_early_fails_where_it_is_used() -> None:
         using.start()
         using.join(20)
         assert [str(each) for each in found] == ["no cluster is wanted here"]
+
+
+def test_all_workers_of_a_cluster_are_in_the_runs_record() -> None:
+    record = run_record.begin()
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with TidepoolTaskRunner(cluster_kwargs=options) as runner:
+        runner._ready()
+    assert (record.workers.asked, record.workers.had) == (2, 2)
+    assert [text for _, text in record.events] == ["Dask cluster with 2 workers"]
 
 
 def test_a_driver_does_not_print_what_dask_does(monkeypatch: pytest.MonkeyPatch) -> None:
