@@ -336,7 +336,21 @@ def test_warnings_about_a_schedule(
     [
         ({"cron": "0 1 * * *", "timezone": "Europe"}, "timezone", "unknown timezone 'Europe'; did you mean "),
         ({"cron": "0 1 * * *", "timezone": "x" * 300}, "timezone", f"unknown timezone '{'x' * 300}'; an example is "),
-        ({"rrule": "BYDAY=MO"}, "rrule", "'BYDAY=MO': rrule.__init__() missing 1 required positional argument: 'freq'"),
+        *(
+            ({"rrule": rule}, "rrule", f"'{rule}': {text}")
+            for rule, text in (
+                ("BYDAY=MO", "FREQ is missing; an example is FREQ=DAILY;BYHOUR=7"),
+                ("DTSTART:20260101T000000", "FREQ is missing; an example is FREQ=DAILY;BYHOUR=7"),
+                ("FREQ=DAILY;INTERVAL=0", "INTERVAL '0' is not accepted: 1 to 1000000"),
+                ("FREQ=DAILY;BYHOUR=7,25", "BYHOUR '25' is not accepted: 0 to 23"),
+                ("FREQ=DAILY;BYMONTH=x", "BYMONTH 'X' is not accepted: 1 to 12"),
+                ("FREQ=DAILY;BYMONTHDAY=-40", "BYMONTHDAY '-40' is not accepted: 1 to 31, or -31 to -1 from the end"),
+                (
+                    "FREQ=DAILY;BYMONTH=2,4;BYMONTHDAY=31",
+                    "it never fires: BYMONTHDAY is a day that no month of BYMONTH has",
+                ),
+            )
+        ),
         ({"interval": 0.9, "anchor_date": "2026-01-01"}, "interval", "0.9: the shortest interval is one second"),
         ({"interval": 1e30, "anchor_date": "2026-01-01"}, "interval", "1e+30: not a duration; use seconds (3600) or "),
     ],

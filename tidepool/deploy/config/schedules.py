@@ -34,6 +34,19 @@ _CRON_FIELDS = {
 }
 _CRON_FORM = ", ".join(_CRON_FIELDS)
 _CRON_NAMES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
+# The numbers of a recurrence rule (RFC 5545, section 3.3.10), and whether they may count from the end.
+_RRULE_NUMBERS = {
+    "INTERVAL": (1, 1_000_000, False),
+    "COUNT": (1, 1_000_000, False),
+    "BYSECOND": (0, 59, False),
+    "BYMINUTE": (0, 59, False),
+    "BYHOUR": (0, 23, False),
+    "BYMONTH": (1, 12, False),
+    "BYMONTHDAY": (1, 31, True),
+    "BYYEARDAY": (1, 366, True),
+    "BYWEEKNO": (1, 53, True),
+}
+_LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _FREQUENT = re.compile(r"FREQ=(MINUTELY|SECONDLY)", re.IGNORECASE)
 # Prefect computes at most 1,000 times in one call.
 _STEP = timedelta(hours=6)
@@ -140,15 +153,37 @@ def _check_interval(interval: Any) -> None:
 
 
 def _check_rrule(rrule: Any) -> None:
-    """Refuse a rule by the minute or second without a start: the server gives it the time of each deploy.
+    """Refuse a rule by the minute or second without a start, to which the server gives the time of each deploy.
+
+    Before that, one whose next tick dateutil would look for without end, or that it accepts and cannot read.
 
     Raises:
-        ValueError: it has none; with an example.
+        ValueError: it is such a rule; with what is accepted.
     """
+    _check_rrule_numbers(str(rrule).upper())
     if _FREQUENT.search(str(rrule)) and "DTSTART" not in str(rrule).upper():
         rule = str(rrule).strip().removeprefix("RRULE:")
         example = f"DTSTART:20260101T000000\\nRRULE:{rule}"
         raise ValueError(f'no DTSTART, so that each deploy would move the ticks; write "{example}"')
+
+
+def _check_rrule_numbers(rrule: str) -> None:
+    if "FREQ=" not in rrule and "RDATE" not in rrule:
+        raise ValueError("FREQ is missing; an example is FREQ=DAILY;BYHOUR=7")
+    parts = dict(each.split("=", 1) for each in re.split(r"[;\s:]", rrule) if "=" in each)
+    found: dict[str, list[int]] = {}
+    for name, (least, most, also_negative) in _RRULE_NUMBERS.items():
+        for text in parts[name].split(",") if name in parts else ():
+            accepted = f"{least} to {most}{f', or -{most} to -{least} from the end' if also_negative else ''}"
+            if (
+                not re.fullmatch(r"[+-]?[0-9]+", text)
+                or not least <= (abs(int(text)) if also_negative else int(text)) <= most
+            ):
+                raise ValueError(f"{name} {text!r} is not accepted: {accepted}")
+            found.setdefault(name, []).append(int(text))
+    months, days = found.get("BYMONTH", [*range(1, 13)]), found.get("BYMONTHDAY", [1])
+    if min(map(abs, days)) > max(_LONGEST_MONTHS[each - 1] for each in months):
+        raise ValueError("it never fires: BYMONTHDAY is a day that no month of BYMONTH has")
 
 
 _CHECKS = {"cron": _check_cron, "interval": _check_interval, "rrule": _check_rrule}
