@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.unit.rule_files import FLOWS, PREFECT, PYPROJECT, problems, write
 from tidepool.deploy.config import (
@@ -87,11 +88,16 @@ ROWS = [
     Row("unknown key of the work pool", "      job_variables:\n", "      job_varables:\n", ("prefect.yaml:28: deployments[sell].work_pool.job_varables: unknown key; did you mean job_variables?",)),
     Row("job variable in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    env: {GREETING: hello}\n", ("prefect.yaml:26: deployments[sell].env: unknown key; job variables belong into `work_pool: {job_variables: {…}}`",)),
     Row("job variables in the wrong place", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    job_variables: {}\n", ("prefect.yaml:26: deployments[sell].job_variables: unknown key; these keys belong into `work_pool`",)),
+    Row("job variable in the work pool", "    work_pool:\n", "    work_pool:\n      command: sh\n", ("prefect.yaml:27: deployments[sell].work_pool.command: unknown key; job variables belong into `job_variables`",)),
+    Row("version of the file", "name: shop\n", "version: 2\nname: shop\n", ("prefect.yaml:1: version: unknown key; remove it: only a deployment has a version, in its item of `deployments`",)),
+    Row("steps as a mapping", "    parameters: {count: 2}\n", "    pull: {}\n", ("prefect.yaml:25: deployments[sell].pull: must be a list, not a mapping",)),
+    Row("name of the run in a placeholder", "    parameters: {count: 2}\n", "    parameters: {count: 2, shop: '{{ flow_run.name }}'}\n", ("prefect.yaml:25: deployments[sell].parameters.shop: {{ flow_run.name }}: unknown step 'flow_run'; of the run that is it is {{ ctx.flow_run.name }}",)),
+    Row("own build hides no step's name falsely", "    parameters: {count: 2}\n", "    build: [{prefect.deployments.steps.run_shell_script: {id: tell, script: x}}]\n    parameters: {shop: '{{ tell.stdout }}'}\n", ("prefect.yaml:25: deployments[sell].build: not allowed here: a deployment with its own `build` skips the checks of the top-level one",)),
     Row("missing key", "    entrypoint: rule_flows.deliver\n", "", ("prefect.yaml:32: deployments[deliver].entrypoint: missing",)),
     Row("no name does not hide what is next to it", "  - name: sell\n    description: Sells. docs/runbooks/sell.md\n", "  - description: Sells.\n", ("prefect.yaml:18: deployments[0].description: no link to a runbook, such as docs/runbooks/<name>.md", "prefect.yaml:18: deployments[0].name: missing")),
     Row("own build", "    parameters: {count: 2}\n", "    build: null\n", ("prefect.yaml:25: deployments[sell].build: not allowed here: a deployment with its own `build` skips the checks of the top-level one",)),
     Row("sla", "    parameters: {count: 2}\n", "    sla: []\n", ("prefect.yaml:25: deployments[sell].sla: not allowed here: self-hosted Prefect refuses it after it has written the deployment; write an automation",)),
-    Row("active", "      slug: nightly\n", "      slug: nightly\n      active: false\n", ("prefect.yaml:15: deployments[sell].schedules[0].active: not allowed here: a deploy would undo a pause made by on-call; remove it, and to pause use `tidepool pause`",)),
+    Row("active", "      slug: nightly\n", "      slug: nightly\n      active: false\n", ("prefect.yaml:15: deployments[sell].schedules[0].active: not allowed here: a deploy would undo what on-call does; without it the schedule runs: remove the schedule, or write `paused: true` into the deployment",)),
     Row("name that Prefect refuses", "  - name: sell\n", "  - name: sell/it\n", ("prefect.yaml:18: deployments[sell/it].name: 'sell/it' must be without / % & < >, and not empty",)),
     Row("name without a value", "  - name: sell\n", "  - name:\n", ("prefect.yaml:18: deployments[0].name: missing: it has no value",)),
     Row("names", "", "", ("prefect.yaml:14: deployments[sell].schedules[0].slug: 'nightly' does not match [a-m]+, `names` of [tool.tidepool]", "prefect.yaml:18: deployments[sell].name: 'sell' does not match [a-m]+, `names` of [tool.tidepool]", "prefect.yaml:32: deployments[deliver].name: 'deliver' does not match [a-m]+, `names` of [tool.tidepool]"), house_rule='names = "[a-m]+"'),
@@ -116,7 +122,7 @@ work_pool: {name""", ("prefect.yaml:34: entrypoint: unknown keys entrypoint, tag
     Row("entrypoint with backslashes", "entrypoint: rule_flows.deliver", "entrypoint: flows\\m.py:a", ("prefect.yaml:34: deployments[deliver].entrypoint: 'flows\\\\m.py:a' is a file that does not exist; name the function by its module, with dots, as Dask workers import it: flows.m.a",)),
     Row("secret of an environment variable under another name", "GREETING: hello", 'GREETING: "{{ $SHOP_PASSWORD }}"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.GREETING: the value of $SHOP_PASSWORD would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
     Row("secret under a name of its own", "GREETING: hello", "TS_AUTHKEY: abc", ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.TS_AUTHKEY: looks like a secret in plain text, which would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
-    Row("step of Prefect 2", "prefect.deployments.steps.run_shell_script", "prefect.projects.steps.run_shell_script", ("prefect.yaml:4: build[1].prefect.projects.steps.run_shell_script: cannot import step prefect.projects.steps.run_shell_script: ModuleNotFoundError: No module named 'prefect.projects'; the steps of Prefect 3 are in prefect.deployments.steps",)),
+    Row("step of Prefect 2", "prefect.deployments.steps.run_shell_script", "prefect.projects.steps.run_shell_script", ("prefect.yaml:4: build[1].prefect.projects.steps.run_shell_script: cannot import step prefect.projects.steps.run_shell_script: ModuleNotFoundError: No module named 'prefect.projects'; in Prefect 3 it is prefect.deployments.steps.run_shell_script",)),
     Row("secret of an environment variable", "GREETING: hello", 'SHOP_PASSWORD: "{{ $SHOP_PASSWORD }}"', ("prefect.yaml:31: deployments[sell].work_pool.job_variables.env.SHOP_PASSWORD: the value of $SHOP_PASSWORD would be stored in the deployment's record; move it to the Kubernetes Secret of the flow runs",)),
     Row("duplicate name", "  - name: deliver\n", "  - name: sell\n", ("prefect.yaml:32: deployments[sell].name: duplicate name: overlays and commands find a deployment by it, so each is unique",)),
     Row("duplicate key", "    parameters: {count: 2}\n", "    parameters: {count: 2}\n    parameters: {count: 2}\n", ("prefect.yaml:26: deployments[sell].parameters: duplicate key (first at line 25)",)),
@@ -146,7 +152,7 @@ work_pool: {name""", ("prefect.yaml:34: entrypoint: unknown keys entrypoint, tag
     Row("interval without anchor", '      cron: "15 3 * * *"\n', "      interval: 60\n", ("prefect.yaml:13: deployments[sell].schedules[0]: an interval needs an anchor_date: without one each deploy moves the ticks",)),
     Row("interval that is not a duration", '      cron: "15 3 * * *"\n', "      interval: 1h\n      anchor_date: '2026-01-01T00:00:00+00:00'\n", ("prefect.yaml:15: deployments[sell].schedules[0].interval: '1h': not a duration; use seconds (3600) or ISO 8601 (PT1H, P1D)",)),
     Row("interval below a second", '      cron: "15 3 * * *"\n', "      interval: 0.1\n      anchor_date: '2026-01-01T00:00:00+00:00'\n", ("prefect.yaml:15: deployments[sell].schedules[0].interval: 0.1: the shortest interval is one second",)),
-    Row("date without quotes", '      cron: "15 3 * * *"\n', "      interval: 60\n      anchor_date: 2026-01-01\n", ("prefect.yaml:16: deployments[sell].schedules[0].anchor_date: input should be a valid string, not datetime.date(2026, 1, 1)",)),
+    Row("date without quotes", '      cron: "15 3 * * *"\n', "      interval: 60\n      anchor_date: 2026-01-01\n", ("prefect.yaml:16: deployments[sell].schedules[0].anchor_date: must be a text, which YAML reads as a date without quotes: '2026-01-01'",)),
     Row("anchor that is not a time", '      cron: "15 3 * * *"\n', "      interval: 60\n      anchor_date: soon\n", ("prefect.yaml:16: deployments[sell].schedules[0].anchor_date: 'soon' is not a time; write it in ISO 8601: 2026-01-01T00:00:00+00:00",)),
     Row("rrule", '      cron: "15 3 * * *"\n', "      rrule: FREQ=OFTEN\n", ('prefect.yaml:15: deployments[sell].schedules[0].rrule: \'FREQ=OFTEN\': invalid RRule string "FREQ=OFTEN": invalid \'FREQ\': OFTEN',)),
     Row("rrule without a rule", '      cron: "15 3 * * *"\n', "      rrule: BYDAY=MO\n", ("prefect.yaml:15: deployments[sell].schedules[0].rrule: 'BYDAY=MO': FREQ is missing; an example is FREQ=DAILY;BYHOUR=7",)),
@@ -356,10 +362,29 @@ BY_MODULE = "name the function by its module, with dots, as Dask workers import 
 def test_a_folder_with_the_name_of_a_package_is_named(tmp_path: Path, entrypoint: str, sentence: str) -> None:
     (tmp_path / "prefect").mkdir()
     (tmp_path / "prefect" / "shop_flows.py").write_text(FLOWS)
-    advice = "the folder needs another name, or an __init__.py if the other is not needed"
+    advice = "the folder needs another name"
     assert problems(write(tmp_path, "prefect.yaml", "rule_flows.sell", entrypoint)) == [
         f"prefect.yaml:20: deployments[sell].entrypoint: {sentence}; another package is called prefect: {advice}"
     ]
+
+
+@pytest.mark.parametrize("key", ["catchup: false", "max_active_runs: null", "active: null"])
+def test_what_prefect_writes_by_itself_is_accepted(tmp_path: Path, key: str) -> None:
+    text = PREFECT.replace("      slug: nightly\n", f"      slug: nightly\n      {key}\n", 1)
+    assert problems(write(tmp_path, "prefect.yaml", "", text)) == []
+
+
+def test_a_flow_that_asks_a_server_when_it_is_imported_starts_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    repository = write(tmp_path, "prefect.yaml", "rule_flows.sell", "asking_flows.sell")
+    asking = "from prefect.blocks.system import Secret\nKEY = Secret.load('mail').get()\n"
+    (tmp_path / "asking_flows.py").write_text(f"{asking}{FLOWS}")
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        [found] = problems(repository)
+    assert "asking_flows.sell: ValueError: No Prefect API URL provided" in found
+    assert "(asking_flows.py:2)" in found
 
 
 def test_names_are_the_authors(tmp_path: Path) -> None:

@@ -227,7 +227,9 @@ class _Files:
         # One mistake is one problem: what has the wrong form is not looked at again.
         reported = [*(place for place, _ in of_form if place), *models.misspelt(of_form)]
         wrong = [tuple(map(str, place)) for place in reported]  # a key that is a number has become a text
-        for place, message in deployments.problems(self._context, config, flow):
+        own_steps = config.get("build") or config.get("push")  # they are refused, and name the placeholders' steps
+        seen = replace(self._context, scope=replace(self._context.scope, unclear=True)) if own_steps else self._context
+        for place, message in deployments.problems(seen, config, flow):
             own = tuple(map(str, place))
             if not any(own[: len(each)] == each or each[: len(own)] == own for each in wrong):
                 yield place, message

@@ -32,10 +32,13 @@ def load(repository: Path, entrypoint: str) -> Flow[..., Any]:
     """
     from prefect.exceptions import MissingFlowError
     from prefect.flows import load_flow_from_entrypoint
+    from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
     importable(repository)
     try:
-        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+        # A module that asks the server for a block at its top would start one, with a database.
+        with temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+            return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     except MissingFlowError as error:
         raise UsageError(f"cannot import flow {entrypoint}: {_missing(entrypoint)}") from error
     except (Exception, SystemExit, GeneratorExit) as error:  # the module's code may raise anything
@@ -115,7 +118,10 @@ def shadowed(repository: Path, top: str) -> str:
     places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
     if not places or any(Path(str(each)).is_relative_to(repository) for each in places):
         return ""
-    advice = "the folder needs another name, or an __init__.py if the other is not needed"
+    # One that is imported here is needed, too.
+    advice = "the folder needs another name" + (
+        "" if top in sys.modules else ", or an __init__.py if the other is not needed"
+    )
     return f"; another package is called {top}: {advice}"
 
 

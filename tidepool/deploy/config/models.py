@@ -5,6 +5,7 @@ Prefect's own models ignore unknown keys.
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,6 +39,12 @@ NOT_ALLOWED = {
 _NEAR = re.compile(r"^unknown key; did you mean (\S+)\?$")
 # Without a value these have no effect; Prefect's own templates have them.
 _NULL = ("schedule", "flow_name", "sla", "triggers", "max_active_runs", "active")
+# Written by Prefect's own commands, and what is so without them.
+_DEFAULTS = {"catchup": False, "is_schedule_active": True}
+_STOPPED = (
+    "a deploy would undo what on-call does; without it the schedule runs: remove the schedule, "
+    "or write `paused: true` into the deployment"
+)
 _NO_PULL = (
     "missing: without it Prefect writes this machine's folder into each deployment; the image is the code: `pull: []`"
 )
@@ -173,7 +180,8 @@ class ServerFile(_Strict):
 _TOO_HIGH: tuple[tuple[type[BaseModel], Collection[str], str], ...] = (
     (
         PrefectFile,
-        {*Deployment.model_fields, "schedule", "job_variables", "work_queue_name"} - set(PrefectFile.model_fields),
+        {*Deployment.model_fields, "schedule", "job_variables", "work_queue_name"}
+        - {*PrefectFile.model_fields, "version"},
         "the keys of a deployment belong into an item of `deployments`",
     ),
     (
@@ -188,6 +196,7 @@ _TOO_HIGH: tuple[tuple[type[BaseModel], Collection[str], str], ...] = (
         ("env", "image", "working_dir", "command"),
         "job variables belong into `work_pool: {job_variables: {…}}`",
     ),
+    (DeploymentWorkPool, ("env", "image", "working_dir", "command"), "job variables belong into `job_variables`"),
 )
 
 
@@ -214,7 +223,8 @@ def findings(model: type[BaseModel], data: Any) -> list[Finding]:
             elif advice := _too_high(_model_at(model, place[:-1]), place[-1]):
                 together.setdefault((place[:-1], advice), []).append(str(place[-1]))
             else:
-                found.setdefault(place, _unknown_key(str(place[-1]), _keys(_model_at(model, place[:-1]))))
+                known = _keys(_model_at(model, place[:-1]))
+                found.setdefault(place, _unknown_key(str(place[-1]), each["input"], known))
         for (above, advice), keys in together.items():
             names = f"s {', '.join(keys)}" if len(keys) > 1 else ""
             found[(*above, keys[0])] = f"unknown key{names}; {advice}"
@@ -241,6 +251,8 @@ def _too_high(model: type[BaseModel] | None, key: Any) -> str:
 
 def _has_no_effect(key: Any, value: Any) -> bool:
     """Return True if an unknown key is one of Prefect's own templates, without a value."""
+    if key in _DEFAULTS and value is _DEFAULTS[key]:
+        return True
     return key in _NULL and (value is None or (key == "schedule" and value in ({}, [])))
 
 
@@ -263,6 +275,10 @@ def _message(place: Place, error: ErrorDetails) -> str:
             return reasons.get(key, "missing: it has no value" if empty else "missing")
         case "model_type" | "dict_type":
             return f"must be a mapping, not {error['input']!r}"
+        case "list_type" if isinstance(error["input"], dict):
+            return "must be a list, not a mapping"
+        case "string_type" if isinstance(error["input"], dt.date):
+            return f"must be a text, which YAML reads as a date without quotes: '{error['input']}'"
         case "string_pattern_mismatch":
             of_prefect = error["ctx"]["pattern"] == _NAME
             form = "without / % & < >, and not empty" if of_prefect else "lower-case words joined by hyphens"
@@ -270,7 +286,11 @@ def _message(place: Place, error: ErrorDetails) -> str:
     return reason(error)
 
 
-def _unknown_key(key: str, known: Collection[str]) -> str:
+def _unknown_key(key: str, value: Any, known: Collection[str]) -> str:
+    if key == "active" and value is False:
+        return f"not allowed here: {_STOPPED}"
+    if key == "version" and "deployments" in known:
+        return "unknown key; remove it: only a deployment has a version, in its item of `deployments`"
     if key in NOT_ALLOWED and "deployments" not in known:
         return f"not allowed here: {NOT_ALLOWED[key]}"
     return f"unknown key{did_you_mean(key, sorted(known))}"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Of a step's inputs, those that Prefect itself takes.
 _RESERVED = ("id", "requires")
+# Prefect fills these in when a run starts.
+_RUN_TIME_NAMES = ("flow", "flow_run", "deployment", "work_pool", "work_queue")
 _PREFECT_2 = "prefect.projects.steps."
 _NAME = re.compile(r"[\w.\-\[\]$]+")  # of Prefect's placeholders
 _FIRST_WORD = re.compile(r"\$?[\w\-]+")
@@ -121,7 +123,10 @@ class Scope:
                 return ""
             if head in self.later:
                 return f"{_shown(name)}: step {head!r} runs later"
-            return f"{_shown(name)}: unknown step {head!r}{did_you_mean(head, sorted(self.steps))}"
+            hint = did_you_mean(head, sorted(self.steps))
+            if head in _RUN_TIME_NAMES:
+                hint = f"; of the run that is it is {{{{ {placeholders.RUN_TIME}{name} }}}}"
+            return f"{_shown(name)}: unknown step {head!r}{hint}"
         outputs = self.steps[head]
         if outputs is None or not rest or rest[0] in outputs:
             return ""
@@ -209,7 +214,8 @@ def _import(name: str) -> Callable[..., Any]:
     try:
         loaded = import_module(module)
     except (Exception, SystemExit) as error:
-        hint = "; the steps of Prefect 3 are in prefect.deployments.steps" if name.startswith(_PREFECT_2) else ""
+        now = f"prefect.deployments.steps.{attribute.removesuffix('_project')}"
+        hint = f"; in Prefect 3 it is {now}" if name.startswith(_PREFECT_2) else ""
         raise UsageError(f"cannot import step {name}: {type(error).__name__}: {error}{hint}") from error
     known = [each for each, value in vars(loaded).items() if callable(value) and not each.startswith("_")]
     function = getattr(loaded, attribute, None)
