@@ -382,8 +382,9 @@ def _named(target: str) -> Iterator[None]:
         raise StorageError(f"{url(target)}: {error.strerror or error}") from error
     except Exception as error:
         # botocore's errors of a connection, after its attempts; their own text begins with a class and a long URL.
-        endpoint = getattr(error, "kwargs", {}).get("endpoint_url")
-        if _scheme(target) != "s3" or not endpoint:
+        told = getattr(error, "kwargs", None)
+        endpoint = told.get("endpoint_url") if _scheme(target) == "s3" and isinstance(told, dict) else None
+        if not endpoint:
             raise
         store = "/".join(str(endpoint).split("/")[:3])
         why = "no connection" if type(error).__name__ == "EndpointConnectionError" else type(error).__name__
