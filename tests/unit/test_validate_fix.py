@@ -64,6 +64,26 @@ def test_a_mistake_with_one_right_answer_is_mended_and_nothing_else_changes(
     assert fixes.fix(tmp_path) == []
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_project_in_a_source_folder_is_named_as_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, installed: bool
+) -> None:
+    package = tmp_path / "src" / "rule_shop"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "flow.py").write_text(FLOWS)
+    if installed:
+        monkeypatch.syspath_prepend(tmp_path / "src")
+    given = PREFECT.replace("rule_flows.sell", "src/rule_shop/flow.py:sell", 1)
+    text, made = fixed(tmp_path, given)
+    for module in [each for each in sys.modules if "rule_shop" in each or each == "src"]:
+        monkeypatch.delitem(sys.modules, module)
+    if installed:
+        assert (text, len(made)) == (given.replace("src/rule_shop/flow.py:sell", "rule_shop.flow.sell"), 1)
+    else:
+        assert (text, made) == (given, [])
+
+
 def test_a_whole_file_of_prefects_own_is_mended_at_once(tmp_path: Path) -> None:
     head = "# Ünsere 🚀.\nname: shop\n\n# All of them.\n"
     deployments = PREFECT[PREFECT.index("definitions:") :]

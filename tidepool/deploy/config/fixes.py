@@ -145,8 +145,10 @@ class _Mended:
         """Return an entrypoint by its module, where it is clear which flow it means."""
         if isinstance(entrypoint, str) and entrypoint not in self._modules:
             flow, problem = flows.find(self._repository, entrypoint)
-            clear = flow is not None and problem
-            self._modules[entrypoint] = flows.by_module(entrypoint) if clear else entrypoint
+            module = flows.by_module(self._repository, entrypoint)
+            # Whether a project that is not installed here is imported with its folder `src`, only its author knows.
+            unclear = flows.in_source_folder(self._repository, entrypoint) and module.startswith("src.")
+            self._modules[entrypoint] = module if flow is not None and problem and not unclear else entrypoint
         return self._modules[entrypoint] if isinstance(entrypoint, str) else entrypoint
 
     def edits(self) -> Iterator[_Edit]:

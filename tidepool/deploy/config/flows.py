@@ -6,6 +6,7 @@ import inspect
 import sys
 import traceback
 import types
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args, get_origin, get_type_hints
@@ -62,8 +63,8 @@ def find(repository: Path, entrypoint: str) -> tuple[Flow[..., Any] | None, str]
             return load(repository, entrypoint), ""
         except UsageError as error:
             return None, str(error)
-    module = by_module(entrypoint)
-    file = repository / f"{module.rpartition('.')[0].replace('.', '/')}.py"
+    module = by_module(repository, entrypoint)
+    file = _file(repository, entrypoint)
     kind = "is not a module's function" if not (colon or is_path) else "is a file" if is_path else "has a colon"
     kind += " that does not exist" if path.endswith(".py") and not (repository / path).is_file() else ""
     problem = f"{entrypoint!r} {kind}; name the function by its module, with dots, as Dask workers import it"
@@ -86,10 +87,31 @@ def find(repository: Path, entrypoint: str) -> tuple[Flow[..., Any] | None, str]
     return (flow if loaded and Path(loaded).resolve() == file.resolve() else None), problem
 
 
-def by_module(entrypoint: str) -> str:
-    """Return an entrypoint that names a file or has a colon as one that names a module: `flows/shop.py:sell`."""
+def by_module(repository: Path, entrypoint: str) -> str:
+    """Return an entrypoint that names a file or has a colon as one that names a module: `flows/shop.py:sell`.
+
+    Of a project that is installed from its folder `src`, the module begins below it.
+    """
     path, _, function = entrypoint.replace("\\", "/").partition(":")
-    return f"{path.removesuffix('.py').removeprefix('./').replace('/', '.')}.{function}"
+    module = path.removesuffix(".py").removeprefix("./").replace("/", ".")
+    if in_source_folder(repository, entrypoint):
+        installed = module.removeprefix("src.")
+        with suppress(Exception):  # its package may raise anything
+            spec = find_spec(installed)
+            if spec and spec.origin and Path(spec.origin).resolve() == _file(repository, entrypoint).resolve():
+                module = installed
+    return f"{module}.{function}"
+
+
+def in_source_folder(repository: Path, entrypoint: str) -> bool:
+    """Return True if an entrypoint's file is in the folder `src` of a project, which is not a package itself."""
+    path = entrypoint.replace("\\", "/").removeprefix("./")
+    return path.startswith(("src/", "src.")) and not (repository / "src" / "__init__.py").exists()
+
+
+def _file(repository: Path, entrypoint: str) -> Path:
+    path = entrypoint.replace("\\", "/").partition(":")[0].removesuffix(".py").removeprefix("./")
+    return repository / f"{path.replace('.', '/')}.py"
 
 
 def flow_of(repository: Path, entrypoint: str) -> Flow[..., Any]:
