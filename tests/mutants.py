@@ -34,7 +34,7 @@ import sys
 import tempfile
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -403,7 +403,8 @@ def main() -> None:
             context = multiprocessing.get_context("fork")
             pool = stack.enter_context(ProcessPoolExecutor(chosen.jobs, mp_context=context))
             jobs = [(at, each, stage, server, folder) for at, each in todo.items()]
-            for number, (at, done) in enumerate(pool.map(attempt, jobs), 1):
+            for number, ended in enumerate(as_completed([pool.submit(attempt, job) for job in jobs]), 1):
+                at, done = ended.result()
                 known["mutants"][at] |= done
                 save()
                 told = f"{done['file']}:{done['line']} {done['after']} | {done['killed_by'] or 'SURVIVED'}"

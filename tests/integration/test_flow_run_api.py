@@ -596,7 +596,14 @@ class AsksAgain(httpx.HTTPTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request."""
-        return until(lambda: super(AsksAgain, self).handle_request(request), lambda answer: answer.status_code != 503)
+
+        def ask() -> httpx.Response:
+            answer = super(AsksAgain, self).handle_request(request)
+            if answer.status_code == 503:
+                answer.close()  # its connection is free again
+            return answer
+
+        return until(ask, lambda answer: answer.status_code != 503)
 
 
 def client_flow(platform: SyncPrefectClient, name: str) -> UUID:

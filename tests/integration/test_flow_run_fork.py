@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
@@ -19,7 +22,6 @@ from tests.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from prefect.client.schemas.objects import FlowRun
 
@@ -110,14 +112,23 @@ def test_a_waiting_engine_ends_with_the_process_that_would_start_it(
 def test_a_run_goes_on_without_the_process_that_supervises_it(pod: Pod) -> None:
     """As it did when that had started the engine; in a pod, the container ends with it."""
     flow_run = pod.create("goes_on")
+    go = Path(f"{pod.hook}.go")
+    os.mkfifo(go)
     process = pod.start(flow_run)
     until(pod.hook.exists, seconds=120)
     [engine] = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
-    pod.hook.unlink()
+
+    def is_read() -> bool:
+        with suppress(OSError):  # the flow does not read it yet
+            os.close(os.open(go, os.O_WRONLY | os.O_NONBLOCK))
+            return True
+        return False
+
     try:
-        until(pod.hook.exists, seconds=60)
+        until(is_read)
+        until(pod.hook.read_text, lambda text: text == "goes on")
     finally:
         engine.kill()
     process.communicate()

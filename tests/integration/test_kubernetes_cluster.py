@@ -456,7 +456,7 @@ def test_the_digest_of_the_drivers_image_is_waited_for_patiently(
 
 def test_nothing_is_created_after_a_cluster_is_closed(kubernetes: KubernetesServer, objects: dict[str, Any]) -> None:
     """A Secret whose owner is gone stayed until Kubernetes looked for it."""
-    deleting, others = threading.Event(), kubernetes.answers
+    deleting, created, others = threading.Event(), threading.Event(), kubernetes.answers
     assert callable(others)
     answer = others
 
@@ -465,7 +465,9 @@ def test_nothing_is_created_after_a_cluster_is_closed(kubernetes: KubernetesServ
             deleting.wait(30)
         if request.startswith("DELETE "):
             deleting.set()
-            time.sleep(0.5)  # a slow answer, during which the Secret would be created
+            created.wait(0.5)  # during this answer the Secret would be created
+        if request.startswith("POST ") and "/secrets" in request:
+            created.set()
         return answer(request)
 
     kubernetes.answers = slow

@@ -22,6 +22,7 @@ from tests.polling import until
 from tidepool import report, storage
 from tidepool import settings as settings_module
 from tidepool.compute import dask_runner
+from tidepool.errors import UnavailableError
 from tidepool.report import history, run_record, run_report
 from tidepool.upstream import prefect as upstream
 
@@ -237,6 +238,43 @@ def test_a_store_that_does_not_answer_holds_up_no_report(
     answers.set()
     assert "no Completed run before" in str(found.data)
     assert "the store has not answered within 0.2 s" in caplog.text
+
+
+@pytest.mark.usefixtures("reported")
+@pytest.mark.parametrize("error", [UnavailableError("the store does not answer"), TimeoutError()])
+def test_a_history_that_the_store_does_not_tell_is_not_begun_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_: str) -> list[Any]:
+        raise error
+
+    @flow(name="kept")
+    def kept() -> str:
+        return "done"
+
+    kept()
+    before = storage.read("runs/kept-run.json")
+    monkeypatch.setattr(history, "read", refuse)
+    state = kept(return_state=True)
+    run = state.state_details.flow_run_id
+    assert run is not None
+    assert len(_reports(run)) == 1
+    assert storage.read("runs/kept-run.json") == before
+
+
+@pytest.mark.usefixtures("reported")
+def test_a_run_beyond_its_time_limit_says_what_to_do() -> None:
+    """Its state has another name: TimedOut."""
+
+    @flow(name="too slow", timeout_seconds=0.1)
+    def too_slow() -> None:
+        Event().wait(30)
+
+    state = too_slow(return_state=True)
+    run = state.state_details.flow_run_id
+    assert run is not None
+    told = until(lambda: [each for each in _lines(run) if each.startswith("What to do: ")])
+    assert "`timeout_seconds`" in told[0]
 
 
 @pytest.mark.parametrize(

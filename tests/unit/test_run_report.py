@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from tidepool.report.reason import Reason, plain, reason, sentence, with_command
 from tidepool.report.run_page import LIMIT_BYTES, Past, Run, duration, headline, page
-from tidepool.report.run_record import FAILED, LANES, SLOWEST, Item, RunRecord
+from tidepool.report.run_record import FAILED, LANES, SLOWEST, Item, RunRecord, Workers
 from tidepool.report.run_report import runbooks
 from tidepool.report.timeline import timeline
 
@@ -134,6 +135,10 @@ def test_the_advice_is_that_of_the_cause(message: str, advice: str) -> None:
 def test_what_to_do_depends_on_the_cause() -> None:
     assert reason("COMPLETED", None, RunRecord()).advice == ""
     assert "retry" in reason("FAILED", "something new", RunRecord()).advice
+    lost = RunRecord(done=3, workers=Workers(lost=1))
+    assert reason("COMPLETED", None, lost).advice == "Nothing: what the lost workers had was done again."
+    assert reason("COMPLETED", None, replace(lost, failed=1)).advice == ""
+    assert "doctor" not in reason("FAILED", "ValueError: the store of records is empty", RunRecord()).advice
 
 
 def test_what_to_do_has_its_command() -> None:

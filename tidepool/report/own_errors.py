@@ -14,7 +14,6 @@ from tidepool.errors import TidepoolError
 
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _SECOND = "Engine execution exited with unexpected exception"
-_LOGGED = "_tidepool_logged"
 # Prefect's modules that log the exception of a run.
 _ENGINES = {"flow_engine", "task_engine"}
 
@@ -26,16 +25,19 @@ class _Sentences(logging.Filter):
     the line itself does not have. The flow engine's second line about any error has no traceback, but names the first.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: BaseException | None = None  # by the flow engine, last
+
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True: the line is logged."""
         error = record.exc_info[1] if record.exc_info else None
-        if record.module == "flow_engine" and record.msg == _SECOND:
-            if getattr(error, _LOGGED, False):
+        if record.module == "flow_engine" and error is not None:
+            known, self._told = error is self._told, error
+            if known and record.msg == _SECOND:
                 record.msg, record.exc_info, record.exc_text = f"{_SECOND}: the one above", None, None
-            return True
-        if error is not None:
-            with suppress(AttributeError):  # of a class that takes none
-                setattr(error, _LOGGED, True)
+                self._told = None
+                return True
         if record.module in _ENGINES and isinstance(error, TidepoolError) and error.__cause__ is None:
             said, place = record.getMessage(), _place(error)
             if place and repr(error) in said:

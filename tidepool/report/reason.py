@@ -133,7 +133,7 @@ _ADVICE = (
     ("stale data", "The producer of its data has stopped: look there first; then start a new run."),
     ("does not exist", "Check the name of the input, or wait for its producer; then retry."),
     ("bdbquit", "A debugger needs a terminal: `tidepool run --debug NAME` runs everything in one process."),
-    ("the store ", "Look at the store first: `tidepool doctor` tells whether it answers from here; then retry."),
+    ("the store http", "Look at the store first: `tidepool doctor` tells whether it answers from here; then retry."),
     ("could not connect", "Its store or a service does not answer: look at that first; then retry."),
     ("access denied", "Check the credentials of the store; then retry."),
 )
@@ -163,8 +163,9 @@ def reason(kind: str, message: str | None, record: RunRecord) -> Reason:
     """
     text = why(kind, message) if kind in _BAD else sentence(kind, message, record)
     if kind == "COMPLETED":
-        again = "Nothing: what the lost workers had was done again." if record.workers.lost else ""
-        return Reason(text, "Look at the warnings below." if record.warnings else again)
+        again = record.workers.lost and not record.failed
+        nothing = "Nothing: what the lost workers had was done again." if again else ""
+        return Reason(text, "Look at the warnings below." if record.warnings else nothing)
     if kind == "CANCELLED":
         return Reason(text, "Nothing, if that was meant; otherwise retry.")
     advice = next((advice for words, advice in _ADVICE if words in text.lower()), "")

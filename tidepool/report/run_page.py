@@ -74,6 +74,11 @@ class Run:
     deployment_id: str = ""
 
     @property
+    def what_to_do(self) -> str:
+        """The advice with its command; empty if there is nothing to do."""
+        return with_command(self.reason.advice, self.id, self.deployment_id)
+
+    @property
     def seconds(self) -> float:
         """Its duration."""
         return max(self.ended - self.begun, 0.0) if self.begun else 0.0
@@ -140,8 +145,8 @@ def _page(run: Run, *, lanes: bool, items: bool) -> str:
 
 def _what_to_do(run: Run) -> str:
     links = " · ".join(_link(title, address) for title, address in run.links.items())
-    advice = with_command(run.reason.advice, run.id, run.deployment_id)
-    return "\n\n".join(each for each in (f"**What to do:** {advice}" if advice else "", links) if each)
+    advice = f"**What to do:** {run.what_to_do}" if run.what_to_do else ""
+    return "\n\n".join(each for each in (advice, links) if each)
 
 
 def _link(title: str, address: str) -> str:

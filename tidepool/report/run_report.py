@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from threading import Thread
 from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.report import history, run_record
-from tidepool.report.reason import reason, sentence, with_command
+from tidepool.report.reason import reason, sentence
 from tidepool.report.run_page import Past, Run, headline, page
 from tidepool.settings import settings
 
@@ -78,15 +78,19 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         deployment = client.read_deployment(flow_run.deployment_id) if flow_run.deployment_id else None
         name = deployment.name if deployment else client.read_flow(flow_run.flow_id).name
         log = cast("logging.Logger", flow_run_logger(flow_run))
+        if not kind and flow_run.state is not None:
+            kind, message = flow_run.state.type.value, flow_run.state.message or ""
         run = replace(_run(flow_run, name, deployment, record, kind, message), incomplete=incomplete)
-        _tell(run, log)
-        run = replace(run, past=_past(key(name), log))
+        if kind in {"FAILED", "CRASHED"}:
+            _tell(run, log)
+        past = _past(key(name), log)
+        run = replace(run, past=past or ())
         client.create_artifact(
             ArtifactCreate(
                 key=key(name), type="markdown", description=headline(run), data=page(run), flow_run_id=flow_run_id
             )
         )
-    if run.state == "Completed":
+    if kind == "COMPLETED" and past is not None:
         _remember(key(name), run, log)
 
 
@@ -116,8 +120,6 @@ def _run(
     message: str,
 ) -> Run:
     state = flow_run.state
-    if not kind and state is not None:
-        kind, message = state.type.value, state.message or ""
     same = state is not None and state.type.value == kind
     prices = settings().operator
     return Run(
@@ -174,13 +176,12 @@ def runbooks(description: str | None, kind: str) -> dict[str, str]:
 
 def _tell(run: Run, log: logging.Logger) -> None:
     """Log what to do about a run that ended badly: of a run's page, its log is what people see first."""
-    if run.state in {"Failed", "Crashed"}:
-        advice = with_command(run.reason.advice, run.id, run.deployment_id)
-        links = "".join(f"\n{title}: {address}" for title, address in run.links.items() if "unbook" in title)
-        log.info("What to do: %s%s\nReport: artifact %s", advice, links, key(run.deployment))
+    pages = [f"\n{title}: {address}" for title, address in run.links.items() if title.startswith("Runbook")]
+    log.info("What to do: %s%s\nReport: artifact %s", run.what_to_do, "".join(pages), key(run.deployment))
 
 
-def _past(name: str, log: logging.Logger) -> list[Past]:
+def _past(name: str, log: logging.Logger) -> list[Past] | None:
+    """Return the last Completed runs; None if the store does not tell, and may have some."""
     found: Future[list[Past]] = Future()
 
     def read() -> None:
@@ -191,16 +192,17 @@ def _past(name: str, log: logging.Logger) -> list[Past]:
 
     # A store that does not answer is often why the run failed: whoever looks into it must not wait for it, too.
     Thread(target=read, name=f"history of {name}", daemon=True).start()
-    try:
-        return found.result(_HISTORY_SECONDS)
-    except TimeoutError:
+    wait([found], _HISTORY_SECONDS)
+    if not found.done():
         log.warning(
             "the store has not answered within %g s, so the report of %s has no usual figures", _HISTORY_SECONDS, name
         )
-        return []
+        return None
+    try:
+        return found.result()
     except Exception as error:  # noqa: BLE001 - any store; the report is written without the usual figures
         log.warning("the history of the runs of %s cannot be read, so the report has no usual figures: %r", name, error)
-        return []
+        return [] if isinstance(error, ValueError) else None  # one that is not a history is begun again
 
 
 def _remember(name: str, run: Run, log: logging.Logger) -> None:

@@ -147,7 +147,7 @@ class _Mended:
             flow, problem = flows.find(self._repository, entrypoint)
             module = flows.by_module(self._repository, entrypoint)
             # Whether a project that is not installed here is imported with its folder `src`, only its author knows.
-            unclear = flows.in_source_folder(self._repository, entrypoint) and module.startswith("src.")
+            unclear = flows.in_source_folder(self._repository, module)
             self._modules[entrypoint] = module if flow is not None and problem and not unclear else entrypoint
         return self._modules[entrypoint] if isinstance(entrypoint, str) else entrypoint
 

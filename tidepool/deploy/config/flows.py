@@ -92,9 +92,9 @@ def by_module(repository: Path, entrypoint: str) -> str:
 
     Of a project that is installed from its folder `src`, the module begins below it.
     """
-    path, _, function = entrypoint.replace("\\", "/").partition(":")
-    module = path.removesuffix(".py").removeprefix("./").replace("/", ".")
-    if in_source_folder(repository, entrypoint):
+    path, function = _parts(entrypoint)
+    module = path.replace("/", ".")
+    if in_source_folder(repository, module):
         installed = module.removeprefix("src.")
         with suppress(Exception):  # its package may raise anything
             spec = find_spec(installed)
@@ -103,15 +103,19 @@ def by_module(repository: Path, entrypoint: str) -> str:
     return f"{module}.{function}"
 
 
-def in_source_folder(repository: Path, entrypoint: str) -> bool:
-    """Return True if an entrypoint's file is in the folder `src` of a project, which is not a package itself."""
-    path = entrypoint.replace("\\", "/").removeprefix("./")
-    return path.startswith(("src/", "src.")) and not (repository / "src" / "__init__.py").exists()
+def in_source_folder(repository: Path, module: str) -> bool:
+    """Return True if a module begins with the folder `src` of a project, which is not a package itself."""
+    return module.startswith("src.") and not (repository / "src" / "__init__.py").exists()
 
 
 def _file(repository: Path, entrypoint: str) -> Path:
-    path = entrypoint.replace("\\", "/").partition(":")[0].removesuffix(".py").removeprefix("./")
-    return repository / f"{path.replace('.', '/')}.py"
+    return repository / f"{_parts(entrypoint)[0].replace('.', '/')}.py"
+
+
+def _parts(entrypoint: str) -> tuple[str, str]:
+    """Return the path or module of an entrypoint, without `.py`, and its function."""
+    path, _, function = entrypoint.replace("\\", "/").partition(":")
+    return path.removesuffix(".py").removeprefix("./"), function
 
 
 def flow_of(repository: Path, entrypoint: str) -> Flow[..., Any]:

@@ -176,6 +176,7 @@ class ServerFile(_Strict):
 
 # --- a file that does not fit its model ----------------------------------------------------------------------------
 
+_JOB_VARIABLES = ("env", "image", "working_dir", "command")
 # Keys that are written one level too high: in which mapping, and where they belong.
 _TOO_HIGH: tuple[tuple[type[BaseModel], Collection[str], str], ...] = (
     (
@@ -193,10 +194,10 @@ _TOO_HIGH: tuple[tuple[type[BaseModel], Collection[str], str], ...] = (
     (Deployment, {"job_variables", "work_queue_name"}, "these keys belong into `work_pool`"),
     (
         Deployment,
-        ("env", "image", "working_dir", "command"),
+        _JOB_VARIABLES,
         "job variables belong into `work_pool: {job_variables: {…}}`",
     ),
-    (DeploymentWorkPool, ("env", "image", "working_dir", "command"), "job variables belong into `job_variables`"),
+    (DeploymentWorkPool, _JOB_VARIABLES, "job variables belong into `job_variables`"),
 )
 
 
@@ -250,7 +251,7 @@ def _too_high(model: type[BaseModel] | None, key: Any) -> str:
 
 
 def _has_no_effect(key: Any, value: Any) -> bool:
-    """Return True if an unknown key is one of Prefect's own templates, without a value."""
+    """Return True if an unknown key is one of Prefect's own templates, without a value or with its default."""
     if key in _DEFAULTS and value is _DEFAULTS[key]:
         return True
     return key in _NULL and (value is None or (key == "schedule" and value in ({}, [])))

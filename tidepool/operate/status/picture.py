@@ -179,7 +179,7 @@ def _waits_for(run: Json) -> str:
         return message
     if run["state"]["type"] != "CANCELLING":
         return "no reason recorded"
-    place, _, name = str(run["infrastructure_pid"] or "").rpartition(":")
+    place, name = _place(run)
     if not place:
         return "no process of it is recorded"
     kind = f"process {name} on {place}" if is_process(run) else f"Job {name} in namespace {place}"
@@ -188,7 +188,13 @@ def _waits_for(run: Json) -> str:
 
 def is_process(run: Json) -> bool:
     """Return whether a run has a process of a machine (`host:1234`), and not a Job (`namespace:name`)."""
-    return str(run["infrastructure_pid"] or "").rpartition(":")[2].isdigit()
+    return _place(run)[1].isdigit()
+
+
+def _place(run: Json) -> tuple[str, str]:
+    """Return namespace and Job of a run, or machine and process id; empty where none is recorded."""
+    place, _, name = str(run["infrastructure_pid"] or "").rpartition(":")
+    return place, name
 
 
 def failing(ended: Iterable[Json], names: Mapping[str, str], now: datetime) -> list[Finding]:
@@ -214,7 +220,7 @@ def failing(ended: Iterable[Json], names: Mapping[str, str], now: datetime) -> l
             name = names.get(identity, identity)
             loops = row >= _CRASHES and all(each["state"]["type"] == "CRASHED" for each in runs[:_CRASHES])
             runbook = "crash-loop.md" if loops else "run-failed.md"
-            words += f"; `tidepool pause {name} --until 4h --reason crashes`" if loops else ""
+            words += f"; `tidepool pause {shlex.quote(name)} --until 4h --reason crashes`" if loops else ""
             found.append(Finding("failing", name, f"{text}: {words}", runbook, since=since))
     return found
 
@@ -237,7 +243,7 @@ def paused(deployments: Iterable[Json], pauses: Iterable[Json], now: datetime) -
         until = _time(pause["until"])
         over = now > until
         text = f"by {pause['by']} until {until:%Y-%m-%d %H:%M} UTC: {pause['reason']}"
-        text += f"; that is over: `tidepool resume {each['name']}`" if over else ""
+        text += f"; that is over: `tidepool resume {shlex.quote(each['name'])}`" if over else ""
         found.append(Finding("paused", each["name"], text, wrong=over))
     return found
 
@@ -386,7 +392,7 @@ def run_status(
 
 def _go_on(run: Json, *, stuck: bool, contradictory: bool) -> str:
     """Return what to do about a run that has not ended; empty: nothing."""
-    place, _, name = str(run["infrastructure_pid"] or "").rpartition(":")
+    place, name = _place(run)
     if stuck and run["state"]["type"] == "PENDING":
         return f"Remove what it waits for, or end it: `prefect flow-run cancel {run['id']}`"
     if stuck and place and not contradictory and not is_process(run):
