@@ -111,8 +111,6 @@ def _clusters() -> dict[str, Object]:
         size=size,
         settings=settings,
         dask_settings={"allowed-failures": "0"},
-        worker_variables={"OMP_NUM_THREADS": "1"},
-        versions="python 3.11.7",
     )
     stored = copy.deepcopy(cluster)
     stored["metadata"]["uid"] = "uid-c"

@@ -85,6 +85,9 @@ class KubernetesSettings(_Group):
     """UID of the run's Job."""
     image: str = ""
     """Image of scheduler and workers. Empty: the driver's own, pinned by digest."""
+    early_cluster: Literal["none", "small", "medium", "large"] = "none"
+    """Size of the Dask cluster that the driver asks for before it loads the flow; the job variable `early_cluster` sets
+    it. For flows with `dask_runner(size, start_early=True)` of the same size; another cluster is deleted."""
     max_workers: int = Field(50, ge=1)
     """Maximum number of workers of all Dask clusters of one run."""
     max_cpu: float = Field(100, gt=0)

@@ -58,7 +58,7 @@ async def main():
         time.sleep(1)
     api = KubernetesApi(NAMESPACE)
     await api.connect(30)
-    other = certificate.own().get_connection_args("client")["ssl_context"]
+    other = certificate.own().security().get_connection_args("client")["ssl_context"]
     print(json.dumps({
         "scheduler's port": opens(SCHEDULER, 8786),
         "scheduler's HTTP": opens(SCHEDULER, 8787),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -20,13 +21,14 @@ from distributed.versions import get_versions
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from pydantic import TypeAdapter
 
 from tests.polling import until
 from tidepool import settings as settings_module
-from tidepool.compute.clusters.kubernetes import certificate, manifest, usage
+from tidepool.compute.clusters.kubernetes import certificate, early, manifest, usage
 from tidepool.compute.clusters.kubernetes import cluster as kubernetes_module
 from tidepool.compute.clusters.kubernetes.cluster import KubernetesCluster
-from tidepool.compute.clusters.kubernetes.driver import PACKAGES, Run
+from tidepool.compute.clusters.kubernetes.driver import PACKAGES, Driver, Run
 from tidepool.errors import ClusterError, UsageError
 from tidepool.settings import SizeSettings
 
@@ -152,6 +154,56 @@ def requests(kubernetes: KubernetesServer, *methods: str) -> list[str]:
     return [f"{method} {path.rpartition('/namespaces/ns/')[2]}" for method, path in paths if method in methods]
 
 
+@pytest.fixture
+def asked_early(objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> early.Asked:
+    """A cluster that another process of the driver has asked for, and created."""
+    body = manifest.manifest(
+        "early-abcd",
+        run=Run(),
+        driver=Driver(IMAGE),
+        size=SIZE,
+        settings=settings_module.settings().kubernetes,
+        dask_settings=manifest.scheduler_settings(0, settings_module.settings().compute.no_worker_seconds),
+    )
+    asked = early.Asked("early-abcd", Driver(IMAGE), certificate.own(), body)
+    created = {**body, "metadata": {**body["metadata"], "uid": "u"}}
+    objects["daskclusters"][asked.name] = created
+    for part in manifest.parts(created, SIZE, settings_module.settings().kubernetes, asked.identity):
+        objects[f"{part['kind'].lower()}s"][part["metadata"]["name"]] = part
+    reader, writer = os.pipe()
+    os.write(writer, f"{asked.name}\n{TypeAdapter(early.Asked).dump_json(asked).decode()}\n".encode())
+    os.close(writer)
+    monkeypatch.setattr(early, "_asked", early.Early(reader))
+    return asked
+
+
+def test_a_cluster_that_was_asked_for_early_is_taken_over(
+    objects: dict[str, Any], asked_early: early.Asked, kubernetes: KubernetesServer
+) -> None:
+    with running_dask(objects, workers=1), KubernetesCluster(SIZE, allowed_failures=0) as cluster:
+        assert cluster.name == asked_early.name
+        assert next(iter(cluster.steps)) == "asked for early"
+        with distributed.Client(cluster, set_as_default=False) as client:
+            assert client.submit(sum, (1, 2)).result(timeout=20) == 3
+        assert not [each for each in kubernetes.requests if each.startswith("POST")]
+    assert objects["daskclusters"] == {}, "it is this run's to delete"
+
+
+def test_an_early_cluster_of_another_size_is_deleted(
+    objects: dict[str, Any], asked_early: early.Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects["daskworkergroups"].clear()
+    objects["secrets"].clear()
+    other = SizeSettings(workers=1, cpu=0.5)
+    with running_dask(objects, workers=1), KubernetesCluster(other, allowed_failures=0) as cluster:
+        assert cluster.name != asked_early.name
+        assert list(objects["daskclusters"]) == [cluster.name]
+    assert (
+        "Dask cluster early-abcd was asked for early with 1 x 1 threads, 1 CPU, 1 GiB and is deleted, because this "
+        "flow asks for 1 x 1 threads, 0.5 CPU, 1 GiB: the deployment's job variable early_cluster does not fit"
+    ) in caplog.text
+
+
 @pytest.mark.usefixtures("dask_pods")
 def test_a_cluster_starts_computes_and_is_deleted(kubernetes: KubernetesServer, objects: dict[str, Any]) -> None:
     with KubernetesCluster(SIZE) as cluster:
@@ -208,7 +260,9 @@ def test_the_key_of_a_cluster_is_in_its_secret_and_nowhere_else(
         with distributed.Client(cluster.scheduler_address, set_as_default=False) as client:
             assert client.submit(sum, [1, 2]).result(30) == 3
         with pytest.raises(OSError, match=r"Timed out|TLS"):
-            distributed.Client(cluster.scheduler_address, security=certificate.own(), timeout=2, set_as_default=False)
+            distributed.Client(
+                cluster.scheduler_address, security=certificate.own().security(), timeout=2, set_as_default=False
+            )
     secret = objects["secrets"][f"{name}-dask-tls"]
     [owner] = secret["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"]) == ("DaskCluster", name, f"uid of {name}")

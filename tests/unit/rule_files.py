@@ -76,7 +76,7 @@ def undeclared(**inputs: Any) -> dict[str, Any]:
 
 no_step = 3
 '''
-TEMPLATE = '{"variables": {"type": "object", "properties": {"image": {"type": "string"}, "env": {"type": "object"}, "deadline_seconds": {"type": "integer", "minimum": 60}, "on_crash": {"type": "string", "enum": ["none", "retry 1"]}, "after_outage": {"type": "string"}, "max_runtime_seconds": {"type": "integer"}, "start_timeout_seconds": {"type": "integer"}, "on_termination": {"type": "string"}}}, "job_configuration": {"image": "{{ image }}"}}'
+TEMPLATE = '{"variables": {"type": "object", "properties": {"image": {"type": "string"}, "env": {"type": "object"}, "deadline_seconds": {"type": "integer", "minimum": 60}, "on_crash": {"type": "string", "enum": ["none", "retry 1"]}, "after_outage": {"type": "string"}, "max_runtime_seconds": {"type": "integer"}, "start_timeout_seconds": {"type": "integer"}, "on_termination": {"type": "string"}, "early_cluster": {"type": "string"}}}, "job_configuration": {"image": "{{ image }}"}}'
 AUTOMATIONS = """\
 work_pools:
   - {name: kubernetes, type: kubernetes, base_job_template: template.json}

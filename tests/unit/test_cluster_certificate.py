@@ -40,7 +40,7 @@ def ask(there: Security, protocol: str, connection: dict[str, Any]) -> str:
 
 
 def test_the_holder_of_the_key_is_answered() -> None:
-    mine = certificate.own()
+    mine = certificate.own().security()
     assert ask(mine, "tls", mine.get_connection_args("client")) == "answer"
 
 
@@ -55,37 +55,43 @@ def without_verification(of: Security | None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("protocol", "connection", "reason"),
     [
-        ("tls", without_verification(certificate.own()), "certificate verify failed"),
-        ("tls", without_verification(certificate.shared(KEY, "a")), "certificate verify failed"),
+        ("tls", without_verification(certificate.own().security()), "certificate verify failed"),
+        ("tls", without_verification(certificate.shared(KEY, "a").security()), "certificate verify failed"),
         ("tls", without_verification(None), "peer did not return a certificate"),
         ("tcp", {}, "wrong version number"),
     ],
     ids=["another cluster's key", "another shared cluster's key", "no key", "no TLS"],
 )
-@pytest.mark.parametrize("there", [certificate.own(), certificate.shared(KEY, "b")], ids=["own", "shared"])
+@pytest.mark.parametrize(
+    "there", [certificate.own().security(), certificate.shared(KEY, "b").security()], ids=["own", "shared"]
+)
 def test_a_scheduler_refuses_everyone_else(
-    there: Security, protocol: str, connection: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+    there: certificate.Identity,
+    protocol: str,
+    connection: dict[str, Any],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(OSError, match=r"."):
-        ask(there, protocol, connection)
+        ask(there.security(), protocol, connection)
     assert "TLS handshake failed with remote 'tls://127.0.0.1:" in caplog.text
     assert reason in caplog.text
 
 
 def test_a_driver_believes_no_other_scheduler() -> None:
     with pytest.raises(FatalCommClosedError, match="TLS certificate does not match"):
-        ask(certificate.own(), "tls", certificate.own().get_connection_args("client"))
+        ask(certificate.own().security(), "tls", certificate.own().security().get_connection_args("client"))
 
 
 def test_runs_with_the_same_secret_have_the_same_identity_for_one_cluster_name() -> None:
-    first, second = certificate.shared(KEY, "shared-warm"), certificate.shared(KEY, "shared-warm")
+    first, second = (certificate.shared(KEY, "shared-warm").security() for _ in range(2))
     assert (first.tls_ca_file, first.tls_client_key) == (second.tls_ca_file, second.tls_client_key)
     assert ask(first, "tls", second.get_connection_args("client")) == "answer"
-    others = {certificate.shared(*each).tls_client_key for each in (("x" + KEY, "shared-warm"), (KEY, "shared-cold"))}
+    others = {certificate.shared(*each).key for each in (("x" + KEY, "shared-warm"), (KEY, "shared-cold"))}
     assert len(others | {first.tls_client_key}) == 3
 
 
 def test_an_identity_does_not_show_its_key() -> None:
     mine = certificate.own()
-    assert "BEGIN PRIVATE KEY" in mine.tls_client_key
-    assert "PRIVATE" not in repr(mine) + mine._repr_html_()
+    assert "BEGIN PRIVATE KEY" in mine.key
+    assert "PRIVATE" not in repr(mine) + repr(mine.security()) + mine.security()._repr_html_()

@@ -38,9 +38,8 @@ def rendered(*, driver: Driver | None = None, run: Run = RUN, shared: str = "", 
         size=SIZE,
         settings=KubernetesSettings.model_validate(settings),
         dask_settings={"allowed-failures": "0"},
-        worker_variables={"OMP_NUM_THREADS": "1"},
-        versions="python 3.11.7",
         shared=shared,
+        versions="python 3.11.7",
     )
 
 
@@ -241,6 +240,19 @@ def test_workers_look_for_their_scheduler_by_tls() -> None:
     assert addresses == ["tls://weekly-forecast-0d9e1c1e-2-abcd-scheduler:8786"]
 
 
+def test_a_worker_gives_each_library_one_thread_as_dasks_nanny_does() -> None:
+    nannys = dask.config.get("distributed.nanny.pre-spawn-environ")
+    assert {name: str(value) for name, value in nannys.items()} == manifest.WORKER_VARIABLES
+    [worker] = pod_specs(rendered())["worker"]["containers"]
+    assert manifest.WORKER_VARIABLES.items() <= variables(worker).items()
+
+
+def test_a_deployments_own_number_of_threads_stays() -> None:
+    own = {"name": "OMP_NUM_THREADS", "value": "4"}
+    [worker] = pod_specs(rendered(driver=Driver(IMAGE, env=[own])))["worker"]["containers"]
+    assert [each for each in worker["env"] if each["name"] == "OMP_NUM_THREADS"] == [own]
+
+
 def test_without_tls_nothing_is_mounted_and_nothing_required() -> None:
     made = rendered(tls=False)
     assert "tls" not in json.dumps(made).lower()
@@ -250,12 +262,12 @@ def test_without_tls_nothing_is_mounted_and_nothing_required() -> None:
 def test_the_secret_of_a_cluster_goes_with_it_and_never_changes() -> None:
     made = rendered()
     made["metadata"]["uid"] = "uid-c"
-    security = certificate.own()
-    secret = manifest.secret(made, security)
+    identity = certificate.own()
+    secret = manifest.secret(made, identity)
     assert secret["metadata"]["name"] == "weekly-forecast-0d9e1c1e-2-abcd-dask-tls"
     assert secret["metadata"]["ownerReferences"][0]["uid"] == "uid-c"
     assert (secret["type"], secret["immutable"]) == ("kubernetes.io/tls", True)
-    assert secret["stringData"] == {"tls.crt": security.tls_client_cert, "tls.key": security.tls_client_key}
+    assert secret["stringData"] == {"tls.crt": identity.certificate, "tls.key": identity.key}
 
 
 def test_only_an_adaptive_clusters_http_server_takes_more_than_questions() -> None:

@@ -32,7 +32,7 @@ def made(shared: str = "") -> dict[str, Object]:
     size, settings = SizeSettings(workers=2), KubernetesSettings(pod_name="driver", adaptive_minimum=1)
     cluster = manifest.manifest(
         "c", run=Run(RUN, "weekly", 1), driver=Driver("image", owner=("job", "uid-job")), size=size, settings=settings,
-        dask_settings={}, worker_variables={}, versions="", shared=shared,
+        dask_settings={}, shared=shared,
     )  # fmt: skip
     cluster["metadata"]["uid"] = "uid-c"
     found = {

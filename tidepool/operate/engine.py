@@ -10,9 +10,12 @@ import runpy
 import sys
 import threading
 from contextlib import suppress
+from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tidepool.compute.clusters.kubernetes import early
 
 if TYPE_CHECKING:
     from tidepool.operate.forked import Orders
@@ -69,6 +72,18 @@ def main() -> None:
         raise
     finally:
         _exit_soon(status)
+        if asked := early.asked():
+            discard(asked)
+
+
+def discard(asked: early.Early) -> None:
+    """Delete the Dask cluster that was asked for early, if no flow has taken it, and print that for the pod's log."""
+    try:
+        words = (name := asked.discard()) and f"Dask cluster {name} deleted: it was asked for early, and not used"
+    except (OSError, HTTPException) as error:
+        words = f"the Dask cluster that was asked for early was not deleted ({error}); Kubernetes does, with the Job"
+    if words:
+        sys.stderr.write(f"{words}\n")
 
 
 def _exit_soon(status: int) -> None:

@@ -1,9 +1,10 @@
 """Entry point of a flow run's pod, `python -m tidepool.operate.flow_run`: a faster `prefect flow-run execute`.
 
 Prefect looks after a run with one Python process, prepares its code with a second and executes it with a third; each
-imports Prefect for a second. Here the first one prepares the code too, when there is nothing to prepare: the image is
-the code. And it imports Prefect for both: it forks the one that executes the flow, which waits until it is needed. When
-that was killed, the first one deletes the run's Dask clusters; its exit code, and so the state of pod and Job, is the
+imports Prefect for a second. Here the first one has the run's Dask cluster asked for at once, if the deployment's job
+variable `early_cluster` says so. It prepares the code too, when there is nothing to prepare: the image is the code. And
+it imports Prefect for both: it forks the one that executes the flow, which waits until it is needed. When that was
+killed, the first one deletes the run's Dask clusters; its exit code, and so the state of pod and Job, is the
 run's. All else is Prefect's: cancellation, SIGTERM, hooks.
 
 | the run | exit code |
@@ -28,6 +29,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidepool.compute.clusters.kubernetes import early
 from tidepool.errors import UsageError
 from tidepool.operate import engine
 from tidepool.operate.forked import Child, Orders, fork
@@ -158,6 +160,7 @@ def exit_code(ending: Ending) -> int:
 
 def main() -> None:
     """Execute the flow run of this environment's PREFECT__FLOW_RUN_ID."""
+    asked = early.ask()
     authenticate_handshakes()
     gc.disable()  # modules are no garbage, and there are many
     for module in _IN_BOTH:
@@ -169,8 +172,13 @@ def main() -> None:
     gc.enable()
     if isinstance(forked_engine, Orders):
         engine.begin(forked_engine)
-    else:
+        return
+    try:
         _look_after(forked_engine)
+    finally:
+        # A process that was forked from this one has taken the cluster or deleted it; another knows nothing of it.
+        if asked and not (forked_engine and forked_engine.has_orders):
+            engine.discard(asked)
 
 
 def _look_after(forked_engine: Child | None) -> None:

@@ -64,10 +64,14 @@ class Child:
     Args:
         pid: Its process id.
         channel: The parent's end; when it is closed without orders, the process ends.
+
+    Attributes:
+        has_orders: Whether it has taken its orders.
     """
 
     def __init__(self, pid: int, channel: socket.socket) -> None:
         self.pid = pid
+        self.has_orders = False
         self._channel = channel
         self._returncode: int | None = None
 
@@ -92,6 +96,7 @@ class Child:
                 self._channel.sendall(json.dumps(asdict(orders)).encode() + b"\n")
                 if self._channel.recv(1) == _READY:
                     self._channel.close()
+                    self.has_orders = True
                     return True
         self.dismiss()
         return False

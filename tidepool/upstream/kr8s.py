@@ -2,8 +2,35 @@
 
 from __future__ import annotations
 
-import kr8s.asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import yaml
+
+if TYPE_CHECKING:
+    import kr8s.asyncio
+
+_NO_CREDENTIALS = "no Kubernetes credentials: neither a pod's ServiceAccount nor a kubeconfig"
+_SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+def require_credentials(kubeconfig: str) -> None:
+    """Refuse, as `connect` does, where nothing holds credentials, without the import of kr8s.
+
+    Args:
+        kubeconfig: Value of the variable KUBECONFIG, files with colons between them; empty: ~/.kube/config.
+
+    Raises:
+        ValueError: there is neither a pod's ServiceAccount nor a kubeconfig.
+
+    Why: on a laptop that has none, half a second of CPU time would tell only that.
+    Watch: `kr8s._auth.KubeAuth.__init__`, which has these places.
+    Delete when: kr8s is imported in a tenth of a second.
+    """
+    files = (kubeconfig or "~/.kube/config").split(os.pathsep)
+    if not any(Path(each).expanduser().exists() for each in (_SERVICE_ACCOUNT, *files) if each):
+        raise ValueError(_NO_CREDENTIALS)
 
 
 async def connect() -> kr8s.asyncio.Api:
@@ -16,13 +43,15 @@ async def connect() -> kr8s.asyncio.Api:
     Watch: `KubeConfig`, `KubeAuth`: a file that is empty, has no `current-context`, or is not YAML.
     Delete when: it raises one kind of error for these.
     """
+    import kr8s.asyncio
+
     try:
         return await kr8s.asyncio.api()
     except (AttributeError, IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else "it is empty, or not YAML with contexts"
         raise ValueError(f"the kubeconfig (KUBECONFIG, or ~/.kube/config) is not valid: {missing}") from error
     except ValueError as error:
-        raise ValueError("no Kubernetes credentials: neither a pod's ServiceAccount nor a kubeconfig") from error
+        raise ValueError(_NO_CREDENTIALS) from error
 
 
 async def close_connection(connection: kr8s.asyncio.Api) -> None:

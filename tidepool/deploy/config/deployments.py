@@ -67,6 +67,7 @@ def problems(context: Context, raw: Mapping[str, Any], flow: Flow[..., Any] | No
     yield from (each for each in _placeholders(context.scope, raw) if each[0] not in elsewhere)
     if flow is not None:
         yield from _parameters(context.scope, flow, config)
+        yield from _early_cluster(flow, _dict(config, "work_pool", "job_variables"))
     yield from _schedules(config)
     yield from _work_pool(context, config)
     yield from _refused_by_the_server(config)
@@ -210,6 +211,17 @@ def _policies(given: Mapping[str, Any], effective: Mapping[str, Any], *, schedul
         yield "max_runtime_seconds", f"{message}; use deadline_seconds, or on_termination: relinquish"
     if given.get("after_outage", "all") != "all" and not scheduled:
         yield "after_outage", "it chooses among scheduled runs, and the deployment has no schedules"
+
+
+def _early_cluster(flow: Flow[..., Any], variables: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield a problem if the driver would ask for a Dask cluster that the flow does not take over when it begins."""
+    size = variables.get("early_cluster") or "none"
+    runner: Any = flow.task_runner  # of `dask_runner`; another one has no such attributes
+    takes_over = getattr(runner, "start_early", False) and not getattr(runner, "shared", "")
+    if size != "none" and not (takes_over and getattr(runner, "size", "") == size):
+        message = f"{flow.name} does not begin with a {size} cluster of its own, so it would be started for nothing"
+        place = ("work_pool", "job_variables", "early_cluster")
+        yield place, f'{message}; give the flow task_runner=dask_runner("{size}", start_early=True), or leave this out'
 
 
 def _image(context: Context, image: object) -> Iterator[Finding]:

@@ -14,7 +14,8 @@ import httpx
 
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.operate.status import picture, schedules
-from tidepool.settings import settings
+from tidepool.settings import environment, settings
+from tidepool.upstream import kr8s as upstream
 from tidepool.upstream.prefect_settings import client_settings
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ class Sources:
         return picture.drift(await self._post("/artifacts/latest/filter", body), self._now)
 
     async def _orphans(self) -> list[picture.Finding]:
+        _require_credentials()
         from tidepool.operate.sweep.leftovers import leftovers
         from tidepool.operate.sweep.observation import connect, observe
         from tidepool.upstream.kr8s import close_connection
@@ -265,6 +267,7 @@ class Sources:
         namespace, colon, _ = str(run["infrastructure_pid"] or "").partition(":")
         if not colon or picture.is_process(run):
             return None
+        _require_credentials()
         from tidepool.compute.clusters.kubernetes.names import GROUP, LABEL_RUN
         from tidepool.operate.sweep.drivers import LABEL_FLOW_RUN
         from tidepool.operate.sweep.observation import connect, listed
@@ -290,6 +293,14 @@ class Sources:
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         answer = await self._client.post(path, json=body)
         return answer.raise_for_status().json()
+
+
+def _require_credentials() -> None:
+    """Refuse before the import of Kubernetes' client where there is nothing to connect with."""
+    try:
+        upstream.require_credentials(environment().get("KUBECONFIG", ""))
+    except ValueError as error:
+        raise TidepoolError(str(error)) from error
 
 
 @asynccontextmanager

@@ -10,36 +10,57 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from distributed.security import Security
+
+if TYPE_CHECKING:
+    from distributed.security import Security
 
 _NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tidepool-dask-cluster")])
 # RFC 5280's date for a certificate without an end.
 _VALID = (datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
 
 
-def own() -> Security:
+@dataclass(frozen=True)
+class Identity:
+    """Key and certificate of a cluster, as PEM."""
+
+    certificate: str
+    key: str = field(repr=False)
+
+    def security(self) -> Security:
+        """Return what Dask's connections take."""
+        # Not at the top: a driver makes the identity of its first cluster before it imports Dask.
+        from distributed.security import Security
+
+        return Security(
+            require_encryption=True,
+            tls_ca_file=self.certificate,
+            tls_client_cert=self.certificate,
+            tls_client_key=self.key,
+        )
+
+
+def own() -> Identity:
     """Return a new identity, for the cluster of one run."""
-    return _security(secrets.token_bytes(32))
+    return _identity(secrets.token_bytes(32))
 
 
-def shared(key: str, cluster: str) -> Security:
+def shared(key: str, cluster: str) -> Identity:
     """Return the identity of a shared cluster of that name; the same for everyone who has the key."""
-    return _security(hmac.digest(key.encode(), cluster.encode(), "sha256"))
+    return _identity(hmac.digest(key.encode(), cluster.encode(), "sha256"))
 
 
-def _security(seed: bytes) -> Security:
+def _identity(seed: bytes) -> Identity:
     key = Ed25519PrivateKey.from_private_bytes(seed)
     builder = x509.CertificateBuilder().subject_name(_NAME).issuer_name(_NAME).serial_number(1)
     builder = builder.not_valid_before(_VALID[0]).not_valid_after(_VALID[1]).public_key(key.public_key())
-    certificate = builder.sign(key, None).public_bytes(Encoding.PEM).decode()
-    return Security(
-        require_encryption=True,
-        tls_ca_file=certificate,
-        tls_client_cert=certificate,
-        tls_client_key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+    return Identity(
+        builder.sign(key, None).public_bytes(Encoding.PEM).decode(),
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
     )

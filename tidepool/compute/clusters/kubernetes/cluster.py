@@ -21,7 +21,7 @@ from distributed.comm.core import FatalCommClosedError
 from distributed.core import Status
 from distributed.versions import get_versions
 
-from tidepool.compute.clusters.kubernetes import certificate, driver, manifest, names, pod_status, usage
+from tidepool.compute.clusters.kubernetes import certificate, driver, early, manifest, names, pod_status, usage
 from tidepool.compute.clusters.kubernetes.api import KubernetesApi
 from tidepool.compute.clusters.preload.scheduler import USAGE
 from tidepool.compute.run_log import run_log
@@ -38,7 +38,6 @@ _POLL_SECONDS = 0.05
 _DIAGNOSE_SECONDS = 1.0
 _CONNECT_SECONDS = 0.5
 _IDENTITY_SECONDS = 5.0
-_DIGEST_SECONDS = 1.0
 _EXIT_SECONDS = 3.0
 # How often a slow start logs what it waits for.
 _LOG_SECONDS = 15.0
@@ -89,10 +88,7 @@ class KubernetesCluster(RemoteCluster):
         self._driver = driver.Driver(self._settings.image)
         if allowed_failures is None:
             allowed_failures = dask.config.get("distributed.scheduler.allowed-failures")
-        self._dask_settings = {
-            "allowed-failures": str(allowed_failures),
-            "no-workers-timeout": f"{settings().compute.no_worker_seconds:g}s",
-        }
+        self._dask_settings = manifest.scheduler_settings(allowed_failures, settings().compute.no_worker_seconds)
         self._must_delete = False
         self._logs: list[usage.PodLog] = []
         self._began = self._logged = self._diagnosed = monotonic()
@@ -100,8 +96,7 @@ class KubernetesCluster(RemoteCluster):
         self._suffix = secrets.token_hex(2)
         # Final once the driver's pod is known; closing before that needs none.
         super().__init__(manifest.name_for(self.run, self._suffix))
-        if self._settings.tls:
-            self.security = certificate.own()
+        self._identify(certificate.own() if self._settings.tls else None)
         _clusters.add(self)
         self._start_task: asyncio.Task[None] | None = None
         self._ready = self.start_soon(self._bring_up())
@@ -152,16 +147,19 @@ class KubernetesCluster(RemoteCluster):
     async def _bring_up(self) -> None:
         self._start_task = asyncio.current_task()
         await self._kubernetes.connect(self._settings.start_timeout_seconds)
-        self._driver = await self._read_driver()
-        if self.shared:
-            self.name = manifest.shared_name(self.shared, self._driver.image, self._key)
-            if self._key:
-                self.security = certificate.shared(self._key, self.name)
-        else:
-            self.name = manifest.name_for(self.run, self._suffix, self._driver.uid)
+        is_created = not self.shared and await self._take_early()
+        if not is_created:
+            self._driver = await self._read_driver()
+            if self.shared:
+                self.name = manifest.shared_name(self.shared, self._driver.image, self._key)
+                if self._key:
+                    self._identify(certificate.shared(self._key, self.name))
+            else:
+                self.name = manifest.name_for(self.run, self._suffix, self._driver.uid)
         while True:
             try:
-                await self._create()
+                if not is_created:
+                    await self._create()
                 await self.connect(await self._scheduler_address())
                 break
             except _DeletedError:
@@ -172,12 +170,55 @@ class KubernetesCluster(RemoteCluster):
         # From here on a shared one may have other users.
         self._must_delete = not self.shared
 
+    def _identify(self, identity: certificate.Identity | None) -> None:
+        self._identity = identity
+        self.security = identity.security() if identity else None
+
+    async def _take_early(self) -> bool:
+        """Take over the cluster that this driver has asked for early, if it is the one to be created here."""
+        asked = early.asked()
+        if asked is None:
+            return False
+        await asyncio.to_thread(asked.wait)
+        # Until it is taken the end of the process deletes it; from here on, this.
+        found = asked.take()
+        if found is None:
+            return False
+        self._must_delete, self.name, self._driver = True, found.name, found.driver
+        self._identify(found.identity)
+        body = self._body()
+        if body == found.body:
+            self._note("asked for early")
+            return True
+        has, wanted = (each["metadata"]["annotations"][names.ANNOTATION_WORKERS] for each in (found.body, body))
+        self._logger.warning(
+            "Dask cluster %s was asked for early with %s and is deleted, because this flow asks for %s: the "
+            "deployment's job variable early_cluster does not fit",
+            self.name,
+            has,
+            wanted,
+        )
+        await self._kubernetes.delete_cluster(self.name)
+        self._identify(certificate.own() if self._settings.tls else None)
+        return False
+
+    def _body(self) -> dict[str, Any]:
+        return manifest.manifest(
+            self.name,
+            run=self.run,
+            driver=self._driver,
+            size=self.size,
+            settings=self._settings,
+            dask_settings=self._dask_settings,
+            shared=self.shared,
+            versions=driver.in_one_line(get_versions(driver.PACKAGES)) if self.shared else "",
+        )
+
     async def _read_driver(self) -> driver.Driver:
         """Read what the Dask pods inherit: from the pod that this runs in; outside of a pod, only the image."""
         while self._settings.pod_name:
             found = driver.driver_of(await self._kubernetes.pod(self._settings.pod_name), self._settings)
-            # The kubelet reports the digest a moment after the container's start; a loaded image has none.
-            if "@" in found.image or monotonic() - self._began > _DIGEST_SECONDS:
+            if "@" in found.image or monotonic() - self._began > driver.DIGEST_SECONDS:
                 return found
             await asyncio.sleep(_POLL_SECONDS)
         if not self._settings.image:
@@ -188,19 +229,7 @@ class KubernetesCluster(RemoteCluster):
 
     async def _create(self) -> None:
         """Create the DaskCluster and its worker group; a shared one may exist already, then it must be the same."""
-        body = manifest.manifest(
-            self.name,
-            run=self.run,
-            driver=self._driver,
-            size=self.size,
-            settings=self._settings,
-            dask_settings=self._dask_settings,
-            worker_variables={
-                name: str(value) for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items()
-            },
-            versions=driver.in_one_line(get_versions(driver.PACKAGES)),
-            shared=self.shared,
-        )
+        body = self._body()
         while True:
             # Set first: it may be created although the answer is lost.
             self._must_delete = not self.shared
@@ -216,18 +245,15 @@ class KubernetesCluster(RemoteCluster):
                 self._note("joined")
                 break
             await self._wait([], "the deletion of its predecessor")
-        if self.security:
-            secret = manifest.secret(cluster, self.security)
-            # A shared cluster's may be of another run that shares it. With another key in it, the scheduler is not
-            # believed.
-            if not (await self._kubernetes.create(secret) or self.shared or self._kubernetes.unsure):
+        for part in manifest.parts(cluster, self.size, self._settings, self._identity):
+            made = await self._kubernetes.create(part)
+            # A shared cluster's Secret may be of another run that shares it. With another key in it, the scheduler is
+            # not believed.
+            if part["kind"] == "Secret" and not (made or self.shared or self._kubernetes.unsure):
                 raise ClusterError(
-                    f"Dask cluster {self.name} cannot start: a Secret {secret['metadata']['name']} exists already, and "
+                    f"Dask cluster {self.name} cannot start: a Secret {part['metadata']['name']} exists already, and "
                     "this run did not create it"
                 )
-        await self._kubernetes.create(manifest.worker_group(cluster))
-        if self._settings.adaptive_minimum:
-            await self._kubernetes.create(manifest.autoscaler(cluster, self.size, self._settings))
 
     def _compare(self, actual: dict[str, str], desired: dict[str, str]) -> None:
         for what, annotation in (

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 # Variables that identify the driver; a Dask pod is another one.
 _DRIVERS_OWN = re.compile(
-    r"TIDEPOOL_KUBERNETES_(NAMESPACE|POD_NAME|JOB_NAME|JOB_UID|IMAGE)|PREFECT__.*|PREFECT_FLOW_RUN_EXECUTE_.*"
+    r"TIDEPOOL_KUBERNETES_(NAMESPACE|POD_NAME|JOB_NAME|JOB_UID|IMAGE|EARLY_CLUSTER)"
+    r"|PREFECT__.*|PREFECT_FLOW_RUN_EXECUTE_.*"
 )
 # Libraries that driver, scheduler and workers must have in the same version: they exchange pickles.
 PACKAGES = ("cloudpickle", "dask", "distributed", "msgpack", "numpy", "pandas", "prefect", "prefect-dask", "tidepool")
+# The kubelet reports the digest of an image a moment after its container's start; a loaded image has none.
+DIGEST_SECONDS = 1.0
 # Kubernetes adds these to every pod.
 _AUTOMATIC_TOLERATIONS = {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
 
@@ -27,7 +30,7 @@ class Run:
 
     id: str = ""  # empty outside of a flow run
     flow: str = "adhoc"
-    attempt: int = 1  # 2 for the first retry, …
+    attempt: int = 1  # 2 for the first retry, …; 0: not known
 
 
 def this_run() -> Run:

@@ -16,8 +16,7 @@ from tidepool.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from distributed.security import Security
-
+    from tidepool.compute.clusters.kubernetes.certificate import Identity
     from tidepool.compute.clusters.kubernetes.driver import Driver, Run
     from tidepool.settings import KubernetesSettings, SizeSettings
 
@@ -48,6 +47,14 @@ HTTP_ROUTES = (
 )
 # With the one request that changes something, `retire_workers`: of an adaptive cluster's operator.
 ADAPTIVE_HTTP_ROUTES = (*HTTP_ROUTES, "distributed.http.scheduler.api")
+# What a nanny would set before it starts a worker (Dask's `distributed.nanny.pre-spawn-environ`): one thread for each
+# library, because Dask has its own. A variable that the deployment sets stays.
+WORKER_VARIABLES = {
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 # Dask's own settings of the files in the pods. All roles: a task's client is one of its worker's process.
 _TLS_VARIABLES = {
     "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
@@ -62,7 +69,8 @@ _TLS_VARIABLES = {
 
 def name_for(run: Run, suffix: str, pod_uid: str = "") -> str:
     """Return a cluster's name: flow, run, attempt, a random suffix (one run may have several clusters), and its pod."""
-    tail = f"-{run.id[:8]}-{run.attempt}-{suffix}" if run.id else f"-{suffix}"
+    attempt = f"-{run.attempt}" if run.attempt else ""
+    tail = f"-{run.id[:8]}{attempt}-{suffix}" if run.id else f"-{suffix}"
     tail += f"-{pod_uid[: names.UID_LENGTH]}" if pod_uid else ""
     return names.slug(run.flow)[: NAME_LENGTH - len(tail)].strip("-") + tail
 
@@ -110,9 +118,8 @@ def manifest(
     size: SizeSettings,
     settings: KubernetesSettings,
     dask_settings: Mapping[str, str],
-    worker_variables: Mapping[str, str],
-    versions: str,
     shared: str = "",
+    versions: str = "",
 ) -> dict[str, Any]:
     """Return the DaskCluster object.
 
@@ -122,16 +129,14 @@ def manifest(
         driver: What its pods inherit.
         size: Workers, and threads, cores and memory of each.
         settings: Timeouts, placement.
-        dask_settings: Settings of the Dask scheduler, by their name under `distributed.scheduler`.
-        worker_variables: What a nanny would set before it starts a worker: one thread per library.
-        versions: The libraries that must be equal everywhere, from `driver.in_one_line`.
+        dask_settings: Settings of the Dask scheduler, from `scheduler_settings`.
         shared: The name under which runs share it; empty for a cluster of one run.
+        versions: Of a shared one, the libraries that must be equal in all its users, from `driver.in_one_line`.
     """
     labels = dict(names.OURS)
     annotations = {
         names.ANNOTATION_DEADLINE: str(settings.deadline_seconds),
         names.ANNOTATION_IMAGE: driver.image,
-        names.ANNOTATION_VERSIONS: versions,
         names.ANNOTATION_WORKERS: (
             f"{size.workers} x {size.threads} threads, {size.cpu:g} CPU, {size.memory_gib:g} GiB"
         ),
@@ -141,6 +146,7 @@ def manifest(
         annotations[names.ANNOTATION_DRIVER] = settings.pod_name
     if shared:
         labels[names.LABEL_SHARED] = names.slug(shared)
+        annotations[names.ANNOTATION_VERSIONS] = versions
     else:
         labels[names.LABEL_RUN] = run.id or "none"
         annotations[names.ANNOTATION_DEPLOYMENT] = driver.deployment
@@ -156,9 +162,30 @@ def manifest(
         "spec": {
             "idleTimeout": settings.idle_timeout_seconds,
             "scheduler": {"spec": _scheduler(name, driver, settings, dask_settings), "service": _service(name)},
-            "worker": {"replicas": replicas, "spec": _worker(name, driver, size, settings, worker_variables)},
+            "worker": {"replicas": replicas, "spec": _worker(name, driver, size, settings)},
         },
     }
+
+
+def scheduler_settings(allowed_failures: int, no_worker_seconds: float) -> dict[str, str]:
+    """Return settings of the Dask scheduler, by their name under `distributed.scheduler`.
+
+    Args:
+        allowed_failures: Workers that a task may lose before Dask gives it up.
+        no_worker_seconds: Seconds that tasks wait while there is no worker.
+    """
+    return {"allowed-failures": str(allowed_failures), "no-workers-timeout": f"{no_worker_seconds:g}s"}
+
+
+def parts(
+    cluster: Mapping[str, Any], size: SizeSettings, settings: KubernetesSettings, identity: Identity | None
+) -> list[dict[str, Any]]:
+    """Return what else belongs to a cluster that exists, in the order of their creation; the Secret first, if any."""
+    found = [secret(cluster, identity)] if identity else []
+    found.append(worker_group(cluster))
+    if settings.adaptive_minimum:
+        found.append(autoscaler(cluster, size, settings))
+    return found
 
 
 def worker_group(cluster: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,9 +210,9 @@ def worker_group(cluster: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def secret(cluster: Mapping[str, Any], security: Security) -> dict[str, Any]:
+def secret(cluster: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
     """Return the Secret with the key and certificate of a cluster that exists; its pods wait for it."""
-    name, identity = names.tls_secret(cluster["metadata"]["name"]), security.get_tls_config_for_role("client")
+    name = names.tls_secret(cluster["metadata"]["name"])
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -197,7 +224,7 @@ def secret(cluster: Mapping[str, Any], security: Security) -> dict[str, Any]:
             "labels": cluster["metadata"]["labels"],
             "ownerReferences": [_owned_by(cluster)],
         },
-        "stringData": {"tls.crt": identity["cert"], "tls.key": identity["key"]},
+        "stringData": {"tls.crt": identity.certificate, "tls.key": identity.key},
     }
 
 
@@ -268,9 +295,8 @@ def _scheduler(
     return _pod(cluster, container, driver.placement, tls=settings.tls, scratch_gib=1)
 
 
-def _worker(
-    cluster: str, driver: Driver, size: SizeSettings, settings: KubernetesSettings, variables: Mapping[str, str]
-) -> dict[str, Any]:
+def _worker(cluster: str, driver: Driver, size: SizeSettings, settings: KubernetesSettings) -> dict[str, Any]:
+    given = {each["name"] for each in driver.env}
     container = _container(
         "worker",
         driver,
@@ -294,7 +320,7 @@ def _worker(
             "DASK_SCHEDULER_ADDRESS": (
                 f"{protocol(settings)}://{names.scheduler_service(cluster)}:{names.SCHEDULER_PORT}"
             ),
-            **variables,
+            **{name: value for name, value in WORKER_VARIABLES.items() if name not in given},
         },
         cpu=size.cpu,
         memory_gib=size.memory_gib,
