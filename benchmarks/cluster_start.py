@@ -14,8 +14,8 @@ pods that start: with its own spec and this Dask no cluster starts. It needs mor
 `--turns`: the same, every other cluster without TLS.
 
 `--runs`: flow runs of a deployment through the work pool, one after another, from "run" to the end of the first mapped
-task; by the server's clock and the Job's creationTimestamp, which has whole seconds. `--beside IMAGE`: as many of
-another image, in turns.
+task; by the server's clock and the Job's creationTimestamp, which has whole seconds. In turns with as many whose driver
+asks for the cluster early (the job variable `early_cluster`), and with `--beside IMAGE` as many of another image.
 """
 
 from __future__ import annotations
@@ -166,17 +166,26 @@ def measure(platform: Platform, kind: str, clusters: int, at_a_time: int) -> lis
     return [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
 
 
-def through_the_pool(platform: Platform, runs: int, images: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """Return the seconds between the steps of so many flow runs of each image, one after another, by image."""
-    found: dict[str, dict[str, list[float]]] = {each: {} for each in images}
-    names = [_deployment(platform, f"first-mapped-task-{number}", image) for number, image in enumerate(images)]
+def through_the_pool(
+    platform: Platform, runs: int, kinds: dict[str, dict[str, str]]
+) -> dict[str, dict[str, list[float]]]:
+    """Return the seconds between the steps of so many flow runs of each kind, one after another, by its title.
+
+    Args:
+        platform: What executes them.
+        runs: Number of runs of each kind.
+        kinds: Job variables of each kind.
+    """
+    found: dict[str, dict[str, list[float]]] = {title: {} for title in kinds}
+    for number, variables in enumerate(kinds.values()):
+        _deployment(platform, f"first-mapped-task-{number}", variables)
     for _ in range(runs):
-        for name, image in zip(names, images, strict=True):
-            _steps(platform, name, found[image])
+        for number, steps in enumerate(found.values()):
+            _steps(platform, f"first-mapped-task-{number}/first-mapped-task-{number}", steps)
     return found
 
 
-def _deployment(platform: Platform, name: str, image: str) -> str:
+def _deployment(platform: Platform, name: str, variables: dict[str, str]) -> None:
     program = base64.b64encode(PROGRAM.encode()).decode()
     command_line = (
         f"sh -c 'cd /tmp && echo {program} | base64 -d >bench.py && exec python -m tidepool.operate.flow_run'"
@@ -190,10 +199,9 @@ def _deployment(platform: Platform, name: str, image: str) -> str:
             "path": ".",
             "pull_steps": [],
             "work_pool_name": "kubernetes",
-            "job_variables": {"image": image, "command": command_line},
+            "job_variables": {**variables, "command": command_line},
         },
     )
-    return f"{name}/{name}"
 
 
 def _steps(platform: Platform, deployment: str, found: dict[str, list[float]]) -> None:
@@ -231,11 +239,16 @@ def _steps(platform: Platform, deployment: str, found: dict[str, list[float]]) -
 def deployed(platform: Platform, runs: int, beside: Sequence[str]) -> None:
     """Measure flow runs through the work pool, those of other images beside them, and print the figures."""
     where = "--output=jsonpath={.spec.template.spec.containers[0].image}"
-    images = [platform.namespace.kubectl("get", "deployment", "tidepool-worker", where).strip(), *beside]
+    image = platform.namespace.kubectl("get", "deployment", "tidepool-worker", where).strip()
+    kinds = {
+        "the cluster asked for by the flow": {"image": image},
+        "the cluster asked for early": {"image": image, "early_cluster": "small"},
+        **{each: {"image": each} for each in beside},
+    }
     with platform.namespace.forwarded("service/tidepool-server", 4200) as port:
         reached = dataclasses.replace(platform, api=f"http://127.0.0.1:{port}/api")
-        for image, found in through_the_pool(reached, runs, images).items():
-            print(f"\nthrough the work pool, {image}: {runs - len(found.pop('failed', []))} of {runs} runs Completed")
+        for title, found in through_the_pool(reached, runs, kinds).items():
+            print(f"\nthrough the work pool, {title}: {runs - len(found.pop('failed', []))} of {runs} runs Completed")
             for step, seconds in found.items():
                 print(
                     f"  {step:<40} median {statistics.median(seconds):5.2f} s   95th {percentile(seconds, 0.95):5.2f} s"

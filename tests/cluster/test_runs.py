@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from installed import Platform
 
@@ -32,6 +34,41 @@ def test_runs_with_a_cluster_each_complete_at_the_same_time(platform: Platform) 
     states = [platform.run(run)["state"] for run in runs]
     assert [state["type"] for state in states] == ["COMPLETED"] * RUNS, [state["message"] for state in states]
     platform.until(lambda: not platform.runs.dask(), "no Dask object is left", 60)
+
+
+def test_a_cluster_that_was_asked_for_early_is_there_when_the_flow_begins(platform: Platform) -> None:
+    """And is the one of its run: one cluster, ready, used, gone."""
+    run_id = platform.start("weekly-forecast/weekly-forecast", windows=4, horizon=1)
+    names: set[str] = set()
+
+    def ended() -> bool:
+        names.update(each["metadata"]["name"] for each in platform.runs.get("daskclusters"))
+        return platform.state(run_id) in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+    platform.until(ended, "the run has ended", 400)
+    log = platform.logs(run_id)
+    assert "is ready (asked for early " in log, log
+    assert len(names) == 1
+    assert platform.run(run_id)["state"]["type"] == "COMPLETED"
+    platform.until(lambda: not platform.runs.dask(), "no Dask object is left", 60)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "state"), [("flows.csv_etl.flow.csv_etl", "COMPLETED"), ("flows.csv_etl.absent.csv_etl", "CRASHED")]
+)
+def test_a_cluster_that_no_flow_takes_is_deleted(platform: Platform, entrypoint: str, state: str) -> None:
+    found = platform.read("deployments/name/csv-etl/csv-etl")
+    variables = {**found["job_variables"], "early_cluster": "small"}
+    deployment = platform.copy(
+        "csv-etl/csv-etl", f"early-{state.lower()}", entrypoint=entrypoint, job_variables=variables
+    )
+    run_id = platform.start(deployment)
+    platform.until(lambda: platform.runs.get("daskclusters"), "its cluster exists", 120)
+    assert platform.wait(run_id)["state_type"] == state
+    platform.until(lambda: not platform.runs.dask(), "no Dask object is left", 60)
+    [pod] = platform.runs.get("pods", f"prefect.io/flow-run-id={run_id}")
+    log = platform.runs.kubectl("logs", pod["metadata"]["name"])
+    assert "deleted: it was asked for early, and not used" in log
 
 
 def test_a_run_that_is_told_to_end_is_crashed_and_not_executed_again(platform: Platform) -> None:
