@@ -42,6 +42,9 @@ ROWS: dict[str, list[tuple[str, str, int]]] = {
         ("dask", "map", 1000),
         ("dask-tls", "map", 1000),
     ],
+    # One after another: submitted, and its result waited for.
+    "sequential": [(each, "sequential", 200) for each in ("threads", "tidepool", "dask", "stock")],
+    "sequential-busy": [(each, "sequential-busy", 40) for each in ("threads", "tidepool", "dask", "stock")],
     # Until the server has recorded it all: part of its work is left until after the results are there.
     "recorded": [("tidepool", "recorded", 1000), ("tidepool", "recorded", 5000)],
     "cold": [("stock", "cold", 0), ("tidepool", "cold", 0)],
@@ -132,7 +135,9 @@ def _ratio(groups: Groups, key: tuple[str, str, int, str], peer: str) -> str:
     database, kind, items, _ = key
     if kind in {"auto", "recorded"}:
         return "-"
-    beside = groups.get((database, "map", items, peer)) or groups.get((database, "map", 1000, peer))
+    beside = groups.get((database, kind, items, peer))
+    if not beside and not kind.startswith("sequential"):
+        beside = groups.get((database, "map", items, peer)) or groups.get((database, "map", 1000, peer))
     if not beside:
         return "-"
     ratio = statistics.median(_ratios(groups[key], beside))

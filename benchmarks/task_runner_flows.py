@@ -37,7 +37,7 @@ CLUSTER = {"n_workers": WORKERS, "threads_per_worker": 1, "dashboard_address": "
 
 def _tls() -> dict[str, Any]:
     """Return a cluster whose parts speak TLS with one key, as pods do."""
-    given = certificate.own().get_tls_config_for_role("client")
+    given = certificate.own().security().get_tls_config_for_role("client")
     roles = ("client", "scheduler", "worker")
     files = {f"tls_{role}_{part}": given[part] for role in roles for part in ("cert", "key")}
     security = distributed.Security(require_encryption=True, tls_ca_file=given["ca_file"], **files)
@@ -74,6 +74,20 @@ def _peak_mib() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index] # Linux has it
 
 
+def fibonacci(number: int) -> int:
+    """Keep a core busy: of 27, for about a tenth of a second."""
+    return number if number < 2 else fibonacci(number - 1) + fibonacci(number - 2)
+
+
+def plain_busy(item: int) -> int:
+    """Use a core for a while, without Prefect."""
+    fibonacci(27)
+    return item
+
+
+busy = task(plain_busy)
+
+
 def _pause_seconds() -> float:
     """How long such an item takes: a sleep is never shorter than asked for."""
     each = []
@@ -106,6 +120,9 @@ def _flow(runner: Any, kind: str, items: int) -> dict[str, Any]:
             results = map_batched(no_op, range(items), batch_size=BATCH)
         elif kind == "auto":
             results = map_batched(pause, range(items))
+        elif kind in {"sequential", "sequential-busy"}:
+            each = busy if kind == "sequential-busy" else no_op
+            results = [each.submit(item).result() for item in range(items)]
         elif kind in {"map", "recorded"}:
             results = no_op.map(range(items)).result()
         else:
@@ -130,13 +147,17 @@ def _flow(runner: Any, kind: str, items: int) -> dict[str, Any]:
     return {**measured, "flow_seconds": time.perf_counter() - entered - SETTLE_SECONDS}
 
 
-def _raw(items: int, options: dict[str, Any]) -> dict[str, Any]:
+def _raw(kind: str, items: int, options: dict[str, Any]) -> dict[str, Any]:
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as client:
         client.gather(client.map(plain_no_op, range(-WARM_UP, 0), pure=False))
         time.sleep(SETTLE_SECONDS)
         begun = time.perf_counter()
-        futures = [client.submit(plain_no_op, item, pure=False) for item in range(items)]
-        assert client.gather(futures) == list(range(items))
+        if kind in {"sequential", "sequential-busy"}:
+            plain = plain_busy if kind == "sequential-busy" else plain_no_op
+            results = [client.submit(plain, item, pure=False).result() for item in range(items)]
+        else:
+            results = client.gather([client.submit(plain_no_op, item, pure=False) for item in range(items)])
+        assert results == list(range(items))
         return {"task_runs": 0, "seconds": time.perf_counter() - begun}
 
 
@@ -144,7 +165,7 @@ def main() -> None:
     """Measures what the command line says."""
     name, kind, items = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if name in {"dask", "dask-tls"}:
-        measured = _raw(items, CLUSTER if name == "dask" else _tls())
+        measured = _raw(kind, items, CLUSTER if name == "dask" else _tls())
     else:
         runner = {
             "stock": lambda: DaskTaskRunner(cluster_kwargs=CLUSTER),
