@@ -236,7 +236,7 @@ def test_a_store_that_does_not_answer_holds_up_no_report(
     assert run is not None
     (found,) = _reports(run)
     answers.set()
-    assert "no Completed run before" in str(found.data)
+    assert "| unknown: the store did not answer |" in str(found.data)
     assert "the store has not answered within 0.2 s" in caplog.text
 
 
@@ -302,7 +302,8 @@ def test_each_end_in_a_pod_has_one_report_with_the_sentence_of_its_state(
     )
     told = [each for each in lines if each.startswith("What to do: ")]
     assert sum("Traceback" in each for each in lines) == (name == "fails"), lines
-    assert [f"`prefect flow-run retry {executed.flow_run.id}`" in each for each in told] == [True]
+    assert [f"\nprefect flow-run retry {executed.flow_run.id}\n" in each for each in told] == [True]
+    assert [each for each in lines if each.startswith("Engine execution exited")] == []
 
 
 def test_a_killed_process_leaves_the_figures_of_its_run(tmp_path: Path) -> None:

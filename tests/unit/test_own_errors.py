@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,8 +30,8 @@ def fails_from_another() -> None:
     raise InputError("line 3: no number") from ValueError("x7")
 
 
-def logged(call: Callable[[], None], text: str, sentences: logging.Filter | None = None) -> logging.LogRecord:
-    """Return the line that Prefect's engine logs of what a call raises, as the filter leaves it."""
+def logged(call: Callable[[], None], text: str, sentences: logging.Filter | None = None) -> Any:
+    """Return the line that Prefect's engine logs of what a call raises, as the filter leaves it, if it does."""
     try:
         call()
     except InputError as error:
@@ -39,8 +39,7 @@ def logged(call: Callable[[], None], text: str, sentences: logging.Filter | None
         record = logging.LogRecord(
             "prefect.flow_runs", logging.ERROR, "flow_engine.py", 1, text, arguments, sys.exc_info()
         )
-        assert (sentences or own_errors._Sentences()).filter(record)
-        return record
+        return record if (sentences or own_errors._Sentences()).filter(record) else None
     raise AssertionError("nothing was raised")
 
 
@@ -63,15 +62,14 @@ def test_a_traceback_that_says_more_stays(call: Callable[[], None], text: str) -
     assert logged(call, text).exc_info is not None
 
 
-def test_the_second_line_about_an_error_has_no_traceback_again() -> None:
+def test_the_second_line_about_an_error_is_left_out() -> None:
     second = "Engine execution exited with unexpected exception"
     assert logged(fails, second).exc_info is not None  # nothing else has told it
 
     error, other = InputError("line 3: no number"), InputError("line 3: no number")
     engines = own_errors._Sentences()
     logged(partial(_raise, error), "Encountered exception during execution: %r", engines)
-    record = logged(partial(_raise, error), second, engines)
-    assert (record.getMessage(), record.exc_info) == (f"{second}: the one above", None)
+    assert logged(partial(_raise, error), second, engines) is None
     logged(partial(_raise, error), "Encountered exception during execution: %r", engines)
     assert logged(partial(_raise, other), second, engines).exc_info is not None
 

@@ -144,7 +144,9 @@ def test_what_to_do_depends_on_the_cause() -> None:
 def test_what_to_do_has_its_command() -> None:
     assert with_command("Its process is lost: retry.", "r1", "d1").endswith(": retry. `prefect flow-run retry r1`")
     stale = reason("FAILED", "InputError: shop: stale data: the last week ended on 2026-01-25", RunRecord()).advice
-    assert with_command(stale, "r1", "d1").endswith("then start a new run. `prefect deployment run --id d1`")
+    assert with_command(stale, "r1", "d1").endswith(
+        " a new run (this one keeps its date). `prefect deployment run --id d1`"
+    )
     assert with_command(stale, "r1", None) == stale
     assert with_command("Look at the warnings below.", "r1", "d1") == "Look at the warnings below."
 

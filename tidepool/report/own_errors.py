@@ -13,7 +13,7 @@ from pathlib import Path
 from tidepool.errors import TidepoolError
 
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
-_SECOND = "Engine execution exited with unexpected exception"
+_SECOND = "Engine execution exited with unexpected exception"  # also when a flow has just failed
 # Prefect's modules that log the exception of a run.
 _ENGINES = {"flow_engine", "task_engine"}
 
@@ -22,7 +22,7 @@ class _Sentences(logging.Filter):
     """Replaces the traceback of an error of the library by the flow's line that it comes from.
 
     It stays where it says more: of an error that has another as its cause, that comes from no line of the flow, or that
-    the line itself does not have. The flow engine's second line about any error has no traceback, but names the first.
+    the line itself does not have. The flow engine's second line about the error that it has just logged is left out.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,13 @@ class _Sentences(logging.Filter):
         self._told: BaseException | None = None  # by the flow engine, last
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return True: the line is logged."""
+        """Return whether the line is logged."""
         error = record.exc_info[1] if record.exc_info else None
         if record.module == "flow_engine" and error is not None:
             known, self._told = error is self._told, error
             if known and record.msg == _SECOND:
-                record.msg, record.exc_info, record.exc_text = f"{_SECOND}: the one above", None, None
                 self._told = None
-                return True
+                return False
         if record.module in _ENGINES and isinstance(error, TidepoolError) and error.__cause__ is None:
             said, place = record.getMessage(), _place(error)
             if place and repr(error) in said:

@@ -130,7 +130,10 @@ _ADVICE = (
     ("heartbeat", "Its process is lost: retry."),
     ("termination signal", "Its process was told to end; retry unless that was meant."),
     ("killed by", "Its process was killed; retry, and look at the node if it happens again."),
-    ("stale data", "The producer of its data has stopped: look there first; then start a new run."),
+    (
+        "stale data",
+        "The producer of its data has stopped: look there; then start a new run (this one keeps its date).",
+    ),
     ("does not exist", "Check the name of the input, or wait for its producer; then retry."),
     ("bdbquit", "A debugger needs a terminal: `tidepool run --debug NAME` runs everything in one process."),
     ("the store http", "Look at the store first: `tidepool doctor` tells whether it answers from here; then retry."),
@@ -151,9 +154,15 @@ def with_command(advice: str, flow_run: str, deployment: str | None) -> str:
         flow_run: Id of the run.
         deployment: Id of its deployment; None or empty without one.
     """
+    found = command(advice, flow_run, deployment)
+    return f"{advice} `{found}`" if found else advice
+
+
+def command(advice: str, flow_run: str, deployment: str | None) -> str:
+    """Return the command alone, or nothing; the arguments are those of `with_command`."""
     if "retry" in advice.lower():
-        return f"{advice} `prefect flow-run retry {flow_run}`"
-    return f"{advice} `prefect deployment run --id {deployment}`" if deployment and "new run" in advice else advice
+        return f"prefect flow-run retry {flow_run}"
+    return f"prefect deployment run --id {deployment}" if deployment and "new run" in advice else ""
 
 
 def reason(kind: str, message: str | None, record: RunRecord) -> Reason:

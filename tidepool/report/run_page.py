@@ -52,7 +52,7 @@ class Run:
         begun: Start, in seconds since the epoch; 0 if it never began.
         ended: End.
         record: Figures of the run.
-        past: The last Completed runs.
+        past: The last Completed runs; None if they are not known.
         links: Addresses by title, the runbook first.
         prices: Price of a core-hour and of a GiB-hour; 0 for none.
         incomplete: Why figures are missing; empty if none is.
@@ -67,7 +67,7 @@ class Run:
     begun: float
     ended: float
     record: RunRecord
-    past: Sequence[Past] = ()
+    past: Sequence[Past] | None = ()
     links: dict[str, str] = field(default_factory=dict)
     prices: tuple[float, float] = (0.0, 0.0)
     incomplete: str = ""
@@ -154,7 +154,7 @@ def _link(title: str, address: str) -> str:
 
 
 def _beside(run: Run) -> str:
-    record, past = run.record, run.past
+    record, past = run.record, run.past or ()
 
     def usual(values: Iterable[int | None]) -> str:
         known = [each for each in values if each is not None]
@@ -166,7 +166,8 @@ def _beside(run: Run) -> str:
         f"| items | {record.items:,} | {usual(each.items for each in past)} |",
         f"| retries of items | {record.retried:,} | {usual(each.retried for each in past)} |",
     ]
-    count = f"median of the last {len(past)} Completed" if past else "no Completed run before"
+    none = "unknown: the store did not answer" if run.past is None else "no Completed run before"
+    count = f"median of the last {len(past)} Completed" if past else none
     return "\n".join([f"| | this run | {count} |", "|---|---:|---:|", *rows])
 
 

@@ -14,13 +14,13 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, cast
 
 from tidepool.report import history, run_record
-from tidepool.report.reason import reason, sentence
+from tidepool.report.reason import command, reason, sentence
 from tidepool.report.run_page import Past, Run, headline, page
 from tidepool.settings import settings
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from prefect.client.schemas.objects import FlowRun, State
@@ -84,14 +84,14 @@ def publish(flow_run_id: UUID, record: RunRecord, *, kind: str = "", message: st
         if kind in {"FAILED", "CRASHED"}:
             _tell(run, log)
         past = _past(key(name), log)
-        run = replace(run, past=past or ())
+        run = replace(run, past=past)
         client.create_artifact(
             ArtifactCreate(
                 key=key(name), type="markdown", description=headline(run), data=page(run), flow_run_id=flow_run_id
             )
         )
     if kind == "COMPLETED" and past is not None:
-        _remember(key(name), run, log)
+        _remember(key(name), run, past, log)
 
 
 def _begin() -> None:
@@ -176,8 +176,12 @@ def runbooks(description: str | None, kind: str) -> dict[str, str]:
 
 def _tell(run: Run, log: logging.Logger) -> None:
     """Log what to do about a run that ended badly: of a run's page, its log is what people see first."""
-    pages = [f"\n{title}: {address}" for title, address in run.links.items() if title.startswith("Runbook")]
-    log.info("What to do: %s%s\nReport: artifact %s", run.what_to_do, "".join(pages), key(run.deployment))
+    advice = run.reason.advice
+    lines = [f"What to do: {advice}", command(advice, run.id, run.deployment_id)]
+    lines += [f"{title}: {address}" for title, address in run.links.items() if title.startswith("Runbook")]
+    lines.append(f"Report: artifact {key(run.deployment)}")
+    # A warning: whoever looks at errors and warnings only sees it, too.
+    log.warning("%s", "\n".join(line for line in lines if line))
 
 
 def _past(name: str, log: logging.Logger) -> list[Past] | None:
@@ -205,8 +209,8 @@ def _past(name: str, log: logging.Logger) -> list[Past] | None:
         return [] if isinstance(error, ValueError) else None  # one that is not a history is begun again
 
 
-def _remember(name: str, run: Run, log: logging.Logger) -> None:
+def _remember(name: str, run: Run, past: Sequence[Past], log: logging.Logger) -> None:
     try:
-        history.add(name, run.past, Past(run.id, run.seconds, run.record.items, run.record.retried))
+        history.add(name, past, Past(run.id, run.seconds, run.record.items, run.record.retried))
     except Exception as error:  # noqa: BLE001 - any store; the run is Completed
         log.warning("the run was not added to the history of %s: %r", name, error)
