@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from prefect.events.schemas.automations import AutomationCore
 
-    from tidepool.deploy.config.yaml_source import Finding, Place, YamlFile
+    from tidepool.deploy.config.yaml_lines import Finding, Place
+    from tidepool.deploy.config.yaml_source import YamlFile
 
 FILE = "automations.yaml"
 NOTIFY = "notify"
