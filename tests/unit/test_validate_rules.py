@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.unit.rule_files import FLOWS, PREFECT, PYPROJECT, problems, write
+from tests.unit.rule_files import AUTOMATIONS, FLOWS, PREFECT, PYPROJECT, problems, write
 from tidepool.deploy.config import (
     automations,
     checks,
@@ -254,6 +254,7 @@ work_pool: {name""", ("prefect.yaml:34: entrypoint: unknown keys entrypoint, tag
     Row("unknown environment", "", "", ("environments/stagin.yaml:1: unknown environment 'stagin'; did you mean staging?",), file="environments/staging.yaml", environment="stagin"),
     Row("invalid overlay", "    paused: true\n", "    paused: ]\n", ("environments/staging.yaml:5: invalid YAML: no value where one is expected",), file="environments/staging.yaml", environment="staging"),
     Row("unknown key of an automation", "    trigger:\n", "    triger:\n", ("automations.yaml:8: automations[run-failed].triger: unknown key; did you mean trigger?",), file="automations.yaml"),
+    Row("unknown key of an automation hides no other", AUTOMATIONS, AUTOMATIONS.replace("name: shop_owner", "nam: shop_owner").replace("automations:\n", "  - {name: big, value: 2026-01-01}\nautomations:\n").replace("template.json", "templat.json").replace("subject: failed", "subjct: failed"), ("automations.yaml:4: variables[0].nam: unknown key; did you mean name?", "automations.yaml:5: variables[big].value: it has a value that is not one of JSON, such as a date without quotes", "automations.yaml:17: automations[run-failed].actions[0].subjct: unknown key; did you mean subject?", "templat.json:1: template of work pool kubernetes: No such file or directory"), file="automations.yaml"),
     Row("unknown key of a trigger", "threshold: 1", "treshold: 1", ("automations.yaml:13: automations[run-failed].trigger.treshold: unknown key; did you mean threshold?",), file="automations.yaml"),
     Row("unknown key of an action", "subject: failed", "subjct: failed", ("automations.yaml:16: automations[run-failed].actions[0].subjct: unknown key; did you mean subject?",), file="automations.yaml"),
     Row("trigger that Prefect refuses", "posture: Reactive", "posture: Sometimes", ("automations.yaml:10: automations[run-failed].trigger.posture: input should be Posture.Reactive or Posture.Proactive",), file="automations.yaml"),
