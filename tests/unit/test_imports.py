@@ -72,13 +72,14 @@ def test_what_a_flow_changes_of_the_process_decides_about_no_other(
 ) -> None:
     more = {"lib__in__rule_helper": "", "lib__in__rule_space__in__rule_helper": "", "state": ""}
     repository = shop(tmp_path, changing, using, **more)
-    before = list(sys.path), settings.environment(), Path.cwd()
+    path, before = sys.path, (list(sys.path), settings.environment(), Path.cwd())
     found = problems(repository)
     reversed_order(repository)
     for name in [each for each in sys.modules if each.startswith("rule_")]:
         del sys.modules[name]
     assert [each.partition(": ")[2] for each in problems(repository)] == [each.partition(": ")[2] for each in found]
     assert [message in each for each in found] == ([True] if message else [])
+    assert sys.path is path
     assert ([each for each in sys.path if each != str(repository)], settings.environment(), Path.cwd()) == before
 
 
@@ -116,9 +117,10 @@ def test_a_module_is_executed_once_and_its_error_is_one_problem(tmp_path: Path, 
     for each in found:
         assert each.startswith("prefect.yaml:20: deployments[sell].entrypoint: its module cannot be imported: ")
         assert each.endswith(" (also in deployments[deliver] at line 34)")
-    (repository / "rule_shop" / "sells.py").write_text(f"# Mended.\n{FLOWS}")
+    (repository / "rule_shop" / "sells.py").write_text(f"MENDED = True\n{FLOWS}")
     sys.modules.pop("rule_shop.sells", None)
     assert problems(repository) == []
+    assert "MENDED" in flows.load(repository, SELL).fn.__globals__
 
 
 def test_an_error_of_a_module_that_two_flows_import_is_one_problem(tmp_path: Path) -> None:

@@ -198,6 +198,8 @@ deployments:
     rows:
       - *all
     cron: *cron
+    other: &late {x: 1}
+    only: {<<: *late}
 """
 
 
@@ -212,6 +214,7 @@ deployments:
         ([(1, "size")], [12]),
         ([(0, "missing"), (1, "missing")], [3, 3]),
         ([(0, "missing")], [7]),
+        ([(1, "only", "missing")], [20]),  # where it is missing, if no other merges the anchor
         ([(0, "rows", 1, "zone")], [11]),
         ([(0, "rows", 1), (0, "rows", 1, "missing")], [11, 11]),
         ([(1, "rows", 0)], [17]),
