@@ -40,6 +40,7 @@ def change(repository: Path, *pairs: tuple[str, str], file: str = "prefect.yaml"
         ("nothing", "NameError: name 'nothing' is not defined (rule_flows.py:1)"),
         ("def", "SyntaxError: invalid syntax (rule_flows.py:1)"),
         ("import sys\nsys.exit(0)", "SystemExit: 0 (rule_flows.py:2)"),
+        ("import os\nos.nothing", "AttributeError: module 'os' has no attribute 'nothing' (rule_flows.py:2)"),
     ],
 )
 def test_a_flow_that_cannot_be_imported_hides_nothing_whatever_its_module_raises(
@@ -50,9 +51,8 @@ def test_a_flow_that_cannot_be_imported_hides_nothing_whatever_its_module_raises
     automation = "{type: run-deployment, deployment: sell/sell}"
     change(repository, ("{type: notify, subject: failed, body: look}", automation), file="automations.yaml")
     assert [problem.partition(": ")[2] for problem in problems(repository)] == [
-        f"deployments[sell].entrypoint: cannot import flow rule_flows.sell: {reason}",
+        f"deployments[sell].entrypoint: its module cannot be imported: {reason} (also in deployments[deliver] at line 34)",
         "deployments[sell].work_pool.job_variables.deadline_seconds: 'soon' is not of type 'integer'",
-        f"deployments[deliver].entrypoint: cannot import flow rule_flows.deliver: {reason}",
     ]
 
 
@@ -143,6 +143,21 @@ def test_each_invalid_file_is_a_problem_with_its_line(repository: Path) -> None:
         ["prefect.yaml:2", "invalid YAML"],
         ["pyproject.toml:1", "cannot be read"],
     ]
+
+
+def test_files_that_cannot_be_read_hide_no_other(repository: Path) -> None:
+    for file in ("prefect.yaml", "environments/staging.yaml"):
+        (repository / file).write_text("a: 1\nb: ]\n")
+    (repository / "pyproject.toml").write_text('[tool.tidepool]\nrunboks = true\nnames = "["\ntags = ["owner"]\n')
+    assert [problem.split(": ")[0] for problem in problems(repository, "staging")] == [
+        "environments/staging.yaml:2",
+        "prefect.yaml:2",
+        "pyproject.toml:2",
+        "pyproject.toml:3",
+    ]
+    (repository / "prefect.yaml").write_text(PREFECT)
+    found = problems(repository)  # of a rule beside those that are wrong
+    assert [each for each in found if "needs exactly one tag owner" in each]
 
 
 def test_a_missing_file_is_one_problem(tmp_path: Path) -> None:

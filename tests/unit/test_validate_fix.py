@@ -64,6 +64,93 @@ def test_a_mistake_with_one_right_answer_is_mended_and_nothing_else_changes(
     assert fixes.fix(tmp_path) == []
 
 
+FLOW_STEP = "{tidepool.deploy.steps.validate: {}}"
+OTHER = "  - rule_steps.undeclared: {}"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("build:  # a\n", f"build:  # a\n{STEP}"),
+        ("build:  # a\n  # b\n", f"build:  # a\n  # b\n{STEP}"),
+        ("build:\n  # a\n  # b\n\n", f"build:\n  # a\n  # b\n{STEP}\n"),
+        ("build:\n# of push\n", f"build:\n{STEP}# of push\n"),
+        ("build: null  # a\n  # b\n", f"build: [{FLOW_STEP}]  # a\n  # b\n"),
+        ("build: ~ # a\n", f"build: [{FLOW_STEP}] # a\n"),
+        ("build:\n  # a\n  null # b\n", f"build:\n  # a\n  [{FLOW_STEP}] # b\n"),
+        ("build: []  # a\n", f"build: [{FLOW_STEP}]  # a\n"),
+        ("build: [  # a\n  # b\n  ]\n", f"build: [{FLOW_STEP}  # a\n  # b\n  ]\n"),
+        (
+            "build: [  # a\n  {rule_steps.undeclared: {}},  # b\n  ]\n",
+            f"build: [{FLOW_STEP},   # a\n  {{rule_steps.undeclared: {{}}}},  # b\n  ]\n",
+        ),
+        (f"build:  # a\n        # b\n{OTHER}  # c\n", f"build:  # a\n        # b\n{STEP}{OTHER}  # c\n"),
+        (f"build:  # a\n  # of it\n{OTHER}\n", f"build:  # a\n{STEP}  # of it\n{OTHER}\n"),
+        (f"build:\n# of it\n{OTHER}\n", f"build:\n{STEP}# of it\n{OTHER}\n"),
+        (f"build:\n  # a\n\n{OTHER}\n", f"build:\n  # a\n\n{STEP}{OTHER}\n"),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_comments_stay_where_they_are_beside_the_first_step(
+    tmp_path: Path, given: str, expected: str, newline: str
+) -> None:
+    build = PREFECT[PREFECT.index("build:") : PREFECT.index("push:")]
+    file = PREFECT.replace("{{ commit.stdout }}", "1")
+    text, made = fixed(tmp_path, file.replace(build, given).replace("\n", newline))
+    assert text == file.replace(build, expected).replace("\n", newline)
+    line = text[: text.index("tidepool.deploy")].count("\n") + 1
+    assert [each.split(": ")[0] for each in made] == [f"prefect.yaml:{line}"]
+    assert problems(tmp_path) == []
+
+
+def test_a_file_that_ends_with_the_key_gets_a_new_line(tmp_path: Path) -> None:
+    file = PREFECT.replace("{{ commit.stdout }}", "1").replace(
+        PREFECT[PREFECT.index("build:") : PREFECT.index("push:")], ""
+    )
+    assert fixed(tmp_path, f"{file}build:")[0] == f"{file}build:\n{STEP}"
+
+
+@pytest.mark.parametrize(
+    ("good", "given", "expected"),
+    [
+        ("pull: []\n", "pull:  # a\n  # b\n", "pull: []  # a\n  # b\n"),
+        ("pull: []\n", "pull:\n  # a\n  null  # b\n", "pull:\n  # a\n  []  # b\n"),
+        # What is commented out belongs to the list above, and the next comment to the key below.
+        (
+            PREFECT[PREFECT.index("pull:") : PREFECT.index("  - name: sell")],
+            "x-schedules:\n  - *nightly\n  # - *late\n# All of them.\ndeployments:  # two\n",
+            "x-schedules:\n  - *nightly\n  # - *late\npull: []\n# All of them.\ndeployments:  # two\n",
+        ),
+        (SLUG, f"      # a\n      active: true  # b\n      # c\n{SLUG}", f"      # a\n      # b\n      # c\n{SLUG}"),
+        (SLUG, f"{SLUG}      active:  # a\n        true\n", f"{SLUG}      active:  # a\n        true\n"),
+        (
+            "[*nightly]",
+            "[{slug: b,  # a\n      active: true,  # b\n      <<: *nightly}]",
+            "[{slug: b,  # a\n      active: true,  # b\n      <<: *nightly}]",
+        ),
+        (
+            SELL,
+            "entrypoint:  # a\n      # b\n      rule_flows.py:sell  # c\n",
+            "entrypoint:  # a\n      # b\n      rule_flows.sell  # c\n",
+        ),
+    ],
+)
+def test_comments_stay_where_they_are_beside_all_other_changes(
+    tmp_path: Path, good: str, given: str, expected: str
+) -> None:
+    anchor = "x: &nightly {slug: nightly, cron: '0 1 * * *'}\n" if "late" in given else ""
+    text, _ = fixed(tmp_path, anchor + PREFECT.replace(good, given, 1))
+    assert text == anchor + PREFECT.replace(good, expected, 1)
+
+
+def test_a_comment_at_the_top_of_the_file_stays_there(tmp_path: Path) -> None:
+    head, deployments = "# yaml-language-server: $schema=x\n# Ours.\n", PREFECT[PREFECT.index("deployments:") :]
+    deployments = deployments.replace("*nightly", "{slug: a, cron: '0 1 * * *'}")
+    text, made = fixed(tmp_path, f"{head}{deployments}")
+    assert text == f"{head}build:\n{STEP}pull: []\n{deployments}"
+    assert [each.split(": ")[0] for each in made] == ["prefect.yaml:3", "prefect.yaml:5"]
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_project_in_a_source_folder_is_named_as_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, installed: bool

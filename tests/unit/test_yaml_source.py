@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tidepool.deploy.config import yaml_source
+from tidepool.deploy.config import yaml_lines, yaml_source
 from tidepool.errors import UsageError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def read(folder: Path, text: str) -> yaml_source.YamlFile:
         (("deployments", 1, "tags", 7, "x"), 13),  # does not exist: the list that would hold it
     ],
 )
-def test_line_of_a_value(tmp_path: Path, place: yaml_source.Place, line: int) -> None:
+def test_line_of_a_value(tmp_path: Path, place: yaml_lines.Place, line: int) -> None:
     assert read(tmp_path, TEXT).line(place) == line
 
 
@@ -135,13 +135,13 @@ def test_invalid_yaml_is_one_sentence_with_its_line(tmp_path: Path, text: str, m
         (("deployments", 0, "name", "constrained-str"), ("deployments", 0, "name")),
     ],
 )
-def test_the_place_of_pydantics_errors(tmp_path: Path, location: yaml_source.Place, place: yaml_source.Place) -> None:
+def test_the_place_of_pydantics_errors(tmp_path: Path, location: yaml_lines.Place, place: yaml_lines.Place) -> None:
     assert yaml_source.place_in(read(tmp_path, TEXT).data, location) == place
 
 
 def test_problems_are_refused_with_their_number(tmp_path: Path) -> None:
     file = read(tmp_path, TEXT)
-    one, two = (file.problem(("deployments", index, "pool"), "wrong") for index in (0, 1))
+    one, two = (file.problem(("deployments", index, key), "wrong") for index, key in ((0, "pool"), (1, "tags")))
     yaml_source.raise_if_any([])
     with pytest.raises(UsageError) as raised:
         yaml_source.raise_if_any([one])
@@ -151,8 +151,87 @@ def test_problems_are_refused_with_their_number(tmp_path: Path) -> None:
     assert str(raised.value).splitlines() == [
         "2 problems; nothing was written:",
         "  file.yaml:8: deployments[one].pool: wrong",
-        "  file.yaml:10: deployments[two].pool: wrong",
+        "  file.yaml:13: deployments[two].tags: wrong",
     ]
+
+
+def test_one_mistake_is_one_problem_with_all_deployments_that_have_it() -> None:
+    def problem(name: str, line: int, key: str = "tags") -> yaml_source.Problem:
+        return yaml_source.Problem("file.yaml", line, f"deployments[{name}].{key}", "wrong")
+
+    def said(*problems: yaml_source.Problem) -> list[str]:
+        return [str(each) for each in yaml_source.once(problems)]
+
+    first = "file.yaml:4: deployments[a].tags: wrong"
+    assert said(problem("a", 4), problem("b.c", 4)) == [f"{first} (also in deployments[b.c])"]
+    assert said(problem("b", 9), problem("a", 4)) == [f"{first} (also in deployments[b] at line 9)"]
+    three = "deployments[b] at line 5, deployments[c] at line 6, deployments[d] at line 7"
+    more = [problem(name, 5 + index) for index, name in enumerate("bcdefg")]
+    assert said(problem("a", 4), *more[:3]) == [f"{first} (also in {three})"]
+    assert said(problem("a", 4), *more[:4]) == [f"{first} (also in {three} and 1 more at line 8)"]
+    assert said(problem("a", 4), *more) == [f"{first} (also in {three} and 3 more at lines 8, 9, 10)"]
+    same = [problem(name, 4) for name in "bcde"]
+    assert said(problem("a", 4), *same) == [
+        f"{first} (also in deployments[b], deployments[c], deployments[d] and 1 more)"
+    ]
+    # Two keys of one deployment, and the same words about something else, are mistakes of their own.
+    assert said(problem("a", 4), problem("a", 5, "x.tags")) == [first, "file.yaml:5: deployments[a].x.tags: wrong"]
+    assert said(problem("a", 4), problem("b", 5, "x.tags")) == [first, "file.yaml:5: deployments[b].x.tags: wrong"]
+
+
+ANCHORS = """\
+definitions:
+  tags: &tags [a]
+  base: &base {size: 1}
+  all: &all {zone: a}
+  cron: &cron "9"
+deployments:
+  - name: one
+    <<: *base
+    tags: *tags
+    rows: [*all,
+      *all]
+  - <<: *base
+    name: two
+    tags:
+      *tags
+    rows:
+      - *all
+    cron: *cron
+    other: &late {x: 1}
+    only: {<<: *late}
+"""
+
+
+@pytest.mark.parametrize(
+    ("places", "lines"),
+    [
+        ([(0, "tags"), (1, "tags")], [2, 2]),  # a mistake of all uses is the anchor's
+        ([(1, "tags")], [14]),  # one of some is theirs
+        ([(0, "tags", 0), (1, "tags", 0)], [2, 2]),
+        ([(1, "tags", 0)], [15]),
+        ([(0, "size"), (1, "size")], [3, 3]),
+        ([(1, "size")], [12]),
+        ([(0, "missing"), (1, "missing")], [3, 3]),
+        ([(0, "missing")], [7]),
+        ([(1, "only", "missing")], [20]),  # where it is missing, if no other merges the anchor
+        ([(0, "rows", 1, "zone")], [11]),
+        ([(0, "rows", 1), (0, "rows", 1, "missing")], [11, 11]),
+        ([(1, "rows", 0)], [17]),
+        ([(0, "rows", 0), (0, "rows", 1), (1, "rows", 0)], [4, 4, 4]),
+        ([(1, "cron")], [5]),  # its one use
+        ([(0, "name"), (1, "name")], [7, 13]),
+    ],
+)
+def test_the_author_mends_a_mistake_at_the_anchor_that_gives_it_to_all_of_its_uses(
+    tmp_path: Path, places: list[yaml_lines.Place], lines: list[int]
+) -> None:
+    found: list[yaml_lines.Finding] = [(("deployments", *place), "wrong") for place in places]
+    assert read(tmp_path, ANCHORS).lines.edited(found) == lines
+
+
+def test_an_unknown_key_is_mended_beside_the_alias(tmp_path: Path) -> None:
+    assert read(tmp_path, ANCHORS).lines.edited([(("deployments", 1, "cron"), "unknown key; known: a")]) == [18]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def _check(order: Order, rules: HouseRules, file: YamlFile) -> None:
     if order.timezone and not order.cron:
         raise UsageError("--timezone is that of a schedule: give --cron, too")
     schedule = {"slug": "regular", "cron": order.cron, "timezone": order.timezone or "UTC"}
-    if order.cron and (found := schedules.problem(schedule, datetime.now(UTC))):
-        raise UsageError(f"--{found[0]}: {found[1]}")
+    if order.cron and (found := list(schedules.problems(schedule, datetime.now(UTC)))):
+        raise UsageError("; ".join(f"--{key}: {message}" for key, message in found))
     _check_tags(order, rules, file)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tidepool.deploy.client import Json
-    from tidepool.deploy.config.yaml_source import Place
+    from tidepool.deploy.config.yaml_lines import Place
 
 
 class NoOutputs(TypedDict):

@@ -10,7 +10,6 @@ import inspect
 import json
 import math
 import os
-import sys
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +19,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_jsonable_python
 
 from tidepool.deploy.config import environments, flows, placeholders
+from tidepool.deploy.config.imports import stdout_to_stderr
 from tidepool.deploy.config.yaml_source import path
 from tidepool.errors import TidepoolError, UsageError
 from tidepool.local.debugger import quit_ends_the_run
@@ -84,7 +84,7 @@ def run(
         set_variables({"TIDEPOOL_COMPUTE_PROVIDER": provider})
     settings()
     os.chdir(repository)
-    with _only_result_on_stdout():
+    with stdout_to_stderr():
         flow = flows.flow_of(repository, _entrypoint(name, deployment))
         if debug:
             flow.timeout_seconds = None  # it would go on at the debugger's prompt
@@ -308,20 +308,6 @@ def _reason(state: State[Any], result: object) -> str:
     if isinstance(result, BaseException):
         return " ".join(f"{type(result).__name__}: {result}".split())
     return " ".join((state.message or "no reason recorded").split())
-
-
-@contextmanager
-def _only_result_on_stdout() -> Iterator[None]:
-    """Redirect standard output to standard error, below Python: prints of workers and libraries too."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 @contextmanager

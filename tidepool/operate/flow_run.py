@@ -2,10 +2,10 @@
 
 Prefect looks after a run with one Python process, prepares its code with a second and executes it with a third; each
 imports Prefect for a second. Here the first one has the run's Dask cluster asked for at once, if the deployment's job
-variable `early_cluster` orders it. It prepares the code too, when there is nothing to prepare: the image is the code. And
-it imports Prefect for both: it forks the one that executes the flow, which waits until it is needed. When that was
-killed, the first one deletes the run's Dask clusters; its exit code, and so the state of pod and Job, is the
-run's. All else is Prefect's: cancellation, SIGTERM, hooks.
+variable `early_cluster` orders it. It prepares the code too, when there is nothing to prepare: the image is the code.
+And it imports Prefect for both: it forks the one that executes the flow, which waits until it is needed. When that was
+killed, the first one deletes the run's Dask clusters; its exit code, and so the state of pod and Job, is the run's. All
+else is Prefect's: cancellation, SIGTERM, hooks.
 
 | the run | exit code |
 |---|---|

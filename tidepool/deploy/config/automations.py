@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import BaseModel, RootModel, ValidationError
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from prefect.events.schemas.automations import AutomationCore
 
-    from tidepool.deploy.config.yaml_source import Finding, Place, YamlFile
+    from tidepool.deploy.config.yaml_lines import Finding, Place
+    from tidepool.deploy.config.yaml_source import YamlFile
 
 FILE = "automations.yaml"
 NOTIFY = "notify"
@@ -87,20 +89,19 @@ def check(repository: Path, owner: str, names: Names | None, *, runbooks: bool) 
         return [error.problem]
     if file.data is None:
         return []
-    if found := models.problems(ServerFile, file):
-        return found
-    content = ServerFile.model_validate(file.data)
-    found = list(_problems(repository, owner, file, content))
+    # What has the wrong form is not looked at again; it hides nothing of the others.
+    content = _Entries(file.data)
+    found = [*models.problems(ServerFile, file), *_problems(repository, owner, file, content)]
     if names is not None:
         listed = {
             str(action["deployment"])
-            for each in content.automations
+            for _, each in content.automations
             for action in each.actions
             if "deployment" in action
         }
         unresolved = {name for name in listed if name.rpartition("/")[2] in names.unresolved}
         ids = {name: _stand_in(name) for name in [*names.known, *unresolved, NOTIFY]}
-        for index, entry in enumerate(content.automations):
+        for index, entry in content.automations:
             for place, message in _entry_problems(owner, entry, ids):
                 found.append(file.problem(("automations", index, *place), message))
             runbook = f"docs/runbooks/{entry.name}.md"
@@ -110,19 +111,42 @@ def check(repository: Path, owner: str, names: Names | None, *, runbooks: bool) 
     return found
 
 
-def _problems(repository: Path, owner: str, file: YamlFile, content: ServerFile) -> Iterator[Problem]:
+class _Entries:
+    """The entries of the file that have the form of their models, with their positions."""
+
+    def __init__(self, data: Any) -> None:
+        self.work_pools = _valid(data, "work_pools", WorkPool)
+        self.concurrency_limits = _valid(data, "concurrency_limits", models.ConcurrencyLimit)
+        self.variables = _valid(data, "variables", models.Variable)
+        self.automations = _valid(data, "automations", Automation)
+
+
+_Entry = TypeVar("_Entry", bound=BaseModel)
+
+
+def _valid(data: Any, key: str, kind: type[_Entry]) -> list[tuple[int, _Entry]]:
+    listed = data.get(key) if isinstance(data, dict) else None
+    found = []
+    for index, each in enumerate(listed if isinstance(listed, list) else []):
+        with suppress(ValidationError):
+            found.append((index, kind.model_validate(each)))
+    return found
+
+
+def _problems(repository: Path, owner: str, file: YamlFile, content: _Entries) -> Iterator[Problem]:
     """Yield the problems that do not depend on the deployments."""
     for key in ServerFile.model_fields:
-        names = [each.name for each in getattr(content, key)]
-        for index, name in enumerate(names):
-            if name in names[:index]:
+        seen: set[str] = set()
+        for index, each in getattr(content, key):
+            if each.name in seen:
                 yield file.problem((key, index), "duplicate name")
-    for index, limit in enumerate(content.concurrency_limits):
+            seen.add(each.name)
+    for index, limit in content.concurrency_limits:
         if not limit.name.startswith(f"{owner}-"):
             message = f"the name must start with {owner}-, which marks it as managed: a limit has no tags"
             yield file.problem(("concurrency_limits", index, "name"), message)
     templates: dict[str, Any] = {}
-    for pool in content.work_pools:
+    for _, pool in content.work_pools:
         try:
             templates[pool.name] = template(repository, pool)
         except (OSError, ValueError) as error:
@@ -132,17 +156,16 @@ def _problems(repository: Path, owner: str, file: YamlFile, content: ServerFile)
         yield file.problem(place, message)
 
 
-def _refused_by_the_server(content: ServerFile, templates: Mapping[str, Any]) -> Iterator[Finding]:
+def _refused_by_the_server(content: _Entries, templates: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what cannot be sent to the server, and what its models of the requests refuse."""
     from prefect.server.schemas.actions import ConcurrencyLimitV2Create, VariableCreate, WorkPoolCreate
 
     requests: list[tuple[Place, type[BaseModel], dict[str, Any]]] = [
-        (("variables", index, "value"), VariableCreate, each.model_dump())
-        for index, each in enumerate(content.variables)
+        (("variables", index, "value"), VariableCreate, each.model_dump()) for index, each in content.variables
     ]
     requests += [
         (("concurrency_limits", index), ConcurrencyLimitV2Create, each.model_dump())
-        for index, each in enumerate(content.concurrency_limits)
+        for index, each in content.concurrency_limits
     ]
     requests += [
         (
@@ -150,7 +173,7 @@ def _refused_by_the_server(content: ServerFile, templates: Mapping[str, Any]) ->
             WorkPoolCreate,
             {"name": each.name, "type": each.type, "base_job_template": templates[each.name]},
         )
-        for index, each in enumerate(content.work_pools)
+        for index, each in content.work_pools
         if each.name in templates
     ]
     for place, request, body in requests:

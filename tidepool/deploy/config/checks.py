@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from tidepool.deploy.config.deployments import Templates
     from tidepool.deploy.config.house_rules import HouseRules
-    from tidepool.deploy.config.yaml_source import Finding, Place, YamlFile
+    from tidepool.deploy.config.yaml_lines import Finding, Place
+    from tidepool.deploy.config.yaml_source import YamlFile
 
 FILE = "prefect.yaml"
 STEP = "tidepool.deploy.steps.validate"
@@ -81,11 +82,23 @@ def check(
         base = yaml_source.read(file, file.name)
     except InvalidFileError as error:
         found.append(error.problem)
+        found += _form_of_the_overlay(repository, environment)
     else:
         checker = _Files(repository, owner, rules, base, server, deploying=deploying)
         found += checker.check(environment, image)
         names = checker.names
     return sorted({*found, *automations.check(repository, owner, names, runbooks=rules.runbooks)})
+
+
+def _form_of_the_overlay(repository: Path, environment: str) -> list[Problem]:
+    """Return what is wrong with an overlay, whatever prefect.yaml has: it cannot be read, or has a duplicate key."""
+    name = f"environments/{environment}.yaml"
+    if environment == environments.PRODUCTION or environment not in environments.names(repository):
+        return []
+    try:
+        return yaml_source.read(repository / name, name).duplicates
+    except InvalidFileError as error:
+        return [error.problem]
 
 
 def pools(manifest: Any) -> set[str]:
@@ -176,14 +189,22 @@ class _Files:
             own = next(index for index, each in enumerate(data[phase]) if each is step)
             found.append(self._base.problem((phase, own, *place[2:]), message))
         self._context = replace(self._context, scope=after, runs_an_image="image" not in overlay)
-        names: list[str] = []
+        names: dict[str, int] = {}
+        findings: list[Finding] = []
         for position, config in zip(positions, manifest["deployments"], strict=True):
-            for inside, message in self._deployment(config, names, found):
+            for inside, message in self._deployment(position, config, names, found):
                 if inside and inside[0] in misplaced and inside[0] not in config:
                     continue  # it stands one level too high, which has been reported
-                file, line = self._locate(config.get("name"), position, inside)
-                shown = path(("deployments", position, *inside), {"deployments": {position: config}})
-                found.append(Problem(file, line, shown, message))
+                whole: Place = ("deployments", position, *inside)
+                if line := self._line_of_the_overlay(config.get("name"), inside):
+                    found.append(Problem(*line, path(whole, {"deployments": {position: config}}), message))
+                else:
+                    findings.append((whole, message))
+        merged = {"deployments": dict(zip(positions, manifest["deployments"], strict=True))}
+        found += [
+            Problem(self._base.name, line, path(place, merged), message)
+            for (place, message), line in zip(findings, self._base.lines.edited(findings), strict=True)
+        ]
         return found
 
     def _read_overlay(self, environment: str, found: list[Problem]) -> dict[str, Any]:
@@ -202,18 +223,24 @@ class _Files:
         found += [overlay.problem(*each) for each in environments.problems(self._base.data, overlay.data)]
         return _dict(overlay.data)
 
-    def _deployment(self, config: Mapping[str, Any], names: list[str], found: list[Problem]) -> Iterator[Finding]:
-        """Yield the problems of a deployment with their places inside it; what is elsewhere is added to the found."""
+    def _deployment(
+        self, position: int, config: Mapping[str, Any], names: dict[str, int], found: list[Problem]
+    ) -> Iterator[Finding]:
+        """Yield the problems of a deployment with their places inside it; what is elsewhere is added to the found.
+
+        `names` has the line of the first deployment of each name.
+        """
         of_form = models.findings(models.Deployment, config)
         yield from of_form
         name = config.get("name")
         if name in names:
-            yield ("name",), "duplicate name: overlays and commands find a deployment by it, so each is unique"
+            first = f"duplicate name (first at line {names[name]})"
+            yield ("name",), f"{first}: overlays and commands find a deployment by it, so each is unique"
         # Steps of its own take the place of the file's.
         yield from scope.after_steps(self._repository, {"pull": config.get("pull")}, self._context.scope)[1]
         flow, entrypoint = None, config.get("entrypoint")
         if isinstance(name, str):
-            names.append(name)
+            names.setdefault(name, self._base.lines.written(("deployments", position, "name")))
             self.names.unresolved.add(name)
         if isinstance(entrypoint, str) and not placeholders.find(entrypoint):
             flow, problem = flows.find(self._repository, entrypoint)
@@ -234,13 +261,13 @@ class _Files:
             if not any(own[: len(each)] == each or each[: len(own)] == own for each in wrong):
                 yield place, message
 
-    def _locate(self, name: Any, position: int, inside: Place) -> tuple[str, int]:
-        """Return file and line of a place in a deployment: the overlay's, where the overlay sets the value."""
+    def _line_of_the_overlay(self, name: Any, inside: Place) -> tuple[str, int] | None:
+        """Return file and line of a place in a deployment, if the overlay sets the value."""
         if self._overlay is not None:
             for above in (("deployments", name, *inside), ("every_deployment", *inside)):
-                if above in self._overlay.lines:
-                    return self._overlay.name, self._overlay.lines[above]
-        return self._base.name, self._base.line(("deployments", position, *inside))
+                if above in self._overlay.lines.of:
+                    return self._overlay.name, self._overlay.lines.of[above]
+        return None
 
 
 def _step(manifest: Mapping[str, Any], place: Place) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tidepool.deploy.config.house_rules import HouseRules
     from tidepool.deploy.config.scope import Scope
-    from tidepool.deploy.config.yaml_source import Finding, Place
+    from tidepool.deploy.config.yaml_lines import Finding, Place
 
 PIN_STEP = "tidepool.deploy.steps.pin_image"
 
@@ -151,8 +151,8 @@ def _schedules(config: Mapping[str, Any]) -> Iterator[Finding]:
     for index, (schedule, slug, replaced) in enumerate(zip(listed, slugs, replacements, strict=True)):
         if slug is not None and slug in slugs[:index]:
             yield ("schedules", index, "slug"), f"duplicate slug {slug!r}"
-        if problem := schedules.problem(schedule, dt.datetime.now(dt.UTC)):
-            yield ("schedules", index, problem[0]), problem[1]
+        for key, message in schedules.problems(schedule, dt.datetime.now(dt.UTC)):
+            yield ("schedules", index, key), message
         if replaced is not None and replaced in slugs:
             yield ("schedules", index, "replaces"), f"schedule {replaced!r} still exists"
         if replaced is not None and replaced in replacements[:index]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from tidepool.deploy.config.yaml_source import Finding, Place
+    from tidepool.deploy.config.yaml_lines import Finding, Place
 
 Manifest = dict[str, Any]
 

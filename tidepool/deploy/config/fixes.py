@@ -8,6 +8,7 @@ anything else of what the file means is not made.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tidepool.deploy.config import flows, yaml_source
+from tidepool.deploy.config import flows, yaml_lines, yaml_source
 from tidepool.deploy.config.checks import FILE, STEP
 from tidepool.deploy.config.yaml_source import InvalidFileError, Problem
 from tidepool.deploy.config.yaml_source import path as shown
@@ -24,12 +25,13 @@ from tidepool.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from tidepool.deploy.config.yaml_source import Place
+    from tidepool.deploy.config.yaml_lines import Place
 
 _STEP = f"{STEP}: {{}}"
 _NULL = "tag:yaml.org,2002:null"
 _BOOL = "tag:yaml.org,2002:bool"
 _TRUE = ("true", "yes", "on")
+_COMMENT = re.compile(r"\s#")
 
 
 @dataclass(frozen=True, order=True)
@@ -65,7 +67,7 @@ def fix(repository: Path) -> list[Problem]:
     new, made = text, []
     for edit in sorted(once.values(), reverse=True):  # from the end, so that positions stay right
         changed = f"{new[: edit.start]}{edit.text}{new[edit.end :]}"
-        if mended.means_the_same(changed):
+        if mended.means_the_same(changed) and not _COMMENT.search(new, edit.start, edit.end):
             new = changed
             made.append(edit)
     if made:
@@ -183,16 +185,20 @@ class _Mended:
         steps = _items(value)
         if any(STEP in _pairs(each) for each in steps) or value.start_mark.index < key.end_mark.index:
             return  # in another order, or the steps of an anchor
-        if not steps:
-            text = f":{self._newline}  - {_STEP}"
-            yield _Edit(key.end_mark.index, value.end_mark.index, text, ("build",), message)
-        elif isinstance(value, yaml.SequenceNode) and value.flow_style:
-            start = value.start_mark.index + 1
-            yield _Edit(start, start, f"{{{_STEP}}}, ", ("build", 0), message)
-        else:
+        start, end = value.start_mark.index, value.end_mark.index
+        if isinstance(value, yaml.SequenceNode) and value.flow_style:
+            after = self._text.index("[", start) + 1
+            yield _Edit(after, after, f"{{{_STEP}}}{', ' if steps else ''}", ("build", 0), message)
+        elif steps:
             start = self._above_comments(value)
             indent = " " * value.start_mark.column
             yield _Edit(start, start, f"{indent}- {_STEP}{self._newline}", ("build", 0), message)
+        elif end > start:  # null, written out
+            yield _Edit(start, end, f"[{{{_STEP}}}]", ("build",), message)
+        else:
+            start = self._below_comments(key)
+            begin = "" if self._text[:start].endswith("\n") else self._newline
+            yield _Edit(start, start, f"{begin}  - {_STEP}{begin or self._newline}", ("build",), message)
 
     def _pull(self, keys: Mapping[str, _Pair], place: Place) -> Iterator[_Edit]:
         message = "added `pull: []`: the image is the code"
@@ -228,18 +234,34 @@ class _Mended:
             yield _Edit(line + before.rindex(","), end, "", place, message)
 
     def _above_comments(self, node: yaml.Node) -> int:
-        """Return the beginning of a node's line, or of the comment above it that belongs to it."""
-        start = self._text.rfind("\n", 0, node.start_mark.index) + 1
+        """Return the beginning of a node's line, or of the comment above it that belongs to it.
+
+        A comment that is indented further is one of what is before. One that begins the file is the file's.
+        """
+        start = first = self._text.rfind("\n", 0, node.start_mark.index) + 1
         while start:
             above = self._text.rfind("\n", 0, start - 1) + 1
-            if not self._text[above:start].lstrip().startswith("#"):
-                break
+            line = self._text[above:start]
+            column = len(line) - len(line.lstrip())
+            if not line.lstrip().startswith("#") or column > node.start_mark.column:
+                return start
             start = above
-        return start
+        return first
+
+    def _below_comments(self, key: yaml.Node) -> int:
+        """Return the end of a key's line without a value, or of the comments below it that are indented further."""
+        end = key.end_mark.index
+        while True:
+            line, newline, rest = self._text[end:].partition("\n")
+            end += len(line) + len(newline)
+            following = rest.partition("\n")[0]
+            column = len(following) - len(following.lstrip())
+            if not following.lstrip().startswith("#") or column <= key.start_mark.column:
+                return end
 
 
 def _load(text: str) -> Any:
-    return yaml.load(text, Loader=yaml_source.LOADER)  # noqa: S506 - it is the safe one
+    return yaml.load(text, Loader=yaml_lines.LOADER)  # noqa: S506 - it is the safe one
 
 
 # Key, value, and the key that follows in the same mapping.
@@ -252,12 +274,12 @@ def _pairs(node: yaml.Node | None) -> dict[str, _Pair]:
     if not isinstance(node, yaml.MappingNode):
         return found
     for key, value in node.value:
-        if key.tag == yaml_source.MERGE:
+        if key.tag == yaml_lines.MERGE:
             for each in reversed(_items(value) or [value]):
                 found |= _pairs(each)
     keys = [key for key, _ in node.value]
     for (key, value), following in zip(node.value, [*keys[1:], None], strict=True):
-        if key.tag != yaml_source.MERGE:
+        if key.tag != yaml_lines.MERGE:
             found[str(key.value)] = (key, value, following)
     return found
 

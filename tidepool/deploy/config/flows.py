@@ -6,7 +6,7 @@ import inspect
 import sys
 import traceback
 import types
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args, get_origin, get_type_hints
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args, get_origin, get_type_hi
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
+from tidepool.deploy.config import imports
 from tidepool.deploy.config.yaml_source import place_in
 from tidepool.errors import UsageError, did_you_mean, reason
 
@@ -22,33 +23,84 @@ if TYPE_CHECKING:
 
     from prefect import Flow
 
-    from tidepool.deploy.config.yaml_source import Finding
+    from tidepool.deploy.config.imports import Stamp
+    from tidepool.deploy.config.yaml_lines import Finding
+
+
+class NotImportedError(UsageError):
+    """A flow whose module cannot be imported.
+
+    Attributes:
+        reason: The module's error with its line, which is the same for each flow of the module.
+    """
+
+    def __init__(self, entrypoint: str, reason: str) -> None:
+        super().__init__(f"cannot import flow {entrypoint}: {reason}")
+        self.reason = reason
+
+
+# What the import of a module raised, as long as the files that it executed stay as they are.
+_FAILED: dict[tuple[Path, str], tuple[str, Stamp]] = {}
 
 
 def load(repository: Path, entrypoint: str) -> Flow[..., Any]:
-    """Import a flow by module and function (`flows.csv_etl.flow.csv_etl`).
+    """Import a flow by module and function (`flows.csv_etl.flow.csv_etl`), as a process does that imports no other.
+
+    A module is executed once, also if it fails.
 
     Raises:
-        UsageError: it cannot be imported, or is not a flow.
+        NotImportedError: its module cannot be imported.
+        UsageError: it is not a flow.
     """
-    from prefect.exceptions import MissingFlowError
-    from prefect.flows import load_flow_from_entrypoint
+    module = entrypoint.rpartition(".")[0]
+    key = repository, module
+    reason, files = _FAILED.pop(key, ("", {}))
+    if reason and files == imports.stamp(files):
+        _FAILED[key] = reason, files
+        raise NotImportedError(entrypoint, reason)
+    with _no_server(), imports.as_in_its_own_process(repository, module):
+        return _load(repository, entrypoint)
+
+
+@contextmanager
+def _no_server() -> Iterator[None]:
+    """Start no server, with a database, for a module that asks the server for a block at its top."""
     from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
-    importable(repository)
+    # Settings are read from files of the current folder, too: before another one is it.
+    with temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+        yield
+
+
+def _load(repository: Path, entrypoint: str) -> Flow[..., Any]:
+    """Import a flow into this process."""
+    from prefect.exceptions import MissingFlowError
+    from prefect.flows import load_flow_from_entrypoint
+
     try:
-        # A module that asks the server for a block at its top would start one, with a database.
-        with temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
-            return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     except MissingFlowError as error:
+        if entrypoint.rpartition(".")[0] not in sys.modules:  # Prefect takes any AttributeError for a missing flow
+            raise _failure(repository, entrypoint, error.__cause__ or error) from error
         raise UsageError(f"cannot import flow {entrypoint}: {_missing(entrypoint)}") from error
     except (Exception, SystemExit, GeneratorExit) as error:  # the module's code may raise anything
-        text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-        place = _raised_in(repository, error)
+        raise _failure(repository, entrypoint, error) from error
+
+
+def _failure(repository: Path, entrypoint: str, error: BaseException) -> NotImportedError:
+    """Return the error of a flow whose module raised one, which is remembered."""
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    frames = _frames(repository, error)
+    reason = f"{type(error).__name__}: {text}{_raised_in(repository, error, frames)}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
         top = entrypoint.split(".", maxsplit=1)[0]
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == top:
-            place = shadowed(repository, top)
-        raise UsageError(f"cannot import flow {entrypoint}: {type(error).__name__}: {text}{place}") from error
+        statement, file = (frames[-1].line or "", frames[-1].filename) if frames else ("", "")
+        advice = shadowed(repository, top) if error.name.split(".")[0] == top else ""
+        reason += advice or imports.elsewhere(repository, error.name, statement, file)
+    # Without a line of the repository, nothing of it was executed, and what is missing may be there later.
+    if files := {each.filename for each in frames}:
+        _FAILED[repository, entrypoint.rpartition(".")[0]] = reason, imports.stamp(files)
+    return NotImportedError(entrypoint, reason)
 
 
 def find(repository: Path, entrypoint: str) -> tuple[Flow[..., Any] | None, str]:
@@ -56,13 +108,14 @@ def find(repository: Path, entrypoint: str) -> tuple[Flow[..., Any] | None, str]
 
     A flow that is named by a file is one of a module too. It is loaded from there, so that one mistake hides no other.
     """
-    path, colon, function = entrypoint.replace("\\", "/").partition(":")
-    is_path = "/" in path or path.endswith(".py")
-    if not (colon or is_path or path.startswith(".")) and "." in path:
+    if _names_a_module(entrypoint):
         try:
             return load(repository, entrypoint), ""
         except UsageError as error:
-            return None, str(error)
+            reason = error.reason if isinstance(error, NotImportedError) else ""
+            return None, f"its module cannot be imported: {reason}" if reason else str(error)
+    path, colon, function = entrypoint.replace("\\", "/").partition(":")
+    is_path = "/" in path or path.endswith(".py")
     module = by_module(repository, entrypoint)
     file = _file(repository, entrypoint)
     kind = "is not a module's function" if not (colon or is_path) else "is a file" if is_path else "has a colon"
@@ -85,6 +138,13 @@ def find(repository: Path, entrypoint: str) -> tuple[Flow[..., Any] | None, str]
         return None, f"{problem}, which cannot be imported: {str(error).partition(': ')[2]}"
     loaded = getattr(sys.modules.get(module.rpartition(".")[0]), "__file__", None)
     return (flow if loaded and Path(loaded).resolve() == file.resolve() else None), problem
+
+
+def _names_a_module(entrypoint: str) -> bool:
+    """Return True if an entrypoint has the form of a module's function: words with dots between them."""
+    return not (set(":/\\") & set(entrypoint) or entrypoint.endswith(".py") or entrypoint.startswith(".")) and (
+        "." in entrypoint
+    )
 
 
 def by_module(repository: Path, entrypoint: str) -> str:
@@ -119,21 +179,16 @@ def _parts(entrypoint: str) -> tuple[str, str]:
 
 
 def flow_of(repository: Path, entrypoint: str) -> Flow[..., Any]:
-    """Return the flow of an entrypoint.
+    """Return the flow of an entrypoint, to be run in this process: what its import changes there stays.
 
     Raises:
         UsageError: the entrypoint is not a module's function, or cannot be imported.
     """
-    flow, problem = find(repository, entrypoint)
-    if flow is None or problem:
-        raise UsageError(problem)
-    return flow
-
-
-def importable(repository: Path) -> None:
-    """Put the repository's folder on the path, as `prefect deploy` in it does."""
-    if str(repository) not in sys.path:
-        sys.path.insert(0, str(repository))
+    imports.importable(repository)
+    with _no_server():
+        if _names_a_module(entrypoint):
+            return _load(repository, entrypoint)
+    raise UsageError(find(repository, entrypoint)[1])
 
 
 def shadowed(repository: Path, top: str) -> str:
@@ -165,15 +220,19 @@ def _missing(entrypoint: str) -> str:
     return f"{problem}{did_you_mean(name, flows)}"
 
 
-def _raised_in(repository: Path, error: BaseException) -> str:
+def _raised_in(repository: Path, error: BaseException, frames: list[traceback.FrameSummary]) -> str:
     """Return the line of the repository that an error comes from, as an addition to its text."""
     if isinstance(error, SyntaxError):
         file = Path(error.filename or "")
         return f" ({file.relative_to(repository) if file.is_relative_to(repository) else file}:{error.lineno})"
+    return f" ({Path(frames[-1].filename).relative_to(repository)}:{frames[-1].lineno})" if frames else ""
+
+
+def _frames(repository: Path, error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the lines of the repository that an error went through, but for those of this module."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.lineno]
     inside = [frame for frame in frames if Path(frame.filename).is_relative_to(repository)]
-    own = [frame for frame in inside if Path(__file__) != Path(frame.filename)]
-    return f" ({Path(own[-1].filename).relative_to(repository)}:{own[-1].lineno})" if own else ""
+    return [frame for frame in inside if Path(__file__) != Path(frame.filename)]
 
 
 def annotation(function: Callable[..., Any], name: str) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prefect import Flow
 
-    from tidepool.deploy.config.yaml_source import Finding
+    from tidepool.deploy.config.yaml_lines import Finding
 
 FILE = "pyproject.toml"
 _RUNBOOK = re.compile(r"docs/runbooks/[A-Za-z0-9._-]+\.md")
@@ -69,7 +69,10 @@ class HouseRules(BaseModel):
 
 
 def load(repository: Path) -> tuple[HouseRules, list[Problem]]:
-    """Return the rules of a repository, and the problems of its pyproject.toml; without the file, the defaults."""
+    """Return the rules of a repository, and the problems of its pyproject.toml; without the file, the defaults.
+
+    A key that is wrong has its default, and the others are checked.
+    """
     path = repository / FILE
     if not path.is_file():
         return HouseRules(), []
@@ -94,7 +97,8 @@ def load(repository: Path) -> tuple[HouseRules, list[Problem]]:
             known = sorted(HouseRules.model_fields)
             message = f"unknown key{did_you_mean(key, known)}" if unknown else reason(each)
             found.append(Problem(FILE, _line(text, key), f"tool.tidepool.{key}", message))
-        return HouseRules(), found
+        wrong = {each["loc"][0] for each in error.errors() if each["loc"]}
+        return HouseRules.model_validate({key: each for key, each in given.items() if key not in wrong}), found
 
 
 def check(rules: HouseRules, repository: Path, config: Mapping[str, Any]) -> Iterator[Finding]:

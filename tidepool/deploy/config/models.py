@@ -9,7 +9,7 @@ import datetime as dt
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tidepool.deploy.config.yaml_source import place_in
 from tidepool.errors import did_you_mean, reason
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-    from tidepool.deploy.config.yaml_source import Finding, Place, Problem, YamlFile
+    from tidepool.deploy.config.yaml_lines import Finding, Place
+    from tidepool.deploy.config.yaml_source import Problem, YamlFile
 
 NOT_ALLOWED = {
     "build": "a deployment with its own `build` skips the checks of the top-level one",
@@ -63,7 +64,7 @@ class _Strict(BaseModel):
 
 
 class Schedule(_Strict):
-    """A schedule of a deployment."""
+    """A schedule of a deployment; `schedules.problems` checks which keys go together."""
 
     slug: Annotated[str, Field(min_length=1)]
     timezone: str | None = None
@@ -74,15 +75,6 @@ class Schedule(_Strict):
     day_or: bool | None = None
     parameters: dict[str, Any] | None = None
     replaces: str | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Schedule:
-        given = [name for name in ("cron", "interval", "rrule") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"exactly one of cron, interval and rrule is needed, not {' and '.join(given) or 'none'}")
-        if given == ["interval"] and self.anchor_date is None:
-            raise ValueError("an interval needs an anchor_date: without one each deploy moves the ticks")
-        return self
 
 
 class DeploymentConcurrency(_Strict):

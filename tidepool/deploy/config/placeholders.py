@@ -10,7 +10,7 @@ from pydantic_core import to_jsonable_python
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from tidepool.deploy.config.yaml_source import Place
+    from tidepool.deploy.config.yaml_lines import Place
 
 RUN_TIME = "ctx."
 """Prefix of what the Prefect worker fills in when a run starts: it is a part of the value."""

@@ -16,7 +16,7 @@ from tidepool.deploy.config import placeholders
 from tidepool.errors import did_you_mean, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from prefect.server.schemas.schedules import SCHEDULE_TYPES
 
@@ -24,7 +24,15 @@ Schedule = dict[str, Any]
 """`{cron, timezone, day_or}`, `{interval, anchor_date, timezone}` or `{rrule, timezone}`, as the server stores it."""
 
 # The keys of prefect.yaml that define a schedule's times.
-_KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date", "day_or")
+_TYPES = {
+    "cron": str,
+    "interval": str | int | float,
+    "rrule": str,
+    "timezone": str,
+    "anchor_date": str,
+    "day_or": bool,
+}
+_KEYS = tuple(_TYPES)
 _CRON_FIELDS = {
     "minute": "0 to 59",
     "hour": "0 to 23",
@@ -56,40 +64,58 @@ _HORIZON_DAYS = 364
 _FEW = 12
 
 
-def problem(values: Mapping[str, Any], now: datetime) -> tuple[str, str] | None:
-    """Return what is wrong with a schedule of prefect.yaml, with its key; None if it is accepted and fires.
+def problems(values: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, str]]:
+    """Yield all that is wrong with a schedule of prefect.yaml, each with its key; nothing if it is accepted and fires.
 
-    Its keys and their types have been checked.
+    Its keys are known ones. One whose value is of another type, which is reported elsewhere, is left out.
     """
-    if found := _problem_of_text(values):
-        return found
-    kind = next((key for key in _CHECKS if isinstance(values.get(key), str | int | float)), None)
-    if kind is None:
-        return None
+    given = [key for key in _CHECKS if values.get(key) is not None]
+    misspelt = any(did_you_mean(str(key), list(_CHECKS), "-") != "; -" for key in values if key not in _KEYS)
+    if len(given) > 1 or not (given or misspelt):
+        named = " and ".join(given) or "none"
+        yield (given or ["cron"])[-1], f"exactly one of cron, interval and rrule is needed, not {named}"
+    elif given == ["interval"] and values.get("anchor_date") is None:
+        yield "anchor_date", "missing: an interval needs one, because without it each deploy moves the ticks"
+    of_text = dict(_problems_of_text(values))
+    yield from of_text.items()
+    usable = {key: each for key, each in values.items() if key not in of_text and isinstance(each, _TYPES.get(key, ()))}
+    for key in given:
+        if key in usable:
+            others = {other: each for other, each in usable.items() if other not in _CHECKS}
+            if message := _refused({**others, key: usable[key]}, key, now):
+                yield key, f"{usable[key]!r}: {message}"
+
+
+def _refused(values: Mapping[str, Any], kind: str, now: datetime) -> str:
+    """Return what is wrong with the value of a schedule's kind; empty if it is accepted and fires."""
     try:
         _CHECKS[kind](values[kind])
         next_runs(parse(values), now, 1)
     except ValidationError as error:
-        reasons = "; ".join(reason(each, show_input=False) for each in error.errors())
-        return kind, f"{values[kind]!r}: {reasons}"
+        return "; ".join(reason(each, show_input=False) for each in error.errors())
     except (ValueError, TypeError, OverflowError) as error:
-        return kind, f"{values[kind]!r}: {error}"
-    return None
+        return str(error)
+    return ""
 
 
-def _problem_of_text(values: Mapping[str, Any]) -> tuple[str, str] | None:
+def _problems_of_text(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in (*_KEYS, "slug"):
         if placeholders.find(values.get(key)):
-            return key, "a schedule cannot contain {{ }}: its reviewers must see the value"
-    timezone = str(values.get("timezone") or "UTC")
-    try:
-        ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+            yield key, "a schedule cannot contain {{ }}: its reviewers must see the value"
+    timezone, anchor = values.get("timezone") or "UTC", values.get("anchor_date")
+    if isinstance(timezone, str) and not placeholders.find(timezone) and not _is_timezone(timezone):
         hint = did_you_mean(timezone, available_timezones(), "an example is Europe/Paris")
-        return "timezone", f"unknown timezone {timezone!r}{hint}"
-    if (anchor := values.get("anchor_date")) is not None and not _is_time(anchor):
-        return "anchor_date", f"{anchor!r} is not a time; write it in ISO 8601: 2026-01-01T00:00:00+00:00"
-    return None
+        yield "timezone", f"unknown timezone {timezone!r}{hint}"
+    if isinstance(anchor, str) and not placeholders.find(anchor) and not _is_time(anchor):
+        yield "anchor_date", f"{anchor!r} is not a time; write it in ISO 8601: 2026-01-01T00:00:00+00:00"
+
+
+def _is_timezone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 def parse(values: Mapping[str, Any]) -> Schedule:
@@ -130,12 +156,15 @@ def _check_cron(cron: Any) -> None:
         return
     if len(fields) != len(_CRON_FIELDS):
         raise ValueError(f"a cron expression has five fields, not {len(fields)}: {_CRON_FORM}")
+    wrong = []
     for index, (field, (name, accepted)) in enumerate(zip(fields, _CRON_FIELDS.items(), strict=True)):
         alone = " ".join(field if position == index else "*" for position in range(len(fields)))
         try:
             _model(json.dumps({"cron": alone}))
         except ValueError:
-            raise ValueError(f"{name} {field!r} is not accepted: {accepted}") from None
+            wrong.append(f"{name} {field!r} is not accepted: {accepted}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def _check_interval(interval: Any) -> None:
@@ -172,6 +201,7 @@ def _check_rrule_numbers(rrule: str) -> None:
         raise ValueError("FREQ is missing; an example is FREQ=DAILY;BYHOUR=7")
     parts = dict(each.split("=", 1) for each in re.split(r"[;\s:]", rrule) if "=" in each)
     found: dict[str, list[int]] = {}
+    wrong = []
     for name, (least, most, also_negative) in _RRULE_NUMBERS.items():
         for text in parts[name].split(",") if name in parts else ():
             accepted = f"{least} to {most}{f', or -{most} to -{least} from the end' if also_negative else ''}"
@@ -179,8 +209,11 @@ def _check_rrule_numbers(rrule: str) -> None:
                 not re.fullmatch(r"[+-]?[0-9]+", text)
                 or not least <= (abs(int(text)) if also_negative else int(text)) <= most
             ):
-                raise ValueError(f"{name} {text!r} is not accepted: {accepted}")
-            found.setdefault(name, []).append(int(text))
+                wrong.append(f"{name} {text!r} is not accepted: {accepted}")
+            else:
+                found.setdefault(name, []).append(int(text))
+    if wrong:
+        raise ValueError("; ".join(wrong))
     months, days = found.get("BYMONTH", [*range(1, 13)]), found.get("BYMONTHDAY", [1])
     if min(map(abs, days)) > max(_LONGEST_MONTHS[each - 1] for each in months):
         raise ValueError("it never fires: BYMONTHDAY is a day that no month of BYMONTH has")

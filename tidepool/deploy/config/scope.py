@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from typing_extensions import is_typeddict
 
-from tidepool.deploy.config import flows, placeholders
+from tidepool.deploy.config import flows, imports, placeholders
 from tidepool.errors import UsageError, did_you_mean
 from tidepool.settings import PREFIX, environment, reject_unknown, variables
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from tidepool.deploy.config.yaml_source import Finding, Place
+    from tidepool.deploy.config.yaml_lines import Finding, Place
 
 # Of a step's inputs, those that Prefect itself takes.
 _RESERVED = ("id", "requires")
@@ -149,7 +149,7 @@ class Scope:
 
 def after_steps(repository: Path, manifest: Mapping[str, Any], scope: Scope) -> tuple[Scope, list[Finding]]:
     """Return the scope of what is deployed after the build and push steps, and the problems of all steps."""
-    flows.importable(repository)
+    imports.importable(repository)
     found: list[Finding] = []
     listed = [
         ((phase, index), step)
@@ -163,14 +163,14 @@ def after_steps(repository: Path, manifest: Mapping[str, Any], scope: Scope) -> 
     for place, step in listed:
         if place[0] == "pull" and scope.deploying:
             scope = replace(scope, deploying=False)  # these run later, elsewhere
-        scope, problems = _step(step, place, scope)
+        scope, problems = _step(repository, step, place, scope)
         found += problems
         if place[0] != "pull":
             deployed = scope
     return deployed, found
 
 
-def _step(step: Mapping[str, Any], place: Place, scope: Scope) -> tuple[Scope, list[Finding]]:
+def _step(repository: Path, step: Mapping[str, Any], place: Place, scope: Scope) -> tuple[Scope, list[Finding]]:
     """Return the scope after a step, and its problems."""
     name, inputs = next(iter(step.items()))
     place = (*place, name)
@@ -182,7 +182,7 @@ def _step(step: Mapping[str, Any], place: Place, scope: Scope) -> tuple[Scope, l
     found += scope.problems(inputs, place)
     outputs: Mapping[str, Any] | None = None
     try:
-        function = _import(str(name))
+        function = _import(repository, str(name))
     except UsageError as error:
         # By `requires` Prefect installs a package that is missing; one that is there stays as it is.
         if not inputs.get("requires") or find_spec(str(name).split(".", 1)[0]):
@@ -204,7 +204,7 @@ def _step(step: Mapping[str, Any], place: Place, scope: Scope) -> tuple[Scope, l
     )
 
 
-def _import(name: str) -> Callable[..., Any]:
+def _import(repository: Path, name: str) -> Callable[..., Any]:
     """Import the function of a step.
 
     Raises:
@@ -212,7 +212,8 @@ def _import(name: str) -> Callable[..., Any]:
     """
     module, _, attribute = name.rpartition(".")
     try:
-        loaded = import_module(module)
+        with imports.as_in_its_own_process(repository, module):
+            loaded = import_module(module)
     except (Exception, SystemExit) as error:
         now = f"prefect.deployments.steps.{attribute.removesuffix('_project')}"
         hint = f"; in Prefect 3 it is {now}" if name.startswith(_PREFECT_2) else ""

@@ -12,25 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tidepool.deploy.config import yaml_lines
+from tidepool.deploy.config.yaml_lines import LOADER, Place
 from tidepool.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-# libyaml, where PyYAML was built with it: ten times as fast.
-LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-MERGE = "tag:yaml.org,2002:merge"
 # Of a path's last key, the position in a list.
 _INDEX = re.compile(r"\[[^]]*\]$")
 # Uses of one mistake that its message names.
 _NAMED = 3
-
-Place = tuple[str | int, ...]
-"""The path of a value in a file: keys and list positions, from the top."""
-
-Finding = tuple[Place, str]
-"""A place in a file and what is wrong there."""
+# An item of a list at the top of a file, such as a deployment, and the rest of the path.
+_ITEM = re.compile(r"(\w+\[[^]]*\])\.(.*)")
 
 
 @dataclass(frozen=True, order=True)
@@ -68,18 +63,19 @@ class YamlFile:
     Attributes:
         name: The file's path from the repository's root, as shown in messages.
         data: The content, as `yaml.safe_load` returns it.
-        lines: Line (from 1) of each key and list item; of a value that came by an anchor, the line at the anchor.
+        lines: Line of each key and list item.
         duplicates: A problem for each key that its mapping has already. YAML keeps the last one silently.
     """
 
     name: str
     data: Any
-    lines: dict[Place, int] = field(default_factory=dict)
+    lines: yaml_lines.Lines = field(default_factory=yaml_lines.Lines)
     duplicates: list[Problem] = field(default_factory=list)
 
     def line(self, place: Place) -> int:
         """Return the line of a value; of what would hold it, if it does not exist."""
-        return next((self.lines[place[:end]] for end in range(len(place), -1, -1) if place[:end] in self.lines), 1)
+        near = self.lines.nearest(place)
+        return 1 if near is None else self.lines.of[near]
 
     def problem(self, place: Place, message: str) -> Problem:
         """Return a problem of a value, with its line and its path."""
@@ -113,14 +109,17 @@ def read(path: Path, name: str) -> YamlFile:
         node = yaml.compose(text, Loader=LOADER)
         if node is not None:
             _refuse_misunderstood(node, ())
-        file = YamlFile(name, data=yaml.load(text, Loader=LOADER))  # noqa: S506 - it is the safe one
+        data = yaml.load(text, Loader=LOADER)  # noqa: S506 - it is the safe one
     except yaml.MarkedYAMLError as error:
         line, message = _in_words(error, text)
         raise InvalidFileError(Problem(name, line, "", f"invalid YAML: {message}")) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InvalidFileError(Problem(name, 1, "", f"invalid YAML: {' '.join(str(error).split())}")) from error
-    if node is not None:
-        _find_lines(file, node, (), set())
+    if node is None:
+        return YamlFile(name, data)
+    file = YamlFile(name, data, yaml_lines.find(text, node))
+    for place, line, first in file.lines.duplicates:
+        file.duplicates.append(replace(file.problem(place, f"duplicate key (first at line {first})"), line=line))
     return file
 
 
@@ -187,28 +186,6 @@ def _refuse_misunderstood(node: yaml.Node, above: tuple[int, ...]) -> None:
             _refuse_misunderstood(item, inside)
 
 
-def _find_lines(file: YamlFile, node: yaml.Node, place: Place, visited: set[int]) -> None:
-    """Add the lines of a node and of all that it holds to the file."""
-    file.lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _find_lines(file, item, (*place, index), visited)
-    elif isinstance(node, yaml.MappingNode):
-        # Merged mappings go first, since a mapping's own keys win; of several merged ones, the first wins.
-        for merged in (value for key, value in node.value if key.tag == MERGE):
-            for each in reversed(merged.value) if isinstance(merged, yaml.SequenceNode) else [merged]:
-                _find_lines(file, each, place, visited)
-        first: dict[Place, int] = {}
-        for key, value in ((key, value) for key, value in node.value if key.tag != MERGE):
-            here = (*place, yaml.constructor.SafeConstructor().construct_object(key, deep=True))
-            file.lines[here] = key.start_mark.line + 1
-            if here in first and id(node) not in visited:  # an anchor's node is visited at each alias
-                file.duplicates.append(file.problem(here, f"duplicate key (first at line {first[here]})"))
-            first.setdefault(here, file.lines[here])
-            _find_lines(file, value, here, visited)
-        visited.add(id(node))
-
-
 def is_inside(problem: Problem, found: Iterable[Problem]) -> bool:
     """Return True if a problem is one of a part of a value that has a problem itself, as an overlay may add a part."""
     return any(
@@ -222,23 +199,36 @@ def is_inside(problem: Problem, found: Iterable[Problem]) -> bool:
 def once(problems: Iterable[Problem]) -> list[Problem]:
     """Return problems sorted by file and line, each mistake once.
 
-    What an anchor or an overlay gives to several places is one mistake, with the places that use it.
+    What an anchor or an overlay gives to several places is one mistake, with the places that use it. What is wrong at
+    the same place of several deployments, in the same words, is one, too: a rule that all of them break.
     """
     uses: dict[tuple[str, int, str, str], list[Problem]] = {}
     for each in sorted(set(problems)):
         key = each.where.rpartition(".")[2]
         uses.setdefault((each.file, each.line, _INDEX.sub("", key), each.message), []).append(each)
-    return [replace(first, message=f"{first.message}{_also(first, others)}") for first, *others in uses.values()]
+    mistakes: dict[tuple[str, int, str, str], list[Problem]] = {}
+    for (file, line, _, message), found in uses.items():
+        item = _ITEM.fullmatch(found[0].where)
+        mistakes.setdefault((file, 0 if item else line, item[2] if item else found[0].where, message), []).extend(found)
+    return [replace(first, message=f"{first.message}{_also(first, others)}") for first, *others in mistakes.values()]
 
 
 def _also(first: Problem, others: list[Problem]) -> str:
     """Return the other places of a problem as an addition to its message: the deployments, if they are others."""
-    owner = first.where.partition(".")[0]
-    owners = dict.fromkeys(each.where.partition(".")[0] for each in others)
-    owners.pop(owner, None)
-    named = list(owners) or [each.where for each in others]
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return f" (also in {', '.join(named[:_NAMED])}{more})" if named else ""
+    owners = {_owner(each): each.line for each in reversed(others)}
+    owners.pop(_owner(first), None)
+    named = list(reversed(owners.items())) or [(each.where, each.line) for each in others]
+    shown = [name if line == first.line else f"{name} at line {line}" for name, line in named[:_NAMED]]
+    if more := named[_NAMED:]:
+        lines = sorted({line for _, line in more} - {first.line})
+        at = f" at line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines))}" if lines else ""
+        shown[-1] += f" and {len(more)} more{at}"
+    return f" (also in {', '.join(shown)})" if shown else ""
+
+
+def _owner(problem: Problem) -> str:
+    item = _ITEM.fullmatch(problem.where)
+    return item[1] if item else problem.where.partition(".")[0]
 
 
 def raise_if_any(problems: Iterable[Problem], consequence: str = "") -> None:
