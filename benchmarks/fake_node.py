@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 KEY = "tidepool.dev/fake"
 """Key of the node's label and of its taint."""
+IMAGE = f"localhost:5000/tidepool@sha256:{'0' * 64}"
+"""An image that is never pulled."""
 _NAME = "tidepool-fake"
 _HEARTBEAT_SECONDS = 10.0
 _REQUESTS_AT_A_TIME = 20
@@ -88,11 +90,10 @@ def _split(path: str) -> tuple[str, str, str]:
 
 
 class FakeNode:
-    """The node, for the pods of one namespace.
+    """The node.
 
     Args:
         kubernetes: The Kubernetes API.
-        namespace: Namespace of the pods.
         scheduler_address: Where something answers as a Dask scheduler does.
 
     Attributes:
@@ -100,11 +101,10 @@ class FakeNode:
         changed: Called with each pod when it runs or is gone.
     """
 
-    def __init__(self, kubernetes: Kubernetes, namespace: str, scheduler_address: str) -> None:
+    def __init__(self, kubernetes: Kubernetes, scheduler_address: str) -> None:
         self.pods: dict[str, dict[str, Any]] = {}
         self.changed: Callable[[dict[str, Any]], None] = lambda _: None
         self._kubernetes = kubernetes
-        self._namespace = namespace
         self._scheduler_address = scheduler_address
         self._told: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -123,7 +123,7 @@ class FakeNode:
         await self._renew()
         self._start(self._beat())
         where = {"fieldSelector": f"spec.nodeName={_NAME}"}
-        self._start(self._kubernetes.watch(f"v1/namespaces/{self._namespace}/pods", self._see, **where))
+        self._start(self._kubernetes.watch("v1/pods", self._see, **where))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -207,7 +207,7 @@ class FakeNode:
         await self._ask_about("DELETE", pod, "", {"gracePeriodSeconds": 0, "preconditions": uid})
 
     async def _ask_about(self, method: str, pod: dict[str, Any], part: str, body: Any, **options: Any) -> None:
-        path = f"v1/namespaces/{self._namespace}/pods/{pod['metadata']['name']}{part}"
+        path = f"v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}{part}"
         absent = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         while True:
             with suppress(httpx.TransportError, kr8s.APITimeoutError):

@@ -61,16 +61,17 @@ class Parts:
 
     Args:
         platform: Namespace of the platform.
+        given: The names of process ids; instead of finding the parts by themselves.
     """
 
-    def __init__(self, platform: Namespace) -> None:
-        self._platform = platform
+    def __init__(self, platform: Namespace, given: dict[int, str]) -> None:
+        self._platform, self._given = platform, given
         self._names: dict[int, str] = {}
         self._pods: dict[str, str] = {}
 
     def read(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return the CPU seconds that each part has used so far, and its memory in MiB."""
-        if not self._pods:
+        if not (self._pods or self._given):
             self.find_pods()
         cpu: dict[str, float] = defaultdict(float)
         memory: dict[str, float] = defaultdict(float)
@@ -101,6 +102,8 @@ class Parts:
             return ""
         if process.pid == psutil.Process().pid:
             return "this benchmark"
+        if self._given:
+            return self._given.get(process.pid, "")
         program = line[0].rpartition("/")[2]
         if program in _CONTROL_PLANE:
             return _CONTROL_PLANE[program]

@@ -26,12 +26,13 @@ import asyncio
 import base64
 import dataclasses
 import json
-import statistics
 import sys
 import time
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import httpx
 
@@ -40,15 +41,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 from installed import AUTH
 from kube import Namespace
 
-from benchmarks.fake_node import KEY, FakeNode, Kubernetes
-from benchmarks.parts import Parts, Usage, above
-from benchmarks.task_runner import RESULTS, code
+from benchmarks.fake_node import IMAGE, KEY, FakeNode, Kubernetes
+from benchmarks.parts import Parts
+from benchmarks.scale_tables import STEPS, record
 from tidepool.compute.clusters.kubernetes import certificate, manifest
 from tidepool.compute.clusters.kubernetes.driver import Run, driver_of
 from tidepool.settings import SizeSettings, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 POLL_SECONDS = 0.5
 GIVE_UP_SECONDS = 400.0
@@ -56,11 +57,12 @@ NAME = "scale"
 LABEL_RUN, LABEL_CLUSTER = "prefect.io/flow-run-id", "dask.org/cluster-name"
 DASK = "kubernetes.dask.org/v1"
 RULES = "tidepool-flow-run-rules"
+OURS = "app.kubernetes.io/part-of=tidepool"
+POOL = Path(__file__).parents[1] / "k8s" / "work-pool" / "base-job-template.json"
+TOLERATION = {"key": KEY, "operator": "Equal", "value": "yes", "effect": "NoSchedule"}
 WHERE_DASK_OBJECTS_ARE = {
     DASK: ("daskclusters", "daskworkergroups"), "apps/v1": ("deployments", "replicasets"), "v1": ("pods", "services"),
 }  # fmt: skip
-STEPS = ("driver's pod", "scheduler's pod", "workers' pods", "all run", "gone")
-IDLE = "idle"
 
 
 @dataclasses.dataclass
@@ -83,6 +85,83 @@ class Times:
         return {step: end - begin for step, begin, end in zip(STEPS, since, until, strict=True)}
 
 
+class ByPrefect:
+    """Flow runs of a deployment, which the Prefect worker executes.
+
+    Args:
+        server: The Prefect API, with all rights.
+        proxy: The Prefect API as flow runs have it.
+    """
+
+    def __init__(self, server: httpx.AsyncClient, proxy: httpx.AsyncClient) -> None:
+        self._server, self._proxy = server, proxy
+        self.deployment = ""
+
+    async def start(self, namespace: str) -> str:  # noqa: ARG002 - the work pool has one
+        """Start a run; return its id."""
+        body = {"state": {"type": "SCHEDULED", "name": "Scheduled"}}
+        return str((await _ask(self._server, f"deployments/{self.deployment}/create_flow_run", body))["id"])
+
+    async def begin(self, run_id: str) -> None:
+        """Do what a driver does before its flow."""
+        await _ask(self._proxy, f"flow_runs/{run_id}")
+        await self.state(run_id, "RUNNING")
+        await self.log(run_id, "a Dask cluster is asked for")
+
+    async def state(self, run_id: str, state: str) -> None:
+        """Report a state."""
+        body = {"state": {"type": state, "name": state.capitalize()}}
+        answer = await _ask(self._proxy, f"flow_runs/{run_id}/set_state", body)
+        if answer["status"] != "ACCEPT":
+            raise RuntimeError(f"{state}: {answer['status']} {answer['details']}")
+
+    async def log(self, run_id: str, message: str) -> None:
+        """Send a line of the log."""
+        line = {"name": "prefect.flow_runs", "level": 20, "message": message, "flow_run_id": run_id}
+        line["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        await _ask(self._proxy, "logs/", [line])
+
+
+class ByHand(ByPrefect):
+    """Jobs as the work pool makes them, and no Prefect.
+
+    Args:
+        kubernetes: The Kubernetes API.
+    """
+
+    def __init__(self, kubernetes: Kubernetes) -> None:
+        self._kubernetes = kubernetes
+
+    async def start(self, namespace: str) -> str:
+        """Create a Job; return the id of its run."""
+        run_id = str(uuid4())
+        labels = {LABEL_RUN: run_id, "prefect.io/flow-name": NAME, "prefect.io/deployment-name": NAME}
+        template = json.loads(POOL.read_text())["job_configuration"]["job_manifest"]["spec"]["template"]
+        container = template["spec"]["containers"][0] | {"image": IMAGE, "args": ["python", "-m", "tidepool"]}
+        container["resources"] = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}}
+        pod = {name: value for name, value in template["spec"].items() if name not in {"parallelism", "completions"}}
+        pod |= {
+            "containers": [container], "nodeSelector": {KEY: "yes"}, "tolerations": [TOLERATION],
+            "terminationGracePeriodSeconds": 60, "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}],
+        }  # fmt: skip
+        spec = {
+            "backoffLimit": 0, "activeDeadlineSeconds": 3600, "ttlSecondsAfterFinished": 60,
+            "template": {"metadata": {"labels": template["metadata"]["labels"] | labels}, "spec": pod},
+        }  # fmt: skip
+        job = {"metadata": {"generateName": f"{NAME}-", "labels": labels}, "spec": spec}
+        await self._kubernetes.ask("POST", f"batch/v1/namespaces/{namespace}/jobs", job)
+        return run_id
+
+    async def begin(self, run_id: str) -> None:
+        """Do nothing."""
+
+    async def state(self, run_id: str, state: str) -> None:
+        """Do nothing."""
+
+    async def log(self, run_id: str, message: str) -> None:
+        """Do nothing."""
+
+
 class Drivers:
     """Flow runs and their fake drivers.
 
@@ -90,35 +169,27 @@ class Drivers:
         chosen: The arguments of the command.
         kubernetes: The Kubernetes API.
         node: The fake node.
-        server: The Prefect API, with all rights.
-        proxy: The Prefect API as flow runs have it.
+        runs: How runs are started and reported.
     """
 
-    def __init__(
-        self,
-        chosen: argparse.Namespace,
-        kubernetes: Kubernetes,
-        node: FakeNode,
-        server: httpx.AsyncClient,
-        proxy: httpx.AsyncClient,
-    ) -> None:
-        self._chosen, self._kubernetes, self._node = chosen, kubernetes, node
-        self._server, self._proxy = server, proxy
+    def __init__(self, chosen: argparse.Namespace, kubernetes: Kubernetes, node: FakeNode, runs: ByPrefect) -> None:
+        self._chosen, self._kubernetes, self._node, self._runs = chosen, kubernetes, node, runs
         self._phases: dict[str, dict[str, tuple[str, str]]] = {}  # cluster -> pod -> component, phase
         self._drivers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self.finished: list[Times] = []
         node.changed = self._changed
 
-    async def all(self, deployment: str) -> list[str]:
+    async def all(self) -> list[str]:
         """Run all; return the problems of those that did not end as they should."""
         tasks: list[asyncio.Task[None]] = []
+        namespaces = self._chosen.runs_namespace.split(",")
         began = time.monotonic()
         for number in range(self._chosen.runs):
             if self._chosen.every:
                 await asyncio.sleep(max(0.0, began + number * self._chosen.every - time.monotonic()))
             elif tasks:
                 await asyncio.wait(tasks)
-            tasks.append(asyncio.create_task(self._run(deployment)))
+            tasks.append(asyncio.create_task(self._run(namespaces[number % len(namespaces)])))
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         return [repr(each)[:300] for each in ended if each is not None]
 
@@ -133,35 +204,32 @@ class Drivers:
     def _driver(self, run_id: str) -> asyncio.Future[dict[str, Any]]:
         return self._drivers.setdefault(run_id, asyncio.get_running_loop().create_future())
 
-    async def _run(self, deployment: str) -> None:
+    async def _run(self, namespace: str) -> None:
         times = Times(asked=time.monotonic())
-        state = {"type": "SCHEDULED", "name": "Scheduled"}
-        run = await self._prefect(self._server, f"deployments/{deployment}/create_flow_run", {"state": state})
+        run_id = await self._runs.start(namespace)
         async with asyncio.timeout(GIVE_UP_SECONDS):
-            pod = await self._driver(run["id"])
+            pod = await self._driver(run_id)
             times.began = time.monotonic()
-            await self._prefect(self._proxy, f"flow_runs/{run['id']}")
-            await self._state(run["id"], "RUNNING")
-            await self._log(run["id"], "a Dask cluster is asked for")
-            cluster = await self._create(run["id"], pod, times)
+            await self._runs.begin(run_id)
+            cluster = await self._create(run_id, pod, times)
             pods = self._phases.setdefault(cluster, {})
             workers = self._chosen.workers
             times.scheduler = await _when(lambda: "scheduler" in {part for part, _ in pods.values()})
             times.pods = await _when(lambda: sum(part == "worker" for part, _ in pods.values()) >= workers)
             times.running = await _when(lambda: sum(phase == "Running" for _, phase in pods.values()) == workers + 1)
-            await self._log(run["id"], f"{workers} workers run")
+            await self._runs.log(run_id, f"{workers} workers run")
             await asyncio.sleep(self._chosen.hold)
             times.deleted = time.monotonic()
-            path = f"{DASK}/namespaces/{self._chosen.runs_namespace}/daskclusters/{cluster}"
+            path = f"{DASK}/namespaces/{namespace}/daskclusters/{cluster}"
             await self._kubernetes.ask(
                 "DELETE", path, {"propagationPolicy": "Background"}, headers=self._by_a_run(pod),
                 absent=(HTTPStatus.NOT_FOUND,),
             )  # fmt: skip
-            await self._state(run["id"], "COMPLETED")
-            await self._log(run["id"], "done")
+            await self._runs.state(run_id, "COMPLETED")
+            await self._runs.log(run_id, "done")
             self._node.end(pod)
             times.gone = await _when(lambda: {phase for _, phase in pods.values()} == {"gone"})
-            while await self._left(cluster):  # noqa: ASYNC110 - another process deletes it
+            while await self._left(namespace, cluster):  # noqa: ASYNC110 - another process deletes it
                 await asyncio.sleep(POLL_SECONDS)
             times.gone = time.monotonic()
         self.finished.append(times)
@@ -190,23 +258,23 @@ class Drivers:
         return str(cluster["metadata"]["name"])
 
     async def _post(self, body: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
-        path = f"{body['apiVersion']}/namespaces/{self._chosen.runs_namespace}/{body['kind'].lower()}s"
+        path = f"{body['apiVersion']}/namespaces/{pod['metadata']['namespace']}/{body['kind'].lower()}s"
         return await self._kubernetes.ask("POST", path, body, headers=self._by_a_run(pod)) or {}
 
     def _by_a_run(self, pod: dict[str, Any]) -> dict[str, str]:
         """Return the headers of a request by the flow runs' account, with the token of a pod."""
         extra = "Impersonate-Extra-Authentication.kubernetes.io%2Fpod-"
-        account = f"system:serviceaccount:{self._chosen.runs_namespace}:{pod['spec']['serviceAccountName']}"
+        account = f"system:serviceaccount:{pod['metadata']['namespace']}:{pod['spec']['serviceAccountName']}"
         return {
             "Impersonate-User": account,
             f"{extra}Name": pod["metadata"]["name"],
             f"{extra}Uid": pod["metadata"]["uid"],
         }
 
-    async def _left(self, cluster: str) -> bool:
+    async def _left(self, namespace: str, cluster: str) -> bool:
         for version, kinds in WHERE_DASK_OBJECTS_ARE.items():
             for kind in kinds:
-                path = f"{version}/namespaces/{self._chosen.runs_namespace}/{kind}"
+                path = f"{version}/namespaces/{namespace}/{kind}"
                 if kind == "daskclusters":
                     found = await self._kubernetes.ask("GET", f"{path}/{cluster}", absent=(HTTPStatus.NOT_FOUND,))
                 else:
@@ -216,20 +284,11 @@ class Drivers:
                     return True
         return False
 
-    async def _state(self, run_id: str, state: str) -> None:
-        body = {"state": {"type": state, "name": state.capitalize()}}
-        answer = await self._prefect(self._proxy, f"flow_runs/{run_id}/set_state", body)
-        if answer["status"] != "ACCEPT":
-            raise RuntimeError(f"{state}: {answer['status']} {answer['details']}")
 
-    async def _log(self, run_id: str, message: str) -> None:
-        line = {"name": "prefect.flow_runs", "level": 20, "message": message, "flow_run_id": run_id}
-        line["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        await self._prefect(self._proxy, "logs/", [line])
-
-    async def _prefect(self, client: httpx.AsyncClient, path: str, body: Any = None) -> Any:
-        answer = await client.request("GET" if body is None else "POST", path, json=body)
-        return answer.raise_for_status().json() if answer.content else None
+async def _ask(client: httpx.AsyncClient, path: str, body: Any = None) -> Any:
+    """Send a request to the Prefect API; a POST if it has a body."""
+    answer = await client.request("GET" if body is None else "POST", path, json=body)
+    return answer.raise_for_status().json() if answer.content else None
 
 
 async def _when(condition: Callable[[], bool]) -> float:
@@ -252,154 +311,88 @@ async def scheduler_answers(_: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 async def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     """Measure; return the figures."""
-    platform, runs = Namespace(chosen.namespace), Namespace(chosen.runs_namespace)
-    parts, end, kubernetes = Parts(platform), asyncio.Event(), await Kubernetes.connect()
+    given = {int(pid): name for name, _, pid in (each.partition("=") for each in chosen.part)}
+    parts, end = Parts(Namespace(chosen.namespace), given), asyncio.Event()
     if chosen.idle:
         asyncio.get_running_loop().call_later(chosen.idle, end.set)
         return {"usage": dataclasses.asdict(await parts.measure(end))}
-
-    def client(service: str, user: tuple[str, str]) -> httpx.AsyncClient:
-        [found] = [each for each in platform.get("services") if each["metadata"]["name"] == service]
-        url = f"http://{found['spec']['clusterIP']}:{found['spec']['ports'][0]['port']}/api/"
-        return httpx.AsyncClient(base_url=url, auth=user, timeout=120, limits=httpx.Limits(max_connections=50))
-
-    secret = json.loads(runs.kubectl("get", "secret", "tidepool-flow-run-api", "--output=json"))
-    user, _, word = base64.b64decode(secret["data"]["auth-string"]).decode().partition(":")
-    address = json.loads(platform.kubectl("get", "nodes", "--output=json"))["items"][0]["status"]["addresses"][0]
-    rules = {"nodeSelectors": KEY, "tolerations": KEY}
-    had = json.loads(runs.kubectl("get", "configmap", RULES, "--output=json"))["data"]
-    answering = await asyncio.start_server(scheduler_answers, address["address"], 8787)
+    kubernetes = await Kubernetes.connect()
+    nodes = (await kubernetes.ask("GET", "v1/nodes") or {})["items"]
+    address = nodes[0]["status"]["addresses"][0]["address"] if nodes else "127.0.0.1"
     async with (
-        answering,
-        client("tidepool-server", AUTH) as server,
-        client("tidepool-flow-run-api", (user, word)) as proxy,
+        await asyncio.start_server(scheduler_answers, address, 8787),
+        by_hand(kubernetes) if chosen.no_prefect else by_prefect(chosen) as runs,
+        FakeNode(kubernetes, address) as node,
     ):
-        pool = (await server.get("work_pools/kubernetes")).raise_for_status().json()
-        flow = (await server.post("flows/", json={"name": NAME})).raise_for_status().json()["id"]
-        toleration = {"key": KEY, "operator": "Equal", "value": "yes", "effect": "NoSchedule"}
-        variables = {"node_selector": {KEY: "yes"}, "tolerations": [toleration], "finished_job_ttl": 60}
-        body = {"name": NAME, "flow_id": flow, "entrypoint": "none.py:none", "work_pool_name": "kubernetes"}
-        try:
-            runs.kubectl("patch", "configmap", RULES, "--type=merge", f"--patch={json.dumps({'data': rules})}")
-            await server.patch("work_pools/kubernetes", json={"concurrency_limit": None})
-            answer = await server.post("deployments/", json={**body, "job_variables": variables})
-            async with FakeNode(kubernetes, chosen.runs_namespace, address["address"]) as node:
-                drivers = Drivers(chosen, kubernetes, node, server, proxy)
-                measuring = asyncio.create_task(parts.measure(end))
-                await asyncio.sleep(2)
-                problems = await drivers.all(answer.raise_for_status().json()["id"])
-                end.set()
-                usage = await measuring
-                runs.kubectl("delete", "daskclusters", f"--selector=tidepool.dev/deployment={NAME}", "--wait=false")
-                runs.kubectl("delete", "jobs", f"--selector=prefect.io/flow-name={NAME}", "--wait=false")
-                await asyncio.wait_for(_when(lambda: not node.pods), 120)
-        finally:
-            back = {"data": {name: had[name] for name in rules}}
-            runs.kubectl("patch", "configmap", RULES, "--type=merge", f"--patch={json.dumps(back)}")
-            limit = {"concurrency_limit": pool["concurrency_limit"]}
-            await server.patch("work_pools/kubernetes", json=limit)
-            await server.delete(f"flows/{flow}")
+        drivers = Drivers(chosen, kubernetes, node, runs)
+        measuring = asyncio.create_task(parts.measure(end))
+        await asyncio.sleep(2)
+        problems = await drivers.all()
+        end.set()
+        usage = await measuring
+        for each in map(Namespace, chosen.runs_namespace.split(",")):
+            each.kubectl("delete", "daskclusters", f"--selector={OURS}", "--wait=false")
+            each.kubectl("delete", "jobs", f"--selector=prefect.io/flow-name={NAME}", "--wait=false")
+        await asyncio.wait_for(_when(lambda: not node.pods), 120)
     steps = [each.steps() for each in sorted(drivers.finished, key=lambda each: each.asked)]
     return {"usage": dataclasses.asdict(usage), "steps": steps, "problems": problems}
 
 
-def title(chosen: argparse.Namespace) -> str:
-    """Return what a measurement is called."""
-    rate = f"one every {chosen.every:g} s" if chosen.every else "one at a time"
-    what = f"{chosen.runs} runs of {chosen.workers} workers, {rate}, held {chosen.hold:g} s"
-    return f"{IDLE if chosen.idle else what}{f', {chosen.label}' if chosen.label else ''}"
+@asynccontextmanager
+async def by_hand(kubernetes: Kubernetes) -> AsyncIterator[ByPrefect]:
+    """Prepare nothing."""
+    yield ByHand(kubernetes)
 
 
-def tables(records: dict[str, Any]) -> list[str]:
-    """Return Markdown tables of all measurements."""
-    idle = {each["label"]: Usage(**each["usage"]) for each in records.values() if each["title"].startswith(IDLE)}
-    loads = {name: each for name, each in records.items() if each.get("steps")}
-    used = {name: Usage(**each["usage"]) for name, each in loads.items()}
-    lines = [
-        f"| | runs, ended as they should | {' | '.join(STEPS)} | all run: first, last third | cores busy |",
-        f"|---|---|{'---|' * len(STEPS)}---|---|",
-    ]
-    for number, (name, each) in enumerate(loads.items(), 1):
-        steps = each["steps"]
-        cells = [f"{_median(steps, step):.1f} ({_high(steps, step):.1f})" for step in STEPS]
-        third = max(1, len(steps) // 3)
-        growth = f"{_median(steps[:third], 'all run'):.1f}, {_median(steps[-third:], 'all run'):.1f}"
-        ended = f"{len(steps)} of {each['asked']}"
-        lines.append(f"| {number}: {name} | {ended} | {' | '.join(cells)} | {growth} | {used[name].busy:.0%} |")
-    columns = "".join(f" {number} |" for number in range(1, len(loads) + 1))
-    over = {
-        name: (idle.get(each["label"]) or next(iter(idle.values()), Usage()), len(each["steps"]))
-        for name, each in loads.items()
-    }
+@asynccontextmanager
+async def by_prefect(chosen: argparse.Namespace) -> AsyncIterator[ByPrefect]:
+    """Create the deployment, and let its runs choose the fake node; afterwards all is as before."""
+    platform, runs = Namespace(chosen.namespace), Namespace(chosen.runs_namespace)
+    secret = json.loads(runs.kubectl("get", "secret", "tidepool-flow-run-api", "--output=json"))
+    user, _, word = base64.b64decode(secret["data"]["auth-string"]).decode().partition(":")
+    had = json.loads(runs.kubectl("get", "configmap", RULES, "--output=json"))["data"]
 
-    def rows(head: str, cell: Callable[[str, str], str], of: Callable[[Usage], dict[str, float]]) -> None:
-        lines.extend(["", f"| {head} | {IDLE} |{columns}", f"|---|---|{'---|' * len(loads)}"])
-        for row in sorted({key for each in used.values() for key in of(each)} - {""}):
-            idles = {of(each).get(row, 0.0) / (each.seconds if of(each) in (each.cpu, each.counts) else 1.0)
-                     for each in idle.values()}  # fmt: skip
-            first = f"{next(iter(idles), 0.0):.2f}" if idles else "-"
-            cells = "".join(f" {cell(row, name)} |" for name in loads)
-            lines.append(f"| {row} | {first} |{cells}")
+    def rules(data: dict[str, str]) -> None:
+        runs.kubectl("patch", "configmap", RULES, "--type=merge", f"--patch={json.dumps({'data': data})}")
 
-    def per_run(of: Callable[[Usage], dict[str, float]]) -> Callable[[str, str], str]:
-        def cell(row: str, name: str) -> str:
-            calm, runs = over[name]
-            ratio = used[name].seconds / calm.seconds if calm.seconds else 0.0
-            return f"{above(of(used[name]), of(calm), ratio, runs).get(row, 0.0):.2f}"
-
-        return cell
-
-    rows("CPU seconds per run above idle (idle: cores)", per_run(lambda each: each.cpu), lambda each: each.cpu)
-    rows(
-        "the most of a core within 5 s",
-        lambda row, name: f"{used[name].share.get(row, 0):.2f}",
-        lambda each: each.share,
-    )
-    rows("peak memory, MiB", lambda row, name: f"{used[name].memory.get(row, 0):.0f}", lambda each: each.memory)
-    rows("requests per run above idle (idle: per second)", per_run(lambda each: each.counts), lambda each: each.counts)
-    return lines
+    async with (
+        _client(platform, "tidepool-server", AUTH) as server,
+        _client(platform, "tidepool-flow-run-api", (user, word)) as proxy,
+    ):
+        limit = (await _ask(server, "work_pools/kubernetes"))["concurrency_limit"]
+        flow = (await _ask(server, "flows/", {"name": NAME}))["id"]
+        variables = {"node_selector": {KEY: "yes"}, "tolerations": [TOLERATION], "finished_job_ttl": 60}
+        body = {"name": NAME, "flow_id": flow, "entrypoint": "none.py:none", "work_pool_name": "kubernetes"}
+        try:
+            rules({"nodeSelectors": KEY, "tolerations": KEY})
+            await server.patch("work_pools/kubernetes", json={"concurrency_limit": None})
+            prefect = ByPrefect(server, proxy)
+            prefect.deployment = (await _ask(server, "deployments/", {**body, "job_variables": variables}))["id"]
+            yield prefect
+        finally:
+            rules({name: had[name] for name in ("nodeSelectors", "tolerations")})
+            await server.patch("work_pools/kubernetes", json={"concurrency_limit": limit})
+            await server.delete(f"flows/{flow}")
 
 
-def _median(steps: list[dict[str, float]], step: str) -> float:
-    return statistics.median(each[step] for each in steps)
-
-
-def _high(steps: list[dict[str, float]], step: str) -> float:
-    return sorted(each[step] for each in steps)[round(0.95 * (len(steps) - 1))]
-
-
-def record(chosen: argparse.Namespace, figures: dict[str, Any]) -> str:
-    """Add a measurement to scale.json, make scale.md of all, and return that."""
-    data = RESULTS / "scale.json"
-    records = json.loads(data.read_text()) if data.exists() else {}
-    name = title(chosen)
-    records[name] = {**figures, "title": name, "label": chosen.label, "asked": chosen.runs, "code": code()}
-    data.write_text(json.dumps(records, indent=1) + "\n")
-    head = [
-        "# Growth",
-        "",
-        (
-            "`python -m benchmarks.scale` makes these tables, each row or column by one call, on a Kubernetes cluster "
-            "of one node (2 cores) with a fake second one. Seconds: median (95th percentile). The most of a core: "
-            "1.00 is all that a single thread can have."
-        ),
-        "",
-    ]
-    text = "\n".join([*head, *tables(records)]) + "\n"
-    (RESULTS / "scale.md").write_text(text)
-    return text
+def _client(platform: Namespace, service: str, user: tuple[str, str]) -> httpx.AsyncClient:
+    [found] = [each for each in platform.get("services") if each["metadata"]["name"] == service]
+    url = f"http://{found['spec']['clusterIP']}:{found['spec']['ports'][0]['port']}/api/"
+    return httpx.AsyncClient(base_url=url, auth=user, timeout=120, limits=httpx.Limits(max_connections=50))
 
 
 def main() -> None:
     """Run the command."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--namespace", default="tidepool")
-    arguments.add_argument("--runs-namespace", default="tidepool-runs")
+    arguments.add_argument("--runs-namespace", default="tidepool-runs", help="with --no-prefect several, with commas")
     arguments.add_argument("--runs", type=int, default=10)
     arguments.add_argument("--workers", type=int, default=50, help="of each run's Dask cluster")
     arguments.add_argument("--every", type=float, default=0.0, help="seconds between two runs; 0: one at a time")
     arguments.add_argument("--hold", type=float, default=5.0, help="seconds that a complete cluster is kept")
     arguments.add_argument("--idle", type=float, default=0.0, help="measure the platform without runs for so long")
+    arguments.add_argument("--no-prefect", action="store_true", help="Jobs by hand; benchmarks.control_plane uses it")
+    arguments.add_argument("--part", action="append", default=[], metavar="NAME=PID", help="all that is measured")
     arguments.add_argument("--label", default="", help="added to the name of the measurement")
     chosen = arguments.parse_args()
     figures = asyncio.run(measure(chosen))
