@@ -194,20 +194,26 @@ def main() -> None:
     arguments.add_argument("--no-policies", action="store_true")
     arguments.add_argument("--label", default="own control plane")
     arguments.add_argument("--namespaces", type=int, default=1, help="of flow runs, each with an operator of its own")
+    arguments.add_argument("--deployments", type=int, default=0, help="so many pods, by as many Deployments and by one")
     arguments.add_argument("scale", nargs="*", help="arguments of benchmarks.scale, after --")
     chosen = arguments.parse_args()
     with control_plane(chosen.binaries, chosen.controller_qps, policies=not chosen.no_policies) as plane:
+        path = f"PATH={chosen.binaries}:/usr/bin:/bin"
+        before = ["env", f"KUBECONFIG={plane.kubeconfig}", path, sys.executable, "-m"]
+        if pods := chosen.deployments:
+            for number, replicas in ((pods, 1), (1, pods)):
+                subprocess.run([*before, "benchmarks.deployments", str(number), str(replicas)], check=True)
+                print(plane.waited(), flush=True)
+            return
         namespaces = [f"{NAMESPACE}-{number}" for number in range(chosen.namespaces)]
         for number, each in enumerate(namespaces):
             plane.prepare(each)
             plane.operate(each, f"operator {number + 1}" if number else "operator")
         time.sleep(10)  # the operator starts, and the API server compiles the policies
         parts = [f"--part={name}={pid}" for name, pid in plane.parts.items()]
-        program = [sys.executable, "-m", "benchmarks.scale", "--no-prefect", *parts]
+        program = ["benchmarks.scale", "--no-prefect", *parts]
         program.append(f"--runs-namespace={','.join(namespaces)}")
-        path = f"PATH={chosen.binaries}:/usr/bin:/bin"
         for arguments_of in (["--idle=40", f"--label={chosen.label}"], [*chosen.scale, f"--label={chosen.label}"]):
-            before = ["env", f"KUBECONFIG={plane.kubeconfig}", path]
             subprocess.run([*before, *program, *arguments_of], check=True, stdout=subprocess.DEVNULL)
             print(plane.waited(), flush=True)
 
