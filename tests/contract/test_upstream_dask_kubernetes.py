@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from kopf._core.actions import execution
 from kopf._core.intents import causes
 
 from tidepool.upstream import dask_kubernetes
-from tidepool.upstream.kopf import remove_timer
+from tidepool.upstream.kopf import remove_handlers, remove_timer
 
 if TYPE_CHECKING:
     import pytest
@@ -73,3 +74,22 @@ def test_without_the_idle_timer_no_handler_asks_for_a_finalizer_on_a_cluster() -
     assert [each.fn for each in registry._spawning.get_all_handlers()] == [controller.daskautoscaler_adapt]
     removers = [each for each in registry._changing.get_all_handlers() if each.requires_finalizer]
     assert removers == [], "a handler of removals"
+
+
+def test_without_the_handlers_for_pods_of_jobs_no_pod_is_watched() -> None:
+    registry = copy.copy(kopf.get_default_registry())
+    registry._changing = copy.copy(registry._changing)
+
+    remove_handlers(registry, *dask_kubernetes.JOB_PODS)
+
+    watched = {each.any_name for each in registry._changing.get_all_selectors()}
+    assert "service" in watched
+    assert not watched & {"pod", "pods"}
+
+
+def test_a_new_worker_group_gets_its_workers_by_the_handler_of_its_creation() -> None:
+    """So that the handler of a changed number need not be called for it."""
+    assert "await daskworkergroup_replica_update(" in inspect.getsource(controller.daskworkergroup_create)
+    handlers = kopf.get_default_registry()._changing.get_all_handlers()
+    fields = [each.field for each in handlers if each.fn is dask_kubernetes.SCALE_WORKERS]
+    assert fields == [("spec", "worker", "replicas")]

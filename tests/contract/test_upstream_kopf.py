@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 
 import kopf
 import pytest
+from kopf._core.intents import causes, registries
 
-from tidepool.upstream.kopf import check_first, remove_timer
+from tidepool.upstream.kopf import check_first, not_at_creation, remove_handlers, remove_timer
 
 
 def test_only_the_timer_of_that_function_is_removed() -> None:
@@ -58,3 +60,39 @@ def test_a_check_comes_before_every_handler() -> None:
         with pytest.raises(kopf.PermanentError):
             asyncio.run(each.fn(body="bad", namespace="ns"))
     assert called == ["good"] * 3
+
+
+def test_only_handlers_of_those_functions_are_removed() -> None:
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.create("one", registry=registry)
+    @kopf.on.field("two", field="status.phase", registry=registry)
+    def unwanted(**_: Any) -> None:
+        pass
+
+    @kopf.on.field("one", field="status.phase", registry=registry)
+    def wanted(**_: Any) -> None:
+        pass
+
+    remove_handlers(registry, unwanted)
+
+    assert [each.fn for each in registry._changing.get_all_handlers()] == [wanted]
+    assert {each.any_name for each in registry._changing.get_all_selectors()} == {"one"}, "what kopf watches"
+
+
+def test_a_handler_of_a_field_is_called_for_a_change_and_not_for_a_new_object() -> None:
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.field("one", field="spec.replicas", registry=registry)
+    def scale(**_: Any) -> None:
+        pass
+
+    def called(old: dict[str, Any] | None) -> bool:
+        [handler] = registry._changing.get_all_handlers()
+        cause = Mock(spec=causes.ChangingCause, old=old, new={"spec": {"replicas": 2}}, kwargs={})
+        return registries._matches_field_changes(handler, cause, {})
+
+    assert called(None)
+    not_at_creation(registry, scale)
+    assert not called(None)
+    assert called({"spec": {"replicas": 1}})

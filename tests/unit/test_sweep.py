@@ -33,9 +33,10 @@ DASK = "/apis/kubernetes.dask.org/v1/namespaces/ns"
 CORE = "/api/v1/namespaces/ns"
 OURS = {"app.kubernetes.io/part-of": "tidepool", "app.kubernetes.io/managed-by": "tidepool"}
 LONG_AGO = "2026-01-01T00:00:00Z"
-# In this order: what belongs to something is read before it.
+# In this order: what belongs to something is read before it. The clusters are read before, too, for their names.
 READINGS = [
     f"{CORE}/events",
+    f"{DASK}/daskclusters",
     f"{DASK}/daskworkergroups",
     f"{DASK}/daskautoscalers",
     "/apis/apps/v1/namespaces/ns/deployments",
@@ -136,6 +137,29 @@ def test_a_driver_that_is_not_a_pods_name_is_not_asked_for(
     namespace.objects[f"{DASK}/daskclusters"] = [cluster("odd", driver)]
     read()
     assert len(kubernetes.requests) == len(READINGS)
+
+
+def test_deployments_of_a_runs_cluster_that_is_there_are_not_read(
+    kubernetes: KubernetesServer, namespace: Namespace
+) -> None:
+    shared, long = cluster("shared-x", ""), cluster("a" * 64, "")
+    shared["metadata"]["labels"] = OURS | {"tidepool.dev/shared-cluster": "x"}
+    namespace.objects[f"{DASK}/daskclusters"] += [shared, long]
+    read()
+    [asked] = [each for each in kubernetes.requests if "/deployments" in each]
+    [selector] = parse_qs(urlsplit(asked).query)["labelSelector"]
+    assert selector.endswith(",dask.org/cluster-name,dask.org/cluster-name notin (alive,dead)")
+
+
+def test_without_parts_only_the_rest_is_read(kubernetes: KubernetesServer, namespace: Namespace) -> None:
+    async def once() -> Any:
+        return await observe(await kr8s.asyncio.api(), "ns", parts=False)
+
+    found = asyncio.run(once())
+    paths = [urlsplit(each.split()[1]).path for each in kubernetes.requests if "driver-2" not in each]
+    assert paths == [READINGS[0], *READINGS[-3:]]
+    assert (len(found.clusters), found.parts) == (2, {})
+    assert namespace.failing == {}
 
 
 @pytest.mark.parametrize("path", [*READINGS, f"{CORE}/pods/driver-2"])

@@ -43,6 +43,9 @@ async def prepare(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) ->
     # the timer has ended, which asks a scheduler that is gone (53 to 85 seconds, measured), and without an operator
     # forever. And the timer of a cluster that is deleted before it has the finalizer never ends.
     kopf_internals.remove_timer(kopf.get_default_registry(), dask_kubernetes.IDLE_TIMER)
+    # Work without an effect, by the number of workers: docs/scaling.md.
+    kopf_internals.remove_handlers(kopf.get_default_registry(), *dask_kubernetes.JOB_PODS)
+    kopf_internals.not_at_creation(kopf.get_default_registry(), dask_kubernetes.SCALE_WORKERS)
     # After the last change of the handlers: nothing is made of an object that a flow run may not have.
     kopf_internals.check_first(kopf.get_default_registry(), refusals.check)
     for noisy in ("httpx", "aiohttp.access", "kopf.activities.probe"):

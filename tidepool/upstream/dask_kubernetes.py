@@ -16,6 +16,22 @@ if TYPE_CHECKING:
 # Delete when: dask-kubernetes can run without it.
 IDLE_TIMER = controller.daskcluster_autoshutdown
 
+# The controller's handlers of the pods of DaskJobs.
+# Why: flow runs may not have DaskJobs, and for these three the operator gets every change of every pod.
+# Watch: `handle_runner_status_change_*` in the same file.
+# Delete when: dask-kubernetes watches only pods with the label of a job's runner.
+JOB_PODS = (
+    controller.handle_runner_status_change_running,
+    controller.handle_runner_status_change_succeeded,
+    controller.handle_runner_status_change_failed,
+)
+
+# The controller's handler of a changed number of workers.
+# Why: `daskworkergroup_create` calls it, and kopf does a second time, which reads all Deployments only to count them.
+# Watch: `daskworkergroup_create` and `daskworkergroup_replica_update` in the same file.
+# Delete when: the handler of the field has `old=kopf.PRESENT`.
+SCALE_WORKERS = controller.daskworkergroup_replica_update
+
 # What the controller expects of `ask_schedulers_by`, and catches.
 SchedulerCommError = controller.SchedulerCommError
 

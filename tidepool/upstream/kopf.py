@@ -6,10 +6,10 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
+import kopf
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    import kopf
 
 
 def remove_timer(registry: kopf.OperatorRegistry, function: Callable[..., Any]) -> None:
@@ -21,6 +21,30 @@ def remove_timer(registry: kopf.OperatorRegistry, function: Callable[..., Any]) 
     """
     spawning = registry._spawning
     spawning._handlers = [each for each in spawning._handlers if each.fn is not function]
+
+
+def remove_handlers(registry: kopf.OperatorRegistry, *functions: Callable[..., Any]) -> None:
+    """Remove the handlers of changes that call one of `functions`: a kind without a handler is not watched.
+
+    Why: kopf can add handlers, but not remove those of an operator that is extended.
+    Watch: `kopf._core.intents.registries.OperatorRegistry._changing`.
+    Delete when: as `remove_timer`.
+    """
+    changing = registry._changing
+    changing._handlers = [each for each in changing._handlers if each.fn not in functions]
+
+
+def not_at_creation(registry: kopf.OperatorRegistry, function: Callable[..., Any]) -> None:
+    """Have the handler of a field's changes that calls `function` not called for a new object.
+
+    Why: kopf takes the first value of a field for a change, unless the handler was registered with `old=PRESENT`.
+    Watch: `kopf._core.intents.registries._matches_field_changes`.
+    Delete when: as `check_first`.
+    """
+    changing = registry._changing
+    changing._handlers = [
+        dataclasses.replace(each, old=kopf.PRESENT) if each.fn is function else each for each in changing._handlers
+    ]
 
 
 def check_first(registry: kopf.OperatorRegistry, check: Callable[..., Awaitable[bool]]) -> None:

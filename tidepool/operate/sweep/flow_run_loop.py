@@ -91,7 +91,7 @@ async def look(
             exchange.removed.popleft()
         runs = await server.read(datetime.now(UTC))
     now = datetime.now(UTC)
-    observations = [with_gone(await observe(api, each), seen) for each in namespaces]
+    observations = [with_gone(await observe(api, each, parts=False), seen) for each in namespaces]
     seen.clear()
     seen.update(being_deleted(observations))
     for each in observations:

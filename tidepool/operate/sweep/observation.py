@@ -13,7 +13,7 @@ import httpx
 import kr8s
 import kr8s.asyncio
 
-from tidepool.compute.clusters.kubernetes.names import ANNOTATION_DRIVER, GROUP, LABEL_CLUSTER, OURS
+from tidepool.compute.clusters.kubernetes.names import ANNOTATION_DRIVER, GROUP, LABEL_CLUSTER, LABEL_SHARED, OURS
 from tidepool.errors import TidepoolError
 from tidepool.settings import settings
 from tidepool.upstream import kr8s as upstream
@@ -39,6 +39,10 @@ PARTS = {
     "Service": ("v1", "services", f"{_OURS},{LABEL_CLUSTER}"),
 }
 _NAME = re.compile(r"[a-z0-9][-.a-z0-9]{0,252}")
+# A name that is also the value of a label; another one in a selector fails the whole reading.
+_LABEL_VALUE = re.compile(r"[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")
+# Names in a selector: it is a part of the request's URL, of at most 64 KiB.
+_MOST_NAMES = 800
 # Without spec and status, which are most of an object.
 _METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 
@@ -58,7 +62,8 @@ class Observation:
         jobs: All Jobs.
         drivers: The pods of flow runs, and any other pod that a cluster names as its driver.
         clusters: All DaskClusters; metadata only.
-        parts: By kind, what belongs to a cluster, with tidepool's labels; metadata only.
+        parts: By kind, what belongs to a cluster, with tidepool's labels; metadata only. Without the Deployments of
+            clusters that are there. Empty if they were not asked for.
         warnings: Warning events, which Kubernetes keeps for an hour.
         nodes: The nodes, if a driver waits for one and the operator may read them.
     """
@@ -87,22 +92,46 @@ async def connect() -> kr8s.asyncio.Api:
         raise ReadingError(f"no answer from the Kubernetes API: {error or type(error).__name__}") from error
 
 
-async def observe(api: kr8s.asyncio.Api, namespace: str) -> Observation:
+async def observe(api: kr8s.asyncio.Api, namespace: str, *, parts: bool = True) -> Observation:
     """Read a namespace.
+
+    Args:
+        api: The Kubernetes API.
+        namespace: Its name.
+        parts: Read the parts of clusters, too.
 
     Raises:
         ReadingError: one of the readings failed; the message says which, and why.
     """
     reader = _Reader(api, namespace)
     warnings = await reader.list("events", fieldSelector=_WARNINGS)
-    parts = {kind: await reader.metadata(*where) for kind, where in PARTS.items()}
+    of_clusters = await _parts(reader) if parts else {}
     clusters = await reader.metadata(GROUP, "daskclusters")
     drivers = await reader.list("pods", labelSelector=DRIVERS)
     drivers += await reader.pods(_named_drivers(clusters) - {each["metadata"]["name"] for each in drivers})
     jobs = await reader.list("jobs", "batch/v1")
     waiting = any("nodeName" not in each["spec"] for each in drivers)
     nodes = await reader.nodes() if waiting and settings().operator.read_nodes else None
-    return Observation(namespace, jobs, drivers, clusters, parts, warnings, nodes)
+    return Observation(namespace, jobs, drivers, clusters, of_clusters, warnings, nodes)
+
+
+async def _parts(reader: _Reader) -> dict[str, tuple[Object, ...]]:
+    """Read the parts of clusters.
+
+    Each worker has a Deployment: of 160 clusters with 50 workers they are 50 MB. Those of a run's cluster that is there
+    are left out; if it goes a moment later, the next reading has them. Those of a shared cluster are not: another one
+    may have its name.
+    """
+    clusters = await reader.metadata(GROUP, "daskclusters")
+    names = [
+        each["metadata"]["name"] for each in clusters if LABEL_SHARED not in (each["metadata"].get("labels") or {})
+    ]
+    known = ",".join(each for each in names[:_MOST_NAMES] if _LABEL_VALUE.fullmatch(each))
+    found = {}
+    for kind, (version, path, labels) in PARTS.items():
+        others = f"{labels},{LABEL_CLUSTER} notin ({known})" if kind == "Deployment" and known else labels
+        found[kind] = await reader.metadata(version, path, others)
+    return found
 
 
 async def pods_with(api: kr8s.asyncio.Api, namespace: str, labels: str) -> tuple[Object, ...]:
