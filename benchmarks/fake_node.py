@@ -70,17 +70,28 @@ class Kubernetes:
                 raise
 
     async def watch(self, path: str, see: Callable[[str, dict[str, Any]], None], **params: str) -> None:
-        """Call `see` for what exists and for each change, until cancelled."""
+        """Call `see` for what exists and for each change, also of what went while the connection was lost."""
         version, _, url = path.partition("/") if path.startswith("v1/") else _split(path)
+        known: dict[str, dict[str, Any]] = {}
         while True:
-            options = {"watch": "true", "timeoutSeconds": "3000", **params}
+            listed = await self.ask("GET", path, **params) or {}
+            there = {each["metadata"]["uid"]: each for each in listed["items"]}
+            for uid in known.keys() - there.keys():
+                see("DELETED", known[uid])
+            for each in there.values():
+                see("MODIFIED", each)
+            known = there
+            since = {"watch": "true", "resourceVersion": listed["metadata"]["resourceVersion"], **params}
             with suppress(httpx.TransportError):
                 stream = self._api.call_api(
-                    version=version, url=url, params=options, stream=True, timeout=httpx.Timeout(30, read=None)
+                    version=version, url=url, params=since, stream=True, timeout=httpx.Timeout(30, read=None)
                 )
                 async with stream as response:
                     async for line in response.aiter_lines():
                         event = json.loads(line)
+                        if event["type"] == "ERROR":  # too old: the list is read again
+                            break
+                        known[event["object"]["metadata"]["uid"]] = event["object"]
                         see(event["type"], event["object"])
 
 
@@ -210,9 +221,10 @@ class FakeNode:
         path = f"v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}{part}"
         absent = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         while True:
-            with suppress(httpx.TransportError, kr8s.APITimeoutError):
+            with suppress(httpx.TransportError, kr8s.APITimeoutError, kr8s.ServerError):
                 await self._kubernetes.ask(method, path, body, absent=absent, **options)
                 return
+            await asyncio.sleep(1)  # as a kubelet, which never gives up
 
 
 _LEASES = "coordination.k8s.io/v1/namespaces/kube-node-lease/leases"

@@ -32,7 +32,6 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import httpx
 
@@ -41,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 from installed import AUTH
 from kube import Namespace
 
-from benchmarks.fake_node import IMAGE, KEY, FakeNode, Kubernetes
+from benchmarks.fake_node import KEY, FakeNode, Kubernetes
+from benchmarks.fake_runs import LABEL_RUN, NAME, TOLERATION, ByHand, ByPrefect, ask
 from benchmarks.parts import Parts
 from benchmarks.scale_tables import STEPS, record
 from tidepool.compute.clusters.kubernetes import certificate, manifest
@@ -53,13 +53,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 GIVE_UP_SECONDS = 400.0
-NAME = "scale"
-LABEL_RUN, LABEL_CLUSTER = "prefect.io/flow-run-id", "dask.org/cluster-name"
+LABEL_CLUSTER = "dask.org/cluster-name"
 DASK = "kubernetes.dask.org/v1"
 RULES = "tidepool-flow-run-rules"
 OURS = "app.kubernetes.io/part-of=tidepool"
-POOL = Path(__file__).parents[1] / "k8s" / "work-pool" / "base-job-template.json"
-TOLERATION = {"key": KEY, "operator": "Equal", "value": "yes", "effect": "NoSchedule"}
 WHERE_DASK_OBJECTS_ARE = {
     DASK: ("daskclusters", "daskworkergroups"), "apps/v1": ("deployments", "replicasets"), "v1": ("pods", "services"),
 }  # fmt: skip
@@ -83,83 +80,6 @@ class Times:
         since = (self.asked, self.created, self.created, self.created, self.deleted)
         until = (self.began, self.scheduler, self.pods, self.running, self.gone)
         return {step: end - begin for step, begin, end in zip(STEPS, since, until, strict=True)}
-
-
-class ByPrefect:
-    """Flow runs of a deployment, which the Prefect worker executes.
-
-    Args:
-        server: The Prefect API, with all rights.
-        proxy: The Prefect API as flow runs have it.
-    """
-
-    def __init__(self, server: httpx.AsyncClient, proxy: httpx.AsyncClient) -> None:
-        self._server, self._proxy = server, proxy
-        self.deployment = ""
-
-    async def start(self, namespace: str) -> str:  # noqa: ARG002 - the work pool has one
-        """Start a run; return its id."""
-        body = {"state": {"type": "SCHEDULED", "name": "Scheduled"}}
-        return str((await _ask(self._server, f"deployments/{self.deployment}/create_flow_run", body))["id"])
-
-    async def begin(self, run_id: str) -> None:
-        """Do what a driver does before its flow."""
-        await _ask(self._proxy, f"flow_runs/{run_id}")
-        await self.state(run_id, "RUNNING")
-        await self.log(run_id, "a Dask cluster is asked for")
-
-    async def state(self, run_id: str, state: str) -> None:
-        """Report a state."""
-        body = {"state": {"type": state, "name": state.capitalize()}}
-        answer = await _ask(self._proxy, f"flow_runs/{run_id}/set_state", body)
-        if answer["status"] != "ACCEPT":
-            raise RuntimeError(f"{state}: {answer['status']} {answer['details']}")
-
-    async def log(self, run_id: str, message: str) -> None:
-        """Send a line of the log."""
-        line = {"name": "prefect.flow_runs", "level": 20, "message": message, "flow_run_id": run_id}
-        line["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        await _ask(self._proxy, "logs/", [line])
-
-
-class ByHand(ByPrefect):
-    """Jobs as the work pool makes them, and no Prefect.
-
-    Args:
-        kubernetes: The Kubernetes API.
-    """
-
-    def __init__(self, kubernetes: Kubernetes) -> None:
-        self._kubernetes = kubernetes
-
-    async def start(self, namespace: str) -> str:
-        """Create a Job; return the id of its run."""
-        run_id = str(uuid4())
-        labels = {LABEL_RUN: run_id, "prefect.io/flow-name": NAME, "prefect.io/deployment-name": NAME}
-        template = json.loads(POOL.read_text())["job_configuration"]["job_manifest"]["spec"]["template"]
-        container = template["spec"]["containers"][0] | {"image": IMAGE, "args": ["python", "-m", "tidepool"]}
-        container["resources"] = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}}
-        pod = {name: value for name, value in template["spec"].items() if name not in {"parallelism", "completions"}}
-        pod |= {
-            "containers": [container], "nodeSelector": {KEY: "yes"}, "tolerations": [TOLERATION],
-            "terminationGracePeriodSeconds": 60, "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}],
-        }  # fmt: skip
-        spec = {
-            "backoffLimit": 0, "activeDeadlineSeconds": 3600, "ttlSecondsAfterFinished": 60,
-            "template": {"metadata": {"labels": template["metadata"]["labels"] | labels}, "spec": pod},
-        }  # fmt: skip
-        job = {"metadata": {"generateName": f"{NAME}-", "labels": labels}, "spec": spec}
-        await self._kubernetes.ask("POST", f"batch/v1/namespaces/{namespace}/jobs", job)
-        return run_id
-
-    async def begin(self, run_id: str) -> None:
-        """Do nothing."""
-
-    async def state(self, run_id: str, state: str) -> None:
-        """Do nothing."""
-
-    async def log(self, run_id: str, message: str) -> None:
-        """Do nothing."""
 
 
 class Drivers:
@@ -285,12 +205,6 @@ class Drivers:
         return False
 
 
-async def _ask(client: httpx.AsyncClient, path: str, body: Any = None) -> Any:
-    """Send a request to the Prefect API; a POST if it has a body."""
-    answer = await client.request("GET" if body is None else "POST", path, json=body)
-    return answer.raise_for_status().json() if answer.content else None
-
-
 async def _when(condition: Callable[[], bool]) -> float:
     """Wait for a condition; return the time."""
     while not condition():  # noqa: ASYNC110 - many runs wait, each for something else
@@ -359,15 +273,15 @@ async def by_prefect(chosen: argparse.Namespace) -> AsyncIterator[ByPrefect]:
         _client(platform, "tidepool-server", AUTH) as server,
         _client(platform, "tidepool-flow-run-api", (user, word)) as proxy,
     ):
-        limit = (await _ask(server, "work_pools/kubernetes"))["concurrency_limit"]
-        flow = (await _ask(server, "flows/", {"name": NAME}))["id"]
+        limit = (await ask(server, "work_pools/kubernetes"))["concurrency_limit"]
+        flow = (await ask(server, "flows/", {"name": NAME}))["id"]
         variables = {"node_selector": {KEY: "yes"}, "tolerations": [TOLERATION], "finished_job_ttl": 60}
         body = {"name": NAME, "flow_id": flow, "entrypoint": "none.py:none", "work_pool_name": "kubernetes"}
         try:
             rules({"nodeSelectors": KEY, "tolerations": KEY})
             await server.patch("work_pools/kubernetes", json={"concurrency_limit": None})
             prefect = ByPrefect(server, proxy)
-            prefect.deployment = (await _ask(server, "deployments/", {**body, "job_variables": variables}))["id"]
+            prefect.deployment = (await ask(server, "deployments/", {**body, "job_variables": variables}))["id"]
             yield prefect
         finally:
             rules({name: had[name] for name in ("nodeSelectors", "tolerations")})
