@@ -14,7 +14,7 @@ from tidepool.deploy.client import connect
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(290)
+pytestmark = pytest.mark.timeout(600)  # 25 repositories, each applied and planned twice; 150 s on a busy machine
 
 # Every kind, in the forms that the command, the client and the server each complete in their own way.
 TIMES = st.one_of(
