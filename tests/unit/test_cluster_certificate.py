@@ -62,9 +62,7 @@ def without_verification(of: Security | None) -> dict[str, Any]:
     ],
     ids=["another cluster's key", "another shared cluster's key", "no key", "no TLS"],
 )
-@pytest.mark.parametrize(
-    "there", [certificate.own().security(), certificate.shared(KEY, "b").security()], ids=["own", "shared"]
-)
+@pytest.mark.parametrize("there", [certificate.own(), certificate.shared(KEY, "b")], ids=["own", "shared"])
 def test_a_scheduler_refuses_everyone_else(
     there: certificate.Identity,
     protocol: str,
