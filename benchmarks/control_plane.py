@@ -16,20 +16,23 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import psutil
 
 from benchmarks.fake_node import IMAGE, KEY
+from tests.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOP = Path(__file__).parents[1]
 NAMESPACE, ACCOUNT = "tidepool-scale", "tidepool-flow-run"
+_LOOK_SECONDS = 2.0
+_CALM_PERCENT = 50.0  # of one core, of all parts together
 TOKEN = "only-on-this-machine"  # noqa: S105 - of an API server on localhost that lives for minutes
 RULES = {
     "annotations": "", "configMaps": "tidepool-flow-run", "images": "", "labels": "", "maxCpu": "1000",
@@ -38,6 +41,10 @@ RULES = {
     "repositories": IMAGE.partition("@")[0], "secrets": "tidepool-credentials", "serviceAccounts": ACCOUNT,
     "tolerations": KEY,
 }  # fmt: skip
+
+
+def _is_calm(percent: float) -> bool:
+    return percent < _CALM_PERCENT
 
 
 class ControlPlane:
@@ -122,12 +129,13 @@ class ControlPlane:
 
     def wait_for(self, *what: str) -> None:
         """Wait until `kubectl get` finds something."""
-        for _ in range(240):
-            program = [str(self._binaries / "kubectl"), f"--kubeconfig={self.kubeconfig}", "get", *what]
-            if subprocess.run(program, capture_output=True, check=False).returncode == 0:
-                return
-            time.sleep(0.5)  # the number of tries bounds it
-        raise TimeoutError(f"no answer to kubectl get {what}")
+        program = [str(self._binaries / "kubectl"), f"--kubeconfig={self.kubeconfig}", "get", *what]
+        until(lambda: subprocess.run(program, capture_output=True, check=False), lambda ended: ended.returncode == 0)
+
+    def wait_until_calm(self) -> None:
+        """Wait until the parts use little CPU time: the operators have started, and the policies are compiled."""
+        processes = [psutil.Process(pid) for pid in self.parts.values()]
+        until(lambda: sum(each.cpu_percent(_LOOK_SECONDS / len(processes)) for each in processes), _is_calm)
 
     def prepare(self, namespace: str) -> None:
         """Create a namespace of flow runs, with what the chart has for it."""
@@ -209,7 +217,7 @@ def main() -> None:
         for number, each in enumerate(namespaces):
             plane.prepare(each)
             plane.operate(each, f"operator {number + 1}" if number else "operator")
-        time.sleep(10)  # the operator starts, and the API server compiles the policies
+        plane.wait_until_calm()
         parts = [f"--part={name}={pid}" for name, pid in plane.parts.items()]
         program = ["benchmarks.scale", "--no-prefect", *parts]
         program.append(f"--runs-namespace={','.join(namespaces)}")

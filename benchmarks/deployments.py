@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.fake_node import IMAGE, KEY, FakeNode, Kubernetes
 
+_GIVE_UP_SECONDS = 300.0
 _POD = {
     "nodeSelector": {KEY: "yes"}, "tolerations": [{"key": KEY, "operator": "Exists"}],
     "containers": [{"name": "worker", "image": IMAGE}], "terminationGracePeriodSeconds": 10,
@@ -31,7 +32,7 @@ async def measure(number: int, replicas: int) -> str:
     """Create so many Deployments, wait until all pods run, delete them, and wait until all are gone."""
     kubernetes, began = await Kubernetes.connect(), time.monotonic()
     path = "apps/v1/namespaces/default/deployments"
-    async with FakeNode(kubernetes, "127.0.0.1") as node:
+    async with asyncio.timeout(_GIVE_UP_SECONDS), FakeNode(kubernetes, "127.0.0.1") as node:
 
         async def until(pods: int) -> float:
             while sum(each["status"]["phase"] == "Running" for each in node.pods.values()) != pods:  # noqa: ASYNC110

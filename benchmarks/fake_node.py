@@ -221,8 +221,14 @@ class FakeNode:
         path = f"v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}{part}"
         absent = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         while True:
-            with suppress(httpx.TransportError, kr8s.APITimeoutError, kr8s.ServerError):
+            try:
                 await self._kubernetes.ask(method, path, body, absent=absent, **options)
+            except (httpx.TransportError, kr8s.APITimeoutError):
+                pass
+            except kr8s.ServerError as error:
+                if error.response is not None and error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+            else:
                 return
             await asyncio.sleep(1)  # as a kubelet, which never gives up
 

@@ -6,6 +6,7 @@ import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.cluster_start import percentile
 from benchmarks.parts import Usage, above
 from benchmarks.task_runner import RESULTS, code
 
@@ -35,7 +36,8 @@ def tables(records: dict[str, Any]) -> list[str]:
     ]
     for number, (name, each) in enumerate(loads.items(), 1):
         steps = each["steps"]
-        cells = [f"{_median(steps, step):.1f} ({_high(steps, step):.1f})" for step in STEPS]
+        high = {step: percentile([of[step] for of in steps], 0.95) for step in STEPS}
+        cells = [f"{_median(steps, step):.1f} ({high[step]:.1f})" for step in STEPS]
         third = max(1, len(steps) // 3)
         growth = f"{_median(steps[:third], 'all run'):.1f}, {_median(steps[-third:], 'all run'):.1f}"
         ended = f"{len(steps)} of {each['asked']}"
@@ -43,12 +45,14 @@ def tables(records: dict[str, Any]) -> list[str]:
     columns = "".join(f" {number} |" for number in range(1, len(loads) + 1))
     over = {name: (idle.get(each["label"], Usage()), len(each["steps"])) for name, each in loads.items()}
 
-    def rows(head: str, cell: Callable[[str, str], str], of: Callable[[Usage], dict[str, float]]) -> None:
+    def rows(
+        head: str, cell: Callable[[str, str], str], of: Callable[[Usage], dict[str, float]], *, adds_up: bool = False
+    ) -> None:
+        calm = next(iter(idle.values()), None)
+        seconds = calm.seconds if calm and adds_up else 1.0
         lines.extend(["", f"| {head} | {IDLE} |{columns}", f"|---|---|{'---|' * len(loads)}"])
         for row in sorted({key for each in used.values() for key in of(each)} - {""}):
-            idles = {of(each).get(row, 0.0) / (each.seconds if of(each) in (each.cpu, each.counts) else 1.0)
-                     for each in idle.values()}  # fmt: skip
-            first = f"{next(iter(idles), 0.0):.2f}" if idles else "-"
+            first = f"{of(calm).get(row, 0.0) / seconds:.2f}" if calm else "-"
             cells = "".join(f" {cell(row, name)} |" for name in loads)
             lines.append(f"| {row} | {first} |{cells}")
 
@@ -60,23 +64,20 @@ def tables(records: dict[str, Any]) -> list[str]:
 
         return cell
 
-    rows("CPU seconds per run above idle (idle: cores)", per_run(lambda each: each.cpu), lambda each: each.cpu)
+    cpu, counts = (lambda each: each.cpu), (lambda each: each.counts)
+    rows("CPU seconds per run above idle (idle: cores)", per_run(cpu), cpu, adds_up=True)
     rows(
         "the most of a core within 5 s",
         lambda row, name: f"{used[name].share.get(row, 0):.2f}",
         lambda each: each.share,
     )
     rows("peak memory, MiB", lambda row, name: f"{used[name].memory.get(row, 0):.0f}", lambda each: each.memory)
-    rows("requests per run above idle (idle: per second)", per_run(lambda each: each.counts), lambda each: each.counts)
+    rows("requests per run above idle (idle: per second)", per_run(counts), counts, adds_up=True)
     return lines
 
 
 def _median(steps: list[dict[str, float]], step: str) -> float:
     return statistics.median(each[step] for each in steps)
-
-
-def _high(steps: list[dict[str, float]], step: str) -> float:
-    return sorted(each[step] for each in steps)[round(0.95 * (len(steps) - 1))]
 
 
 def record(chosen: argparse.Namespace, figures: dict[str, Any]) -> str:

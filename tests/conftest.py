@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,18 @@ class KubernetesServer(WebServer):
         self.over = Event()
         super().__init__(("127.0.0.1", 0), KubernetesHandler)
 
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answer requests inside of the block."""
+        thread = Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield
+        finally:
+            self.over.set()
+            self.shutdown()
+            thread.join()
+
 
 class KubernetesHandler(BaseHTTPRequestHandler):
     server: KubernetesServer
@@ -125,9 +138,5 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube
         }
         (tmp_path / "kubeconfig").write_text(json.dumps(config))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.over.set()
-        server.shutdown()
-        thread.join()
+        with server.answering():
+            yield server

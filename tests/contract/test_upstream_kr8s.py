@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from typing import TYPE_CHECKING
 
 import kr8s.asyncio
+import pytest
 
-from tidepool.upstream.kr8s import close_connection
+from tidepool.upstream import kr8s as upstream
+from tidepool.upstream.kr8s import close_connection, connect, require_credentials
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_closed_connection_is_closed_at_once_and_can_be_used_again() -> None:
@@ -36,3 +44,33 @@ def test_a_closed_connection_is_closed_at_once_and_can_be_used_again() -> None:
 
 def test_a_connection_that_was_never_opened_can_be_closed() -> None:
     asyncio.run(close_connection(kr8s.asyncio.Api(bypass_factory=True, url="http://127.0.0.1:1")))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without a kubeconfig, outside of a pod."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setattr(upstream, "_SERVICE_ACCOUNT", str(tmp_path / "none"))
+    return tmp_path
+
+
+def test_no_credentials_are_refused_as_by_connecting(home: Path) -> None:
+    missing = f"{home}/a:{home}/b"
+    for given in ("", missing):
+        with pytest.raises(ValueError, match="no Kubernetes credentials: neither a pod's ServiceAccount nor"):
+            require_credentials(given)
+    with pytest.raises(ValueError, match="no Kubernetes credentials: neither a pod's ServiceAccount nor"):
+        asyncio.run(connect())
+
+
+@pytest.mark.parametrize(("given", "file"), [("", ".kube/config"), ("/none:{home}/b", "b"), ("", "none/token")])
+def test_whatever_kr8s_would_read_is_enough(home: Path, given: str, file: str) -> None:
+    (home / file).parent.mkdir(exist_ok=True)
+    (home / file).touch()
+    require_credentials(given.format(home=home))
+
+
+def test_that_is_known_without_kr8s() -> None:
+    script = "import sys, tidepool.upstream.kr8s; sys.exit('kr8s' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -189,6 +189,36 @@ def test_a_cluster_that_was_asked_for_early_is_taken_over(
     assert objects["daskclusters"] == {}, "it is this run's to delete"
 
 
+@pytest.mark.parametrize("error", [None, ConnectionRefusedError("refused")])
+def test_half_an_early_cluster_is_deleted_before_another_one_is_created(
+    objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    deleted: list[str] = []
+
+    class Api:
+        def __init__(self, _: str) -> None:
+            if error:
+                raise error
+
+        def delete(self, name: str) -> bool:
+            assert objects["daskclusters"] == {}
+            deleted.append(name)
+            return True
+
+    reader, writer = os.pipe()
+    os.write(writer, b"early-abcd\n")
+    os.close(writer)
+    monkeypatch.setattr(early, "_asked", early.Early(reader))
+    monkeypatch.setattr(early, "_Api", Api)
+    with running_dask(objects, workers=1), KubernetesCluster(SIZE, allowed_failures=0) as cluster:
+        assert cluster.name != "early-abcd"
+    assert deleted == ([] if error else ["early-abcd"])
+    said = (
+        "was not deleted: refused" if error else "Dask cluster early-abcd, asked for early, was not complete: deleted"
+    )
+    assert said in caplog.text
+
+
 def test_an_early_cluster_of_another_size_is_deleted(
     objects: dict[str, Any], asked_early: early.Asked, caplog: pytest.LogCaptureFixture
 ) -> None:

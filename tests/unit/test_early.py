@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import ssl
 import subprocess
 import sys
 from datetime import UTC, datetime
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.conftest import KubernetesServer
-from tidepool.compute.clusters.kubernetes import driver, manifest
+from tidepool.compute.clusters.kubernetes import driver, early, manifest
 from tidepool.settings import environment, settings
 
 if TYPE_CHECKING:
@@ -96,12 +97,8 @@ def api(account: Path) -> Iterator[KubernetesServer]:
         context.load_cert_chain(account / "ca.crt", account / "key")
         server.socket = context.wrap_socket(server.socket, server_side=True)
         server.answers = answer
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.over.set()
-        server.shutdown()
-        thread.join()
+        with server.answering():
+            yield server
 
 
 def drive(api: KubernetesServer, account: Path, *steps: str, **variables: str) -> tuple[list[Any], str]:
@@ -161,6 +158,22 @@ def test_a_refused_cluster_is_left_to_the_flow(api: KubernetesServer, account: P
     assert "deleted" not in log
 
 
+def test_a_driver_without_room_for_another_process_asks_for_none(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    def full() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    request.addfinalizer(settings.cache_clear)
+    monkeypatch.setattr(os, "fork", full)
+    opened = psutil.Process().num_fds()
+    assert early.ask() is None
+    assert psutil.Process().num_fds() == opened
+
+
 def test_half_a_cluster_is_deleted(api: KubernetesServer, account: Path) -> None:
     api.answers = [(200, POD), (201, {**POD, "kind": "x"}), (409, {"message": "exists"}), (200, {})]
     found, _ = drive(api, account, "take", "discard")
@@ -194,3 +207,10 @@ def test_more_than_a_run_may_have_is_not_asked_for(api: KubernetesServer, accoun
     assert found == [True, None]
     assert "above TIDEPOOL_KUBERNETES_MAX_WORKERS=1; nothing was created" in log
     assert api.requests == []
+
+
+def test_a_driver_without_an_order_imports_neither_cryptography_nor_dask() -> None:
+    script = (
+        "import sys, tidepool.operate.flow_run; print(sorted({'cryptography', 'dask', 'kr8s'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -14,14 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 if TYPE_CHECKING:
     from distributed.security import Security
 
-_NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tidepool-dask-cluster")])
+_NAME = "tidepool-dask-cluster"
 # RFC 5280's date for a certificate without an end.
 _VALID = (datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
 
@@ -57,8 +53,14 @@ def shared(key: str, cluster: str) -> Identity:
 
 
 def _identity(seed: bytes) -> Identity:
+    # Not at the top: each driver imports this module, and many have no cluster.
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _NAME)])
     key = Ed25519PrivateKey.from_private_bytes(seed)
-    builder = x509.CertificateBuilder().subject_name(_NAME).issuer_name(_NAME).serial_number(1)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
     builder = builder.not_valid_before(_VALID[0]).not_valid_after(_VALID[1]).public_key(key.public_key())
     return Identity(
         builder.sign(key, None).public_bytes(Encoding.PEM).decode(),

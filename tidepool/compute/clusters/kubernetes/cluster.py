@@ -12,6 +12,7 @@ import asyncio
 import secrets
 import weakref
 from contextlib import suppress
+from http.client import HTTPException
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -183,6 +184,7 @@ class KubernetesCluster(RemoteCluster):
         # Until it is taken the end of the process deletes it; from here on, this.
         found = asked.take()
         if found is None:
+            await self._discard(asked)
             return False
         self._must_delete, self.name, self._driver = True, found.name, found.driver
         self._identify(found.identity)
@@ -201,6 +203,16 @@ class KubernetesCluster(RemoteCluster):
         await self._kubernetes.delete_cluster(self.name)
         self._identify(certificate.own() if self._settings.tls else None)
         return False
+
+    async def _discard(self, asked: early.Early) -> None:
+        """Delete what there is of a cluster that is not complete; if that fails, the end of the process tries again."""
+        try:
+            name = await asyncio.to_thread(asked.discard)
+        except (OSError, HTTPException) as error:
+            self._logger.warning("the Dask cluster that was asked for early was not deleted: %s", error)
+            return
+        if name:
+            self._logger.warning("Dask cluster %s, asked for early, was not complete: deleted", name)
 
     def _body(self) -> dict[str, Any]:
         return manifest.manifest(

@@ -96,9 +96,10 @@ class Early:
         with self._lock:
             if self._settled or not (lines := self._read()):
                 return ""
+            name = lines[0].strip()
+            existed = _Api(settings().kubernetes.namespace).delete(name)
             self._settled = True
-        name = lines[0].strip()
-        return name if _Api(settings().kubernetes.namespace).delete(name) else ""
+        return name if existed else ""
 
     def _read(self) -> list[str]:
         if self._lines is None:
@@ -119,7 +120,8 @@ def ask() -> Early | None:
     """Have the cluster asked for that the settings name, by a child of this process, which must have one thread.
 
     Returns:
-        The cluster; None: the settings name none, or are not accepted, which the flow's process reports.
+        The cluster; None: the settings name none, or are not accepted, which the flow's process reports; or the system
+        has no room for another process.
     """
     global _asked  # noqa: PLW0603 - it is handed on by a fork
     try:
@@ -131,7 +133,13 @@ def ask() -> Early | None:
     if chosen.compute.provider != "kubernetes" or kubernetes.early_cluster == "none" or not kubernetes.pod_name:
         return None
     answer, writer = os.pipe()
-    if os.fork() == 0:
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(answer)
+        os.close(writer)
+        return None
+    if pid == 0:
         # Whatever happens here must not continue with what the driver does.
         try:
             signal.alarm(_SECONDS)
